@@ -1,0 +1,2 @@
+//! The `crust` binary: command line, service, swrk, demo.
+fn main() {}

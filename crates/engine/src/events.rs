@@ -1,0 +1,86 @@
+//! The engine's side of notifications: what happened, to whoever speaks to the user (CLI scripts, RPC client, progress).
+use std::os::fd::BorrowedFd;
+
+/// A point of the journey that clients can act on, with CRIU's script names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "CRIU's script names; see criu(8), --action-script")]
+pub enum Event {
+    PreStream,
+    PreDump,
+    NetworkLock,
+    QueryExtFiles,
+    PostDump,
+    NetworkUnlock,
+    StatusReady,
+    PreRestore,
+    /// The pid is the root task's, in our pid namespace.
+    SetupNamespaces {
+        pid: i32,
+    },
+    PostSetupNamespaces,
+    OrphanPtsMaster,
+    PostRestore {
+        pid: i32,
+    },
+    PreResume {
+        pid: i32,
+    },
+    PostResume {
+        pid: i32,
+    },
+}
+
+impl Event {
+    /// CRIU's name for the event, as in `CRTOOLS_SCRIPT_ACTION` and in the RPC's `notify.script`.
+    pub fn script_name(self) -> &'static str {
+        match self {
+            Self::PreStream => "pre-stream",
+            Self::PreDump => "pre-dump",
+            Self::NetworkLock => "network-lock",
+            Self::QueryExtFiles => "query-ext-files",
+            Self::PostDump => "post-dump",
+            Self::NetworkUnlock => "network-unlock",
+            Self::StatusReady => "status-ready",
+            Self::PreRestore => "pre-restore",
+            Self::SetupNamespaces { .. } => "setup-namespaces",
+            Self::PostSetupNamespaces => "post-setup-namespaces",
+            Self::OrphanPtsMaster => "orphan-pts-master",
+            Self::PostRestore { .. } => "post-restore",
+            Self::PreResume { .. } => "pre-resume",
+            Self::PostResume { .. } => "post-resume",
+        }
+    }
+}
+
+/// What a listener may answer with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// Further `--external` resources, allowed in answer to [`Event::QueryExtFiles`].
+    pub external: Vec<String>,
+}
+
+/// Receives the engine's events. An error from [`Events::notify`] fails the operation where CRIU's does.
+pub trait Events {
+    /// `root` is the root task's pid once it is known (dump: from the start). `fd` travels with `OrphanPtsMaster` only.
+    fn notify(&mut self, event: Event, root: Option<i32>, fd: Option<BorrowedFd<'_>>) -> crate::Result<Reply>;
+
+    /// Long work goes on: `done` of `total` in `what` (for instance "pages"). Called at most a few times a second.
+    fn progress(&mut self, what: &'static str, done: u64, total: u64) {
+        let (_, _, _) = (what, done, total);
+    }
+
+    /// Asked between steps and in waits: true makes the engine roll back with [`crate::Kind::Cancelled`].
+    fn cancelled(&mut self) -> bool {
+        false
+    }
+}
+
+/// Listens to nothing.
+#[derive(Debug, Default)]
+pub struct NoEvents;
+
+impl Events for NoEvents {
+    fn notify(&mut self, _: Event, _: Option<i32>, _: Option<BorrowedFd<'_>>) -> crate::Result<Reply> {
+        Ok(Reply::default())
+    }
+}

@@ -1,0 +1,13 @@
+//! The engine: dump and restore of process trees. One module per kernel resource, both halves in it.
+pub mod check;
+pub mod dump;
+pub mod error;
+pub mod events;
+pub mod options;
+pub mod restore;
+
+pub use dump::{DumpReport, dump, pre_dump};
+pub use error::{Error, Kind, Object, OnObject, Result, ResultExt, Stage};
+pub use events::{Event, Events, NoEvents, Reply};
+pub use options::Options;
+pub use restore::{RestoreReport, restore};

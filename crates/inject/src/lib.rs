@@ -1,0 +1,1 @@
+//! A stopped thread borrowed and given back: remote syscalls, plans, and the only assembly of the project.

@@ -1,0 +1,3 @@
+//! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
+pub mod ids;
+pub use ids::{HostTid, NsTid, TargetFd, VirtAddr};

@@ -1,0 +1,2 @@
+//! CRIU's RPC: the schema, SEQPACKET framing, and a client.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Developer commands: `cargo xtask check`, `cargo xtask install`.
+fn main() {}
