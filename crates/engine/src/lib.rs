@@ -5,6 +5,7 @@ pub mod error;
 pub mod events;
 pub mod options;
 pub mod restore;
+pub mod task;
 
 pub use dump::{DumpReport, dump, pre_dump};
 pub use error::{Error, Kind, Object, OnObject, Result, ResultExt, Stage};

@@ -1,0 +1,17 @@
+//! Tasks: what resource modules see of one process while it is looked at, and the modules for task state.
+use crust_kernel::procfs::ProcDir;
+use crust_kernel::{HostTid, NsTid};
+use std::os::fd::BorrowedFd;
+
+/// One frozen process as the resource modules see it during a dump. Holding it proves that every thread is stopped.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The process here.
+    pub pid: HostTid,
+    /// The process in its own pid namespace: the number in image names and records.
+    pub ns_pid: NsTid,
+    /// `/proc/PID`.
+    pub proc: &'a ProcDir,
+    /// For pidfd_getfd.
+    pub pidfd: BorrowedFd<'a>,
+}
