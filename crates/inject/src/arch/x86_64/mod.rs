@@ -1,0 +1,3 @@
+//! x86_64: interpreter, signal frame, registers.
+pub mod interp;
+pub mod sigframe;
