@@ -1,1 +1,36 @@
-//! systemd's daemon protocol, stand-alone: socket activation, notification, watchdog, log-level prefixes.
+//! systemd's daemon protocol, stand-alone: socket activation, notification, watchdog, log levels, journal.
+//!
+//! No libsystemd, no threads of its own, no output. The answers are libsystemd's, which the tests show by asking
+//! both; where they differ on purpose, `tests/differential.rs` lists the case and the reason.
+//!
+//! The environment is unset only while the process has one thread, because anything else is undefined behaviour:
+//! calls with `unset = true` are refused otherwise. Make them first thing in `main`.
+//!
+//! With feature `disable-systemd` everything that speaks to systemd says "not under systemd": no descriptors, no
+//! service manager, no watchdog, no journal, not booted. Questions about a descriptor ([`is_socket`] and so on) ask the
+//! kernel, not systemd, and keep answering. With `disable-mq`, [`is_mq`] always says no.
+
+mod booted;
+mod env;
+mod error;
+mod level;
+mod listen;
+mod notify;
+mod number;
+mod pidfd;
+mod query;
+mod sys;
+mod watchdog;
+
+pub use booted::booted;
+pub use env::{unset_listen, unset_notify, unset_watchdog};
+pub use error::{Error, Result};
+pub use level::Level;
+pub use listen::{LISTEN_FDS_START, ListenFd, listen_fds, listen_fds_count, listen_fds_with_names};
+pub use notify::{MAX_FDS, Notifier, NotifyState, encode, notify, notify_barrier, notify_with_fds};
+pub use pidfd::pidfd_inode_id;
+pub use query::{
+    Family, SocketType, UnixName, is_fifo, is_mq, is_socket, is_socket_inet, is_socket_sockaddr, is_socket_unix,
+    is_special, unix_socket_name,
+};
+pub use watchdog::watchdog_enabled;
