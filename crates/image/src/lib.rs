@@ -1,2 +1,15 @@
 //! CRIU's image format: magics, records, readers, writers, manifest. Makes no syscalls and never panics on any bytes.
+//!
+//! An image file is a magic number followed by records: a 32-bit length, a protobuf message, and for some kinds raw bytes
+//! whose length the message tells. [`ImageKind`] knows every kind of file, [`proto`] every message, [`Reader`] and
+//! [`Writer`] the framing.
 #![forbid(unsafe_code)]
+
+mod error;
+mod frame;
+mod kind;
+pub mod proto;
+
+pub use error::{Error, Result, What};
+pub use frame::{MAX_RECORD_BYTES, Reader, Writer, encode_all, encode_one, read_all, read_one};
+pub use kind::{Extra, ImageKind, SHMEM_PREFIX};
