@@ -1,0 +1,416 @@
+//! /proc/PID/smaps and /proc/PID/maps: every mapping of a process, read in one pass and without keeping the text.
+//!
+//! smaps is needed for its VmFlags line; its sums (Rss, Shared, Anonymous, Swap) tell beforehand which mappings hold pages.
+//! A kernel without smaps (CONFIG_PROC_PAGE_MONITOR off) still has maps: [`read_maps`] leaves the sums at `None`.
+use crate::procfs::ProcDir;
+use rustix::io::{Errno, Result};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// One mapping as the kernel prints it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mapping {
+    /// First byte.
+    pub start: u64,
+    /// First byte behind it.
+    pub end: u64,
+    /// `PROT_READ`.
+    pub read: bool,
+    /// `PROT_WRITE`.
+    pub write: bool,
+    /// `PROT_EXEC`.
+    pub exec: bool,
+    /// `s` in the permissions: made by `MAP_SHARED`.
+    pub shared: bool,
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Major and minor number of the file system.
+    pub dev: (u32, u32),
+    /// Inode number, 0 without a file.
+    pub inode: u64,
+    /// Path or `[name]` as printed, empty for plain anonymous memory. A line feed in a path reads `\012`.
+    pub name: Vec<u8>,
+    /// What only smaps tells.
+    pub detail: Option<Detail>,
+}
+
+/// The part of a mapping that only smaps tells. Sizes in KiB, as printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Detail {
+    /// Page size the kernel uses: more than 4 only for hugetlbfs and some device memory.
+    pub page_kib: u64,
+    /// Mapped pages, without the zero page.
+    pub rss_kib: u64,
+    /// Pages mapped by more than one process (clean and dirty).
+    pub shared_kib: u64,
+    /// Anonymous pages (in a private file mapping: the copied ones).
+    pub anonymous_kib: u64,
+    /// Swapped out.
+    pub swap_kib: u64,
+    /// Anonymous huge pages.
+    pub anon_huge_kib: u64,
+    /// The VmFlags line.
+    pub flags: VmFlags,
+}
+
+/// The two-letter codes of a VmFlags line (proc_pid_smaps(5)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmFlags {
+    bits: u64,
+    /// The first code this version does not know; zeros if there is none.
+    pub unknown: [u8; 2],
+}
+
+macro_rules! vm_flags {
+    ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
+        /// One flag of a mapping.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum VmFlag { $($(#[$doc])* $name),* }
+        impl VmFlag {
+            fn from_code(code: [u8; 2]) -> Option<Self> {
+                match &code { $($code => Some(Self::$name),)* _ => None }
+            }
+        }
+    };
+}
+
+vm_flags! {
+    /// Readable.
+    Read = b"rd";
+    /// Writable.
+    Write = b"wr";
+    /// Executable.
+    Exec = b"ex";
+    /// Shared, and may be written.
+    Shared = b"sh";
+    /// May be made readable.
+    MayRead = b"mr";
+    /// May be made writable: a shared mapping of a file opened read-only lacks it.
+    MayWrite = b"mw";
+    /// May be made executable.
+    MayExec = b"me";
+    /// May be shared.
+    MayShare = b"ms";
+    /// Grows down.
+    GrowsDown = b"gd";
+    /// Page frames without struct page.
+    PfnMap = b"pf";
+    /// mlock()ed.
+    Locked = b"lo";
+    /// Device memory.
+    Io = b"io";
+    /// MADV_SEQUENTIAL.
+    Sequential = b"sr";
+    /// MADV_RANDOM.
+    Random = b"rr";
+    /// MADV_DONTFORK.
+    DontCopy = b"dc";
+    /// Not expandable by mremap.
+    DontExpand = b"de";
+    /// Pages locked when touched only (MLOCK_ONFAULT).
+    LockOnFault = b"lf";
+    /// Accounted.
+    Account = b"ac";
+    /// MAP_NORESERVE.
+    NoReserve = b"nr";
+    /// hugetlbfs.
+    HugeTlb = b"ht";
+    /// Synchronous page faults (MAP_SYNC).
+    Sync = b"sf";
+    /// Architecture-specific.
+    Arch = b"ar";
+    /// MADV_WIPEONFORK.
+    WipeOnFork = b"wf";
+    /// MADV_DONTDUMP.
+    DontDump = b"dd";
+    /// Soft-dirty.
+    SoftDirty = b"sd";
+    /// Mixed map.
+    Mixed = b"mm";
+    /// MADV_HUGEPAGE.
+    HugePage = b"hg";
+    /// MADV_NOHUGEPAGE.
+    NoHugePage = b"nh";
+    /// MADV_MERGEABLE.
+    Mergeable = b"mg";
+    /// BTI guarded page (arm64).
+    Bti = b"bt";
+    /// Memory tags (arm64).
+    Mte = b"mt";
+    /// userfaultfd: missing pages.
+    UffdMissing = b"um";
+    /// userfaultfd: write protection.
+    UffdWp = b"uw";
+    /// userfaultfd: minor faults.
+    UffdMinor = b"ui";
+    /// Shadow stack.
+    ShadowStack = b"ss";
+    /// mseal()ed.
+    Sealed = b"sl";
+    /// MAP_DROPPABLE.
+    Droppable = b"dp";
+    /// May hold guard regions.
+    MaybeGuard = b"gu";
+}
+
+impl VmFlags {
+    /// Parses what stands behind `VmFlags:`.
+    pub fn parse(text: &[u8]) -> Self {
+        let mut flags = Self::default();
+        for word in text.split(u8::is_ascii_whitespace).filter(|w| !w.is_empty()) {
+            match <[u8; 2]>::try_from(word).ok().map(|c| (c, VmFlag::from_code(c))) {
+                Some((_, Some(flag))) => flags.bits |= 1 << flag as u8,
+                Some((code, None)) if flags.unknown == [0; 2] && code != *b"??" => flags.unknown = code,
+                _ => {}
+            }
+        }
+        flags
+    }
+
+    /// True if the flag is set.
+    pub fn has(self, flag: VmFlag) -> bool {
+        self.bits & (1 << flag as u8) != 0
+    }
+}
+
+impl Mapping {
+    /// Length in bytes.
+    pub fn len_bytes(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// True if smaps said so.
+    pub fn has(&self, flag: VmFlag) -> bool {
+        self.detail.is_some_and(|d| d.flags.has(flag))
+    }
+
+    /// Parses the first line of an entry; `None` if it is none.
+    pub fn parse_line(line: &[u8]) -> Option<Self> {
+        let (start, rest) = hex(line)?;
+        let (end, rest) = hex(rest.strip_prefix(b"-")?)?;
+        let rest = rest.strip_prefix(b" ")?;
+        let (perms, rest) = rest.split_at_checked(4)?;
+        let (offset, rest) = hex(rest.strip_prefix(b" ")?)?;
+        let (major, rest) = hex(rest.strip_prefix(b" ")?)?;
+        let (minor, rest) = hex(rest.strip_prefix(b":")?)?;
+        let (inode, rest) = decimal(rest.strip_prefix(b" ")?)?;
+        if end <= start {
+            return None;
+        }
+        Some(Self {
+            start,
+            end,
+            read: perms[0] == b'r',
+            write: perms[1] == b'w',
+            exec: perms[2] == b'x',
+            shared: perms[3] == b's',
+            offset,
+            dev: (u32::try_from(major).ok()?, u32::try_from(minor).ok()?),
+            inode,
+            name: rest.trim_ascii_start().to_vec(),
+            detail: None,
+        })
+    }
+}
+
+/// Every mapping with its details, in address order.
+///
+/// # Errors
+/// As openat(2) and read(2): `ENOENT` where the kernel has no smaps; `EINVAL` if a line cannot be understood.
+pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
+    let mut parser = Parser { all: Vec::new(), smaps: true };
+    each_line(proc.open_file("smaps")?, 256 << 10, |line| parser.line(line))?;
+    Ok(parser.all)
+}
+
+/// Every mapping, in address order, without details.
+///
+/// # Errors
+/// As openat(2) and read(2); `EINVAL` if a line cannot be understood.
+pub fn read_maps(proc: &ProcDir) -> Result<Vec<Mapping>> {
+    let mut parser = Parser { all: Vec::new(), smaps: false };
+    each_line(proc.open_file("maps")?, 64 << 10, |line| parser.line(line))?;
+    Ok(parser.all)
+}
+
+struct Parser {
+    all: Vec<Mapping>,
+    smaps: bool,
+}
+
+impl Parser {
+    fn line(&mut self, line: &[u8]) -> Result<()> {
+        // A header starts with a lower-case hexadecimal digit, a detail line with a capital letter.
+        if !line.first().is_some_and(u8::is_ascii_uppercase) {
+            let mut mapping = Mapping::parse_line(line).ok_or(Errno::INVAL)?;
+            if self.smaps {
+                mapping.detail = Some(Detail::default());
+            }
+            self.all.push(mapping);
+            return Ok(());
+        }
+        let Some(detail) = self.all.last_mut().and_then(|m| m.detail.as_mut()) else { return Ok(()) };
+        // Told apart by length and first letters: this runs some 25 times for each of perhaps 10,000 mappings.
+        let kib = |key: &[u8]| line.strip_prefix(key).and_then(|v| decimal(v.trim_ascii_start())).map(|(n, _)| n);
+        match line[0] {
+            b'R' => detail.rss_kib = kib(b"Rss:").unwrap_or(detail.rss_kib),
+            b'K' => detail.page_kib = kib(b"KernelPageSize:").unwrap_or(detail.page_kib),
+            b'S' => match line.get(1) {
+                Some(b'h') => {
+                    if let Some(n) = kib(b"Shared_Clean:").or_else(|| kib(b"Shared_Dirty:")) {
+                        detail.shared_kib += n;
+                    }
+                }
+                Some(b'w') => detail.swap_kib = kib(b"Swap:").unwrap_or(detail.swap_kib),
+                _ => {}
+            },
+            b'A' => {
+                if let Some(n) = kib(b"Anonymous:") {
+                    detail.anonymous_kib = n;
+                } else if let Some(n) = kib(b"AnonHugePages:") {
+                    detail.anon_huge_kib = n;
+                }
+            }
+            b'V' => {
+                if let Some(text) = line.strip_prefix(b"VmFlags:") {
+                    detail.flags = VmFlags::parse(text);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Calls `with` for every line, without its line feed.
+fn each_line(file: OwnedFd, buf_bytes: usize, mut with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buf = vec![0; buf_bytes];
+    let mut kept = 0;
+    loop {
+        let n = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buf[kept..]))?;
+        let filled = kept + n;
+        let mut from = 0;
+        while let Some(len) = find_line_feed(&buf[from..filled]) {
+            with(&buf[from..from + len])?;
+            from += len + 1;
+        }
+        if n == 0 {
+            return if from < filled { with(&buf[from..filled]) } else { Ok(()) };
+        }
+        buf.copy_within(from..filled, 0);
+        kept = filled - from;
+        if kept == buf.len() {
+            buf.resize(2 * kept, 0);
+        }
+    }
+}
+
+fn find_line_feed(text: &[u8]) -> Option<usize> {
+    // Eight bytes at a time; std has no public memchr for slices.
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut chunks = text.chunks_exact(8);
+    let mut at = 0;
+    for chunk in &mut chunks {
+        let word = u64::from_le_bytes(chunk.try_into().unwrap_or([0; 8])) ^ (ONES * 0x0a);
+        let found = word.wrapping_sub(ONES) & !word & (ONES << 7);
+        if found != 0 {
+            return Some(at + found.trailing_zeros() as usize / 8);
+        }
+        at += 8;
+    }
+    chunks.remainder().iter().position(|&b| b == b'\n').map(|p| at + p)
+}
+
+fn hex(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut n = 0u64;
+    let mut len = 0;
+    for &b in text {
+        let digit = match b {
+            b'0'..=b'9' => b - b'0',
+            b'a'..=b'f' => b - b'a' + 10,
+            _ => break,
+        };
+        n = n.checked_mul(16)? | u64::from(digit);
+        len += 1;
+    }
+    (len > 0).then(|| (n, &text[len..]))
+}
+
+fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
+    let mut n = 0u64;
+    let mut len = 0;
+    for &b in text {
+        if !b.is_ascii_digit() {
+            break;
+        }
+        n = n.checked_mul(10)?.checked_add(u64::from(b - b'0'))?;
+        len += 1;
+    }
+    (len > 0).then(|| (n, &text[len..]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::HostTid;
+
+    fn own() -> ProcDir {
+        ProcDir::open(HostTid::new(std::process::id() as i32).expect("a pid")).expect("own /proc entry")
+    }
+
+    #[test]
+    fn smaps_and_maps_agree_about_this_process() {
+        let smaps = read_smaps(&own()).expect("smaps");
+        let probe = &smaps as *const _ as u64;
+        let vma = smaps.iter().find(|m| m.start <= probe && probe < m.end).expect("our stack is mapped");
+        assert!(vma.read && vma.write && vma.has(VmFlag::Read) && vma.has(VmFlag::Write) && vma.has(VmFlag::MayWrite));
+        assert!(vma.detail.is_some_and(|d| d.rss_kib >= 4 && d.anonymous_kib >= 4 && d.page_kib == 4));
+        assert!(smaps.is_sorted_by(|a, b| a.end <= b.start));
+        let text = smaps
+            .iter()
+            .find(|m| m.start <= read_smaps as *const () as u64 && (read_smaps as *const () as u64) < m.end);
+        let text = text.expect("our code is mapped");
+        assert!(text.exec && text.inode != 0 && text.name.starts_with(b"/"));
+        let maps = read_maps(&own()).expect("maps");
+        assert!(
+            maps.iter().any(|m| (m.start, m.dev, m.inode) == (text.start, text.dev, text.inode) && m.detail.is_none())
+        );
+    }
+
+    #[test]
+    fn lines() {
+        let m = Mapping::parse_line(b"7f00-8f00 r-xs 0001f000 fe:00 762242                     /a b (deleted)")
+            .expect("parses");
+        assert_eq!((m.start, m.end, m.offset, m.dev, m.inode), (0x7f00, 0x8f00, 0x1f000, (0xfe, 0), 762242));
+        assert!(m.read && !m.write && m.exec && m.shared);
+        assert_eq!(m.name, b"/a b (deleted)");
+        let m =
+            Mapping::parse_line(b"ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]");
+        assert_eq!(m.expect("parses").name, b"[vsyscall]");
+        for bad in
+            [&b""[..], b"-", b"1-", b"2-1 rwxp 0 0:0 0", b"1-2 rw", b"1-2 rwxp x", b"11111111111111111-2 rwxp 0 0:0 0"]
+        {
+            assert_eq!(Mapping::parse_line(bad), None, "{}", String::from_utf8_lossy(bad));
+        }
+    }
+
+    #[test]
+    fn flags_known_and_unknown() {
+        let flags = VmFlags::parse(b" rd wr mr gd lo hg zz yy ");
+        assert!(flags.has(VmFlag::GrowsDown) && flags.has(VmFlag::Locked) && flags.has(VmFlag::HugePage));
+        assert!(!flags.has(VmFlag::Exec));
+        assert_eq!(flags.unknown, *b"zz");
+    }
+
+    #[test]
+    fn line_feeds_are_found_at_every_place() {
+        for len in 0..40 {
+            for at in 0..len {
+                let mut text = vec![0x8a; len];
+                text[at] = b'\n';
+                assert_eq!(find_line_feed(&text), Some(at));
+            }
+            assert_eq!(find_line_feed(&vec![0x0b; len]), None);
+        }
+    }
+}
