@@ -66,7 +66,7 @@ impl VirtAddr {
     }
     /// True at the start of a page.
     pub fn is_page_aligned(self) -> bool {
-        self.0 % PAGE_SIZE == 0
+        self.0.is_multiple_of(PAGE_SIZE)
     }
 }
 
