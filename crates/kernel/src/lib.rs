@@ -1,7 +1,12 @@
 //! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
+pub mod deadline;
 pub mod ids;
 pub mod maps;
 pub mod mman;
 pub mod pagemap;
+pub mod pidfd;
 pub mod procfs;
+pub mod ptrace;
+pub mod remote_mem;
+pub use deadline::{Backoff, Deadline};
 pub use ids::{HostTid, NsTid, TargetFd, VirtAddr};
