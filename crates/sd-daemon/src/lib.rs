@@ -13,6 +13,7 @@
 mod booted;
 mod env;
 mod error;
+mod journal;
 mod level;
 mod listen;
 mod notify;
@@ -25,6 +26,7 @@ mod watchdog;
 pub use booted::booted;
 pub use env::{unset_listen, unset_notify, unset_watchdog};
 pub use error::{Error, Result};
+pub use journal::{Journal, entry as journal_entry, is_journal_stream};
 pub use level::Level;
 pub use listen::{LISTEN_FDS_START, ListenFd, listen_fds, listen_fds_count, listen_fds_with_names};
 pub use notify::{MAX_FDS, Notifier, NotifyState, encode, notify, notify_barrier, notify_with_fds};

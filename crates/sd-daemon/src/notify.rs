@@ -297,7 +297,7 @@ impl Notifier {
                 if kind == libc::SOCK_DGRAM {
                     return self.deliver(&socket, Some(&to), message, fds, false);
                 }
-                limit_waits(&socket)?;
+                limit_waits(&socket, SEND_LIMIT)?;
                 sys::connect(socket.as_fd(), &to).during("connecting to the notification socket")?;
                 self.deliver(&socket, None, message, fds, kind == libc::SOCK_STREAM)?;
                 // The end of the connection is the end of the message; the manager's end tells that it was read.
@@ -337,7 +337,7 @@ impl Notifier {
         stream: bool,
     ) -> Result<()> {
         raise_send_buffer(socket);
-        limit_waits(socket)?;
+        limit_waits(socket, SEND_LIMIT)?;
         let me = std::process::id();
         let [uid, euid, gid, egid] = sys::ids();
         let from = self.pid.filter(|p| *p != 0).unwrap_or(me);
@@ -365,24 +365,23 @@ impl Notifier {
 }
 
 /// A wait that ended by the limit set on the socket is a timeout.
-fn waited(e: io::Error, call: &'static str) -> Error {
+pub(crate) fn waited(e: io::Error, call: &'static str) -> Error {
     match e.kind() {
         io::ErrorKind::WouldBlock => Error::Timeout { what: call },
         _ => Error::Sys { call, source: e },
     }
 }
 
-fn limit_waits(socket: &OwnedFd) -> Result<()> {
-    let limit = sys::timeval(SEND_LIMIT);
+pub(crate) fn limit_waits(socket: &OwnedFd, limit: Duration) -> Result<()> {
+    let limit = sys::timeval(limit);
     for option in [libc::SO_SNDTIMEO, libc::SO_RCVTIMEO] {
-        sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, limit)
-            .during("limiting the time of a notification")?;
+        sys::set_option(socket.as_fd(), libc::SOL_SOCKET, option, limit).during("limiting the time of a message")?;
     }
     Ok(())
 }
 
 /// So that large messages fit. The privileged form ignores the system's limit; neither failing is a failure.
-fn raise_send_buffer(socket: &OwnedFd) {
+pub(crate) fn raise_send_buffer(socket: &OwnedFd) {
     let enough = |s: &OwnedFd| {
         // The kernel reports twice what was asked for.
         sys::socket_int(s.as_fd(), libc::SO_SNDBUF).is_ok_and(|n| n / 2 >= SEND_BUFFER_LEN_BYTES)

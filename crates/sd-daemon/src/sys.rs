@@ -310,3 +310,17 @@ pub(crate) fn fs_magic(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the call succeeded.
     Ok(unsafe { st.assume_init() }.f_type as u64)
 }
+/// A memory file that can be sealed.
+pub(crate) fn memfd(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    // SAFETY: `name` is NUL-terminated and lives through the call.
+    let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })?;
+    // SAFETY: made a line above, known to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Makes a memory file unchangeable, as the journal demands.
+pub(crate) fn seal(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+    // SAFETY: F_ADD_SEALS takes an int.
+    cvt(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}
