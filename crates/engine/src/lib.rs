@@ -3,6 +3,7 @@ pub mod check;
 pub mod dump;
 pub mod error;
 pub mod events;
+pub mod images;
 pub mod options;
 pub mod restore;
 pub mod task;

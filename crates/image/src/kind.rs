@@ -48,9 +48,6 @@ struct Desc {
 const COMMON_MAGIC: u32 = 0x5456_4319;
 const SERVICE_MAGIC: u32 = 0x5510_5940;
 
-/// Between `pagemap-` and the number of a shared memory object.
-pub const SHMEM_PREFIX: &str = "shmem-";
-
 macro_rules! kinds {
     ($($(#[$doc:meta])* $kind:ident = $magic_name:literal $magic:literal, $prefix:literal $number:ident $suffix:literal, $record:literal $extra:ident;)*) => {
         /// A kind of image file.

@@ -7,9 +7,12 @@
 
 mod error;
 mod frame;
+pub mod json;
 mod kind;
+pub mod manifest;
 pub mod proto;
 
 pub use error::{Error, Result, What};
 pub use frame::{MAX_RECORD_BYTES, Reader, Writer, encode_all, encode_one, read_all, read_one};
-pub use kind::{Extra, ImageKind, SHMEM_PREFIX};
+pub use kind::{Extra, ImageKind};
+pub use prost::Message;

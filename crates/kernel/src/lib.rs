@@ -8,5 +8,6 @@ pub mod pidfd;
 pub mod procfs;
 pub mod ptrace;
 pub mod remote_mem;
+pub mod writeback;
 pub use deadline::{Backoff, Deadline};
 pub use ids::{HostTid, NsTid, TargetFd, VirtAddr};

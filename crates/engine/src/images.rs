@@ -1,0 +1,718 @@
+//! The image directory: a dump writes aside and appears whole, a restore reads only what is whole.
+//!
+//! A dump writes into a hidden subdirectory `.crust-partial-PID-N`, not into nameless O_TMPFILE files: those would each keep a
+//! descriptor open until the end (a dump of 1000 processes has 5000 files), and overlay, NFS and FUSE filesystems do not all
+//! have them. The subdirectory is locked with flock while its dump lives, so leftovers of a killed dump are known by their
+//! free lock, whatever became of the pid, and the next dump into the directory removes them.
+//!
+//! [`Partial::commit`] makes files durable, then moves them to their names: first the old `inventory.img` goes, so from here on
+//! nothing takes the directory for a checkpoint; `inventory.img` comes last. Files that are no images (descriptors.json, logs,
+//! statistics, sockets, the `parent` link) are never touched. What cannot be done atomically is only the replacement of one
+//! finished checkpoint by another: a crash within those few renames leaves neither.
+//!
+//! The manifest's hashes: small files are hashed as they are written. For big ones (pages) the writer may hand in a hash;
+//! otherwise [`Committed::hash_rest`] computes it when the tree already runs or is gone, so no hash ever prolongs the freeze.
+use crate::{Error, Kind, Object, Result};
+use crust_image::manifest::{ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest, is_pages, is_plain_name};
+use crust_image::{ImageKind, Message};
+use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Beginning of the names of directories that unfinished dumps write into.
+const PARTIAL_PREFIX: &str = ".crust-partial-";
+/// Files up to this size are read again at commit if their writer gave no hash.
+const SMALL_BYTES: u64 = 1 << 20;
+/// The largest image that is read into memory as a whole. Pages are never read this way.
+const MAX_READ_BYTES: u64 = 1 << 30;
+/// Link to the images of the parent checkpoint.
+pub const PARENT_LINK: &str = "parent";
+/// Features of manifests that this version can read.
+pub const KNOWN_FEATURES: &[&str] = &[];
+
+fn image(name: &str) -> Object {
+    Object::Image(name.to_owned())
+}
+
+impl From<crust_image::Error> for Error {
+    fn from(e: crust_image::Error) -> Self {
+        Error::new(Kind::BadImage, e.to_string())
+    }
+}
+
+#[derive(Debug, Default)]
+struct Written {
+    /// Length and hash, once they are known.
+    files: BTreeMap<String, (Option<u64>, Option<ContentHash>)>,
+    features: Vec<Feature>,
+    parent: Option<(PathBuf, Option<String>)>,
+    /// The first write that failed: such a dump is never committed.
+    broken: Option<String>,
+}
+
+/// The images of a dump that is not finished. Dropping it removes them.
+#[derive(Debug)]
+pub struct Partial {
+    dir: OwnedFd,
+    /// The subdirectory, and the lock that says we live.
+    aside: OwnedFd,
+    aside_name: String,
+    written: Mutex<Written>,
+    committed: bool,
+}
+
+impl Partial {
+    /// Begins a dump into `dir`, and removes what killed dumps left there.
+    ///
+    /// # Errors
+    /// If nothing can be written there: nothing is changed then.
+    pub fn create(dir: BorrowedFd<'_>) -> Result<Self> {
+        let dir = reopen(dir)?;
+        remove_leftovers(&dir);
+        let pid = std::process::id();
+        for n in 0..1000 {
+            let aside_name = format!("{PARTIAL_PREFIX}{pid}-{n}");
+            match fs::mkdirat(&dir, &aside_name, Mode::RWXU) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => continue,
+                Err(e) => return Err(cannot_write("cannot begin a dump in the image directory", e)),
+            }
+            let opened =
+                fs::openat(&dir, &aside_name, OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+            let aside = match opened {
+                Ok(aside) => aside,
+                // Another dump may have taken it for a leftover in the instant before the lock.
+                Err(Errno::NOENT) => continue,
+                Err(e) => return Err(cannot_write("cannot open the directory of the unfinished dump", e)),
+            };
+            match fs::flock(&aside, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => continue,
+                // Without locks leftovers cannot be told from live dumps; they are left alone then.
+                Err(e) => log::debug!("the image directory's filesystem has no locks: {e}"),
+            }
+            if fs::statat(&dir, &aside_name, AtFlags::SYMLINK_NOFOLLOW).is_err() {
+                continue;
+            }
+            let written = Mutex::new(Written::default());
+            return Ok(Self { dir, aside, aside_name, written, committed: false });
+        }
+        Err(Error::new(Kind::Internal, format!("1000 unfinished dumps named {PARTIAL_PREFIX}{pid}-* exist already")))
+    }
+
+    /// Asks whether `bytes` more fit, before anything is frozen for them. What this user may not use does not count.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`], saying how much is missing.
+    pub fn check_space(&self, bytes: u64) -> Result<()> {
+        let stat = fs::fstatvfs(&self.aside).map_err(|e| cannot_write("cannot ask for free space", e))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        // Filesystems without a size (ramfs, some FUSE) say zero blocks.
+        if stat.f_blocks > 0 && free < bytes {
+            let what = format!(
+                "the images need about {} MiB, and {} MiB are free in the image directory",
+                bytes.div_ceil(1 << 20),
+                free >> 20
+            );
+            return Err(Error::new(Kind::NoSpace, what).state("nothing was touched"));
+        }
+        Ok(())
+    }
+
+    /// Creates a file for its writer to fill, readable as well (for mmap). What the name held in this dump before is lost.
+    ///
+    /// # Errors
+    /// With the name and the kernel's reason.
+    pub fn create_file(&self, name: &str) -> Result<File> {
+        plain(name)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = fs::openat(&self.aside, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| cannot_write("cannot create the file", e).on(image(name)))?;
+        self.lock().files.insert(name.to_owned(), (None, None));
+        Ok(File::from(fd))
+    }
+
+    /// As [`Partial::create_file`], with room for `len_bytes` set aside where the filesystem can do that. The file's length
+    /// becomes `len_bytes`; its writer cuts it (`File::set_len`) if it needs less.
+    ///
+    /// # Errors
+    /// [`Kind::NoSpace`] before a byte is copied, else as [`Partial::create_file`].
+    pub fn create_sized(&self, name: &str, len_bytes: u64) -> Result<File> {
+        let file = self.create_file(name)?;
+        if len_bytes > 0 {
+            match fs::fallocate(&file, FallocateFlags::empty(), 0, len_bytes) {
+                Ok(()) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(len_bytes).map_err(|e| failed(&e, name))?,
+                Err(e) => return Err(cannot_write("no room can be set aside", e).on(image(name))),
+            }
+        }
+        Ok(file)
+    }
+
+    /// Writes a whole file.
+    ///
+    /// # Errors
+    /// With the name and the kernel's reason.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.create_file(name)?;
+        file.write_all(bytes).map_err(|e| {
+            self.lock().broken.get_or_insert_with(|| name.to_owned());
+            failed(&e, name)
+        })?;
+        self.lock().files.insert(name.to_owned(), (Some(bytes.len() as u64), Some(ContentHash::of(bytes))));
+        Ok(())
+    }
+
+    /// Writes an image of one record.
+    ///
+    /// # Errors
+    /// As [`Partial::put`].
+    pub fn put_one(&self, kind: ImageKind, id: u64, record: &impl Message) -> Result<()> {
+        self.put(&kind.file_name(id), &crust_image::encode_one(kind, record)?)
+    }
+
+    /// Writes an image of records without raw bytes between them.
+    ///
+    /// # Errors
+    /// As [`Partial::put`].
+    pub fn put_all<'a, T: Message + 'a>(
+        &self,
+        kind: ImageKind,
+        id: u64,
+        records: impl IntoIterator<Item = &'a T>,
+    ) -> Result<()> {
+        self.put(&kind.file_name(id), &crust_image::encode_all(kind, records)?)
+    }
+
+    /// Takes the hash of a file from [`Partial::create_file`] whose writer computed it on the way.
+    pub fn set_hash(&self, name: &str, hash: ContentHash) {
+        if let Some(file) = self.lock().files.get_mut(name) {
+            file.1 = Some(hash);
+        }
+    }
+
+    /// Adds a feature bit to the manifest.
+    pub fn add_feature(&self, name: &str, must_understand: bool) {
+        self.lock().features.push(Feature { name: name.to_owned(), must_understand });
+    }
+
+    /// Makes `path` (as seen from the image directory) the parent: the `parent` link at commit, and its id in the manifest.
+    ///
+    /// # Errors
+    /// If there is no such directory, or it is an unfinished dump.
+    pub fn set_parent(&self, path: &Path) -> Result<Source> {
+        let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
+        let fd = fs::openat(&self.dir, path, flags, Mode::empty()).map_err(|e| {
+            Error::kernel("cannot open the parent images", e).on(Object::Path(path.display().to_string()))
+        })?;
+        let parent = Source::open_dir(fd)?;
+        self.lock().parent = Some((path.to_owned(), parent.manifest().map(Manifest::id)));
+        Ok(parent)
+    }
+
+    /// Makes the dump durable and visible. `sync`: wait for the disk. On an error the directory is as it was before, unless
+    /// the error's state says otherwise.
+    ///
+    /// # Errors
+    /// With the file and the kernel's reason.
+    pub fn commit(mut self, sync: bool) -> Result<Committed> {
+        let written = std::mem::take(&mut *self.lock());
+        if let Some(name) = written.broken {
+            return Err(
+                Error::new(Kind::Internal, "a dump with a half-written image must not be committed").on(image(&name))
+            );
+        }
+        let has_inventory = written.files.contains_key(&ImageKind::Inventory.file_name(0));
+
+        if sync {
+            // Start writing everything, then wait for each: the first wait commits the journal for most of the others.
+            for name in written.files.keys() {
+                self.with_file(name, |f| {
+                    // A hint only: fsync below reports what fails.
+                    crust_kernel::writeback::start(f.as_fd());
+                    Ok(())
+                })?;
+            }
+        }
+        let mut files = Vec::with_capacity(written.files.len());
+        for (name, (len, hash)) in written.files {
+            let (len_bytes, hash) = match (len, sync) {
+                (Some(len), false) => (len, hash),
+                _ => self.with_file(&name, |f| {
+                    if sync {
+                        fs::fsync(f)?;
+                    }
+                    let len = f.metadata()?.len();
+                    let hash = match hash {
+                        None if len <= SMALL_BYTES => Some(hash_of(f)?),
+                        known => known,
+                    };
+                    Ok((len, hash))
+                })?,
+            };
+            files.push(FileLine { name, len_bytes, hash });
+        }
+        let (parent_path, parent) = written.parent.unzip();
+        let tool = concat!("crust ", env!("CARGO_PKG_VERSION")).to_owned();
+        let manifest = Manifest { tool, features: written.features, parent: parent.flatten(), files };
+        if has_inventory {
+            let mut file = self.create_file(MANIFEST_NAME)?;
+            file.write_all(manifest.to_text().as_bytes()).map_err(|e| failed(&e, MANIFEST_NAME))?;
+            if sync {
+                fs::fsync(&file).map_err(|e| cannot_write("cannot be made durable", e).on(image(MANIFEST_NAME)))?;
+            }
+        }
+        if sync {
+            fs::fsync(&self.aside).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
+        }
+
+        // Up to here the image directory is untouched. From here on only names change.
+        let half = "the image directory holds no checkpoint now: the dump's images lie in it in part";
+        let moved = self.reveal(&manifest, has_inventory, parent_path.as_deref(), sync);
+        moved.map_err(|e| if has_inventory { e.state(half) } else { e })?;
+        self.committed = true;
+        if let Err(e) = fs::unlinkat(&self.dir, &self.aside_name, AtFlags::REMOVEDIR) {
+            log::warn!("{} stays behind in the image directory: {e}", self.aside_name);
+        }
+        let dir = self.dir.try_clone().map_err(|e| failed(&e, "."))?;
+        Ok(Committed { dir, manifest, has_manifest: has_inventory })
+    }
+
+    fn reveal(&self, manifest: &Manifest, whole: bool, parent: Option<&Path>, sync: bool) -> Result<()> {
+        let inventory = ImageKind::Inventory.file_name(0);
+        if whole {
+            for name in [inventory.as_str(), MANIFEST_NAME] {
+                match fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(e) => return Err(cannot_write("the earlier checkpoint cannot be replaced", e).on(image(name))),
+                }
+            }
+            if sync {
+                fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
+            }
+            for stale in stale_images(&self.dir, manifest)? {
+                fs::unlinkat(&self.dir, &stale, AtFlags::empty()).map_err(|e| {
+                    cannot_write("an image of the earlier checkpoint cannot be removed", e).on(image(&stale))
+                })?;
+            }
+        }
+        if let Some(path) = parent {
+            self.link_parent(path)?;
+        }
+        let rename = |name: &str| {
+            fs::renameat(&self.aside, name, &self.dir, name)
+                .map_err(|e| cannot_write("the finished image cannot be put in place", e).on(image(name)))
+        };
+        for file in manifest.files.iter().filter(|f| f.name != inventory) {
+            rename(&file.name)?;
+        }
+        if whole {
+            rename(MANIFEST_NAME)?;
+            if sync {
+                fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
+            }
+            rename(&inventory)?;
+        }
+        if sync {
+            fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
+        }
+        Ok(())
+    }
+
+    fn link_parent(&self, path: &Path) -> Result<()> {
+        match fs::readlinkat(&self.dir, PARENT_LINK, Vec::new()) {
+            Ok(now) if now.as_bytes() == path.as_os_str().as_encoded_bytes() => return Ok(()),
+            // A link that somebody else placed is theirs (podman points it where the images will be moved to).
+            Ok(now) => {
+                log::info!("the link {PARENT_LINK} leads to {now:?} already; it stays");
+                return Ok(());
+            }
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(cannot_write("cannot be made a link", e).on(image(PARENT_LINK))),
+        }
+        fs::symlinkat(path, &self.dir, PARENT_LINK)
+            .map_err(|e| cannot_write("cannot be made a link", e).on(image(PARENT_LINK)))
+    }
+
+    fn with_file<T>(&self, name: &str, work: impl FnOnce(&File) -> std::io::Result<T>) -> Result<T> {
+        let fd = fs::openat(&self.aside, name, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|e| cannot_write("the written file cannot be opened again", e).on(image(name)))?;
+        work(&File::from(fd)).map_err(|e| failed(&e, name))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Written> {
+        // A writer that panicked left a name at most; nothing here can be half done.
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        if !self.committed {
+            remove_partial(&self.dir, &self.aside, &self.aside_name);
+        }
+    }
+}
+
+/// A dump whose images are visible.
+#[derive(Debug)]
+pub struct Committed {
+    dir: OwnedFd,
+    manifest: Manifest,
+    has_manifest: bool,
+}
+
+impl Committed {
+    /// Bytes of all images together.
+    pub fn image_bytes(&self) -> u64 {
+        self.manifest.files.iter().map(|f| f.len_bytes).sum()
+    }
+
+    /// What was written.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Hashes the files that are not hashed yet and completes the manifest. For after the tree runs again or is gone.
+    ///
+    /// # Errors
+    /// If a file cannot be read; the checkpoint stays good, only `verify` knows less.
+    pub fn hash_rest(mut self) -> Result<Manifest> {
+        let missing: Vec<usize> = (0..self.manifest.files.len())
+            .filter(|&n| self.manifest.files.get(n).is_some_and(|f| f.hash.is_none()))
+            .collect();
+        if missing.is_empty() || !self.has_manifest {
+            return Ok(self.manifest);
+        }
+        for n in missing {
+            let Some(line) = self.manifest.files.get_mut(n) else { continue };
+            let file = open_in(&self.dir, &line.name)?
+                .ok_or_else(|| Error::bad_image(&line.name, "the image vanished after it was written"))?;
+            line.hash = Some(hash_of(&file).map_err(|e| failed(&e, &line.name))?);
+        }
+        let temporary = format!("{MANIFEST_NAME}.tmp");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let fd = fs::openat(&self.dir, &temporary, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| cannot_write("cannot complete the manifest", e).on(image(&temporary)))?;
+        let done = File::from(fd).write_all(self.manifest.to_text().as_bytes()).and_then(|()| {
+            fs::renameat(&self.dir, &temporary, &self.dir, MANIFEST_NAME)?;
+            Ok(())
+        });
+        if let Err(e) = done {
+            if let Err(e) = fs::unlinkat(&self.dir, &temporary, AtFlags::empty()) {
+                log::warn!("{temporary} stays behind in the image directory: {e}");
+            }
+            return Err(failed(&e, MANIFEST_NAME));
+        }
+        Ok(self.manifest)
+    }
+}
+
+/// The images of a finished dump, ours or CRIU's.
+#[derive(Debug)]
+pub struct Source {
+    dir: OwnedFd,
+    manifest: Option<Manifest>,
+}
+
+impl Source {
+    /// Opens a directory for restore.
+    ///
+    /// # Errors
+    /// If it holds no finished checkpoint, or one that needs what this version does not have.
+    pub fn open(dir: BorrowedFd<'_>) -> Result<Self> {
+        let source = Self::open_dir(reopen(dir)?)?;
+        let inventory = ImageKind::Inventory.file_name(0);
+        if !source.exists(&inventory)? {
+            let unfinished = names(&source.dir)?.into_iter().find(|name| name.starts_with(PARTIAL_PREFIX));
+            return Err(match unfinished {
+                Some(name) => {
+                    Error::bad_image(inventory, format!("the dump into this directory is not finished ({name})"))
+                        .help("wait for the dump to end; if it was killed, dump again")
+                }
+                None => Error::bad_image(inventory, "no checkpoint is in this directory")
+                    .help("name the directory that the dump was told with --images-dir"),
+            });
+        }
+        if let Some(manifest) = &source.manifest {
+            source.check_lengths(manifest)?;
+        }
+        Ok(source)
+    }
+
+    /// Opens a directory that need not have an inventory: a parent, or pages received by a page server.
+    ///
+    /// # Errors
+    /// If the manifest is there but cannot be read, or demands what this version does not have.
+    pub fn open_dir(dir: OwnedFd) -> Result<Self> {
+        let mut source = Self { dir, manifest: None };
+        if let Some(bytes) = source.read(MANIFEST_NAME)? {
+            let text = String::from_utf8_lossy(&bytes);
+            let manifest = Manifest::from_text(&text)?;
+            if let [first, ..] = manifest.not_understood(KNOWN_FEATURES)[..] {
+                return Err(Error::bad_image(MANIFEST_NAME, format!("the checkpoint needs the feature {first:?}"))
+                    .help("restore it with the version of crust that wrote it, or a later one"));
+            }
+            source.manifest = Some(manifest);
+        }
+        Ok(source)
+    }
+
+    /// The checkpoint's manifest, if crust wrote it.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        self.manifest.as_ref()
+    }
+
+    /// The image directory itself.
+    pub fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// A whole file, or `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is no regular file, larger than 1 GiB, or cannot be read.
+    pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(mut file) = open_in(&self.dir, name)? else { return Ok(None) };
+        let len = file.metadata().map_err(|e| failed(&e, name))?.len();
+        if len > MAX_READ_BYTES {
+            return Err(Error::bad_image(name, format!("{len} bytes are more than any image of this kind has")));
+        }
+        let mut bytes = Vec::new();
+        bytes
+            .try_reserve_exact(len as usize)
+            .map_err(|_| Error::bad_image(name, format!("no memory for {len} bytes")))?;
+        Read::by_ref(&mut file).take(MAX_READ_BYTES).read_to_end(&mut bytes).map_err(|e| failed(&e, name))?;
+        Ok(Some(bytes))
+    }
+
+    /// The descriptor of a file, for reading, or `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is no regular file or cannot be opened.
+    pub fn open_file(&self, name: &str) -> Result<Option<OwnedFd>> {
+        Ok(open_in(&self.dir, name)?.map(OwnedFd::from))
+    }
+
+    /// Whether there is a file of this name.
+    ///
+    /// # Errors
+    /// If the directory cannot be searched.
+    pub fn exists(&self, name: &str) -> Result<bool> {
+        plain(name)?;
+        match fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(Error::kernel("cannot be looked up", e).on(image(name))),
+        }
+    }
+
+    /// Names of all files in the directory, sorted.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn names(&self) -> Result<Vec<String>> {
+        names(&self.dir)
+    }
+
+    /// The record of an image that has exactly one, and must be there.
+    ///
+    /// # Errors
+    /// [`Kind::BadImage`] if it is missing or something else.
+    pub fn read_one<T: Message + Default>(&self, kind: ImageKind, id: u64) -> Result<T> {
+        self.read_one_if(kind, id)?.ok_or_else(|| Error::bad_image(kind.file_name(id), "the image is missing"))
+    }
+
+    /// The record of an image that has exactly one; `None` if there is no such image.
+    ///
+    /// # Errors
+    /// [`Kind::BadImage`] if it is something else.
+    pub fn read_one_if<T: Message + Default>(&self, kind: ImageKind, id: u64) -> Result<Option<T>> {
+        let name = kind.file_name(id);
+        match self.read(&name)? {
+            Some(bytes) => Ok(Some(crust_image::read_one(&name, &bytes, kind)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// All records of an image without raw bytes between them; none if there is no such image.
+    ///
+    /// # Errors
+    /// [`Kind::BadImage`] if it is something else.
+    pub fn read_all<T: Message + Default>(&self, kind: ImageKind, id: u64) -> Result<Vec<T>> {
+        let name = kind.file_name(id);
+        match self.read(&name)? {
+            Some(bytes) => Ok(crust_image::read_all(&name, &bytes, kind)?),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// The parent checkpoint that the `parent` link leads to, if there is one.
+    ///
+    /// # Errors
+    /// If the link leads nowhere, or to another checkpoint than the one this was made on.
+    pub fn parent(&self) -> Result<Option<Self>> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = match fs::openat(&self.dir, PARENT_LINK, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) if !self.exists(PARENT_LINK)? => return Ok(None),
+            Err(e) => {
+                return Err(Error::kernel("the parent images cannot be opened", e)
+                    .on(image(PARENT_LINK))
+                    .kind_is(Kind::BadImage)
+                    .help("put the parent images where the link leads, or correct the link"));
+            }
+        };
+        let parent = Self::open_dir(fd)?;
+        let wanted = self.manifest.as_ref().and_then(|m| m.parent.as_deref());
+        if let (Some(wanted), Some(found)) = (wanted, parent.manifest.as_ref().map(Manifest::id))
+            && wanted != found
+        {
+            let what = format!("the link leads to checkpoint {found}, and this one was made on {wanted}");
+            return Err(Error::bad_image(PARENT_LINK, what).help("correct the link"));
+        }
+        Ok(Some(parent))
+    }
+
+    /// A file missing or pages cut short mean a torn copy. Other lengths may change: people edit images with crit.
+    fn check_lengths(&self, manifest: &Manifest) -> Result<()> {
+        let torn = "copy the whole image directory again, or repeat the dump";
+        for line in &manifest.files {
+            let stat = match fs::statat(&self.dir, &line.name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => return Err(Error::bad_image(&line.name, "the image is missing").help(torn)),
+                Err(e) => return Err(Error::kernel("cannot be looked up", e).on(image(&line.name))),
+            };
+            let len = u64::try_from(stat.st_size).unwrap_or(0);
+            if len < line.len_bytes && is_pages(&line.name) {
+                let what = format!("the image has {len} bytes, and {} were written", line.len_bytes);
+                return Err(Error::bad_image(&line.name, what).help(torn));
+            }
+            if len != line.len_bytes {
+                log::warn!("{}: {len} bytes, and {} were written: somebody changed it", line.name, line.len_bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A descriptor of our own for the same directory, good for listing it.
+fn reopen(dir: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+    fs::openat(dir, ".", flags, Mode::empty()).map_err(|e| Error::kernel("cannot open the image directory", e))
+}
+
+fn plain(name: &str) -> Result<()> {
+    if is_plain_name(name) {
+        return Ok(());
+    }
+    Err(Error::new(Kind::BadImage, format!("{name:?} is not the name of a file in the image directory")))
+}
+
+/// Opens a regular file for reading. Never follows links out of the directory, never blocks on a fifo.
+fn open_in(dir: &OwnedFd, name: &str) -> Result<Option<File>> {
+    plain(name)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let fd = match fs::openat(dir, name, flags, Mode::empty()) {
+        Ok(fd) => fd,
+        Err(Errno::NOENT) => return Ok(None),
+        Err(Errno::LOOP) => return Err(Error::bad_image(name, "a symbolic link is no image")),
+        Err(e) => return Err(Error::kernel("cannot be opened", e).on(image(name))),
+    };
+    let stat = fs::fstat(&fd).map_err(|e| Error::kernel("cannot be looked at", e).on(image(name)))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::bad_image(name, "not a regular file"));
+    }
+    Ok(Some(File::from(fd)))
+}
+
+fn names(dir: &OwnedFd) -> Result<Vec<String>> {
+    let wrong = |e| Error::kernel("cannot list the image directory", e);
+    let mut found = Vec::new();
+    for entry in Dir::read_from(dir).map_err(wrong)? {
+        // A name that is not UTF-8 is none of ours.
+        if let Ok(name) = entry.map_err(wrong)?.file_name().to_str()
+            && name != "."
+            && name != ".."
+        {
+            found.push(name.to_owned());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Images in the directory that belong to an earlier checkpoint and not to this one.
+fn stale_images(dir: &OwnedFd, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut stale = names(dir)?;
+    stale.retain(|name| {
+        let is_image = ImageKind::of_file_name(name).is_some_and(|(kind, _)| !kind.is_service());
+        is_image && manifest.file(name).is_none()
+    });
+    Ok(stale)
+}
+
+/// Removes the directories of dumps that were killed: those whose lock nobody holds.
+fn remove_leftovers(dir: &OwnedFd) {
+    let Ok(found) = names(dir) else { return };
+    for name in found.iter().filter(|name| name.starts_with(PARTIAL_PREFIX)) {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let Ok(aside) = fs::openat(dir, name, flags, Mode::empty()) else { continue };
+        match fs::flock(&aside, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                log::info!("removing {name}, left by a dump that was killed");
+                remove_partial(dir, &aside, name);
+            }
+            Err(Errno::WOULDBLOCK) => log::debug!("{name} belongs to a dump that is running"),
+            Err(e) => log::warn!("{name} may be left by a killed dump, but its lock cannot be asked: {e}"),
+        }
+    }
+}
+
+fn remove_partial(dir: &OwnedFd, aside: &OwnedFd, aside_name: &str) {
+    for name in names(aside).unwrap_or_default() {
+        if let Err(e) = fs::unlinkat(aside, &name, AtFlags::empty()) {
+            log::warn!("{aside_name}/{name} cannot be removed: {e}");
+        }
+    }
+    if let Err(e) = fs::unlinkat(dir, aside_name, AtFlags::REMOVEDIR) {
+        log::warn!("{aside_name} cannot be removed: {e}");
+    }
+}
+
+fn hash_of(file: &File) -> std::io::Result<ContentHash> {
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; 256 << 10];
+    let mut at = 0;
+    loop {
+        match rustix::io::pread(file, &mut buffer, at) {
+            Ok(0) => return Ok(hasher.finish()),
+            Ok(n) => {
+                hasher.update(buffer.get(..n).unwrap_or_default());
+                at += n as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn cannot_write(what: &str, errno: Errno) -> Error {
+    let e = Error::kernel(what, errno);
+    match errno {
+        Errno::ROFS => e.help("the filesystem is read-only: choose another directory with --images-dir"),
+        Errno::NOENT | Errno::STALE => e.help("the image directory was removed meanwhile: create it and try again"),
+        Errno::IO => e.help("the disk below the image directory is failing: see the kernel's log"),
+        _ => e,
+    }
+}
+
+fn failed(e: &std::io::Error, name: &str) -> Error {
+    let errno = e.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
+    cannot_write("reading or writing failed", errno).on(image(name))
+}
