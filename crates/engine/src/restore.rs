@@ -2,6 +2,8 @@
 use crate::{Error, Events, Kind, Options, Result};
 use std::time::Duration;
 
+pub(crate) mod arena;
+
 /// A tree that runs again.
 #[derive(Clone, Debug, Default)]
 pub struct RestoreReport {

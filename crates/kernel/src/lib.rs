@@ -5,6 +5,7 @@ pub mod maps;
 pub mod mman;
 pub mod pagemap;
 pub mod pidfd;
+pub mod process;
 pub mod procfs;
 pub mod ptrace;
 pub mod remote_mem;

@@ -1,0 +1,283 @@
+//! Memory shared by the coordinator and every task it builds: how far each has come, and what went wrong where.
+#![allow(unsafe_code, reason = "one shared mapping seen as structures of atomics")]
+use crate::error::{Error, Kind, ResultExt};
+use crate::{Object, Result, Stage};
+use rustix::mm::{MapFlags, ProtFlags};
+use rustix::thread::futex;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Words the whole tree meets at.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// Threads that stand at the last barrier. The coordinator sleeps here.
+    pub(crate) arrived: AtomicU32,
+    /// Reaches 1 never: threads at the barrier wait here until the coordinator seizes them.
+    pub(crate) go: AtomicU32,
+    /// Non-zero once any task failed.
+    pub(crate) failed: AtomicU32,
+    /// Always 1: the source of the plan's "failed" note.
+    pub(crate) one: AtomicU32,
+    /// Pages the tasks filled.
+    pub(crate) pages: AtomicU64,
+}
+
+/// How far a task's ordinary part has come. Others wait for these steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Step {
+    /// Its session and, if it leads one, its process group exist.
+    Grouped = 1,
+    /// It is in its process group.
+    Joined = 2,
+    /// All descriptors are in place.
+    Files = 3,
+    /// It jumps into the interpreter next.
+    Leaving = 4,
+}
+
+const TEXT: usize = 960;
+
+/// One task's corner.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct TaskSlot {
+    step: AtomicU32,
+    failed: AtomicU32,
+    errno: AtomicI32,
+    kind: AtomicU32,
+    /// Header of a failed plan: status, record, value; copied here by the plan's error path.
+    plan_failure: [AtomicU64; 3],
+    text_len: AtomicU32,
+    text: [AtomicU64; TEXT / 8],
+}
+
+
+/// The mapping. Forked children share it; nobody unmaps it before the plan does.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    base: NonNull<Control>,
+    tasks: usize,
+    len: usize,
+}
+
+/// Where the task slots start.
+const SLOTS: usize = 4096;
+/// Wait slices: long enough to cost nothing, short enough to notice a death or a cancel.
+const SLICE: Duration = Duration::from_millis(20);
+
+impl Arena {
+    /// Room for `tasks` tasks.
+    pub(crate) fn new(tasks: usize) -> Result<Self> {
+        let len = (SLOTS + tasks * size_of::<TaskSlot>()).next_multiple_of(4096);
+        // SAFETY: new memory at an address of the kernel's choice.
+        let at = unsafe {
+            rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED)
+        }
+        .during("mapping the shared arena")?;
+        let base = NonNull::new(at.cast()).ok_or_else(|| Error::new(Kind::Internal, "mmap gave address zero"))?;
+        let arena = Self { base, tasks, len };
+        arena.control().one.store(1, Ordering::Relaxed);
+        Ok(arena)
+    }
+
+    pub(crate) fn base(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        // SAFETY: the mapping is at least a page, zeroed, never unmapped while `self` lives; all fields are atomics.
+        unsafe { self.base.as_ref() }
+    }
+
+    fn slot(&self, task: usize) -> &TaskSlot {
+        assert!(task < self.tasks, "task index out of the arena");
+        // SAFETY: index checked above; slots are zeroed memory of atomics, correctly aligned behind the first page.
+        unsafe { &*self.base.as_ptr().byte_add(SLOTS + task * size_of::<TaskSlot>()).cast::<TaskSlot>() }
+    }
+
+    /// Offset from the arena's base of the place where a failing plan of this task puts its header.
+    pub(crate) fn plan_failure_offset(&self, task: usize) -> u64 {
+        (SLOTS + task * size_of::<TaskSlot>() + std::mem::offset_of!(TaskSlot, plan_failure)) as u64
+    }
+
+    /// Says that this task has come to `step`, and wakes whoever waits for it.
+    pub(crate) fn reached(&self, task: usize, step: Step) {
+        let word = &self.slot(task).step;
+        word.store(step as u32, Ordering::Release);
+        let _woken = futex::wake(word, futex::Flags::empty(), u32::MAX);
+    }
+
+    /// Waits until another task has come to `step`.
+    pub(crate) fn wait_for(&self, task: usize, step: Step, deadline: Instant) -> Result<()> {
+        let word = &self.slot(task).step;
+        loop {
+            let now = word.load(Ordering::Acquire);
+            if now >= step as u32 {
+                return Ok(());
+            }
+            if self.control().failed.load(Ordering::Acquire) != 0 {
+                return Err(Error::new(Kind::Cancelled, "another task of the tree failed"));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::new(Kind::Timeout, format!("another task did not reach {step:?} in time")));
+            }
+            sleep_on(word, now);
+        }
+    }
+
+    /// Notes a task's failure for the coordinator and wakes it.
+    pub(crate) fn fail(&self, task: usize, error: &Error) {
+        let slot = self.slot(task);
+        if slot.failed.swap(1, Ordering::AcqRel) == 0 {
+            let text = error.to_string();
+            let bytes = text.as_bytes();
+            let len = bytes.len().min(TEXT);
+            for (word, chunk) in slot.text.iter().zip(bytes[..len].chunks(8)) {
+                let mut eight = [0; 8];
+                eight[..chunk.len()].copy_from_slice(chunk);
+                word.store(u64::from_le_bytes(eight), Ordering::Relaxed);
+            }
+            slot.text_len.store(len as u32, Ordering::Relaxed);
+            slot.kind.store(kind_code(error.kind()), Ordering::Relaxed);
+            slot.errno.store(error.errno().map_or(0, |e| e.raw_os_error()), Ordering::Relaxed);
+            slot.failed.store(2, Ordering::Release);
+        }
+        self.raise_failed();
+    }
+
+    /// Marks the whole restore as failed and wakes every waiter.
+    pub(crate) fn raise_failed(&self) {
+        let control = self.control();
+        control.failed.store(1, Ordering::Release);
+        let _woken = futex::wake(&control.arrived, futex::Flags::empty(), u32::MAX);
+        for task in 0..self.tasks {
+            let step = &self.slot(task).step;
+            if step.load(Ordering::Relaxed) < Step::Leaving as u32 {
+                let _woken = futex::wake(step, futex::Flags::empty(), u32::MAX);
+            }
+        }
+    }
+
+    /// The first task that failed in its ordinary part, with its error.
+    pub(crate) fn rust_failure(&self) -> Option<(usize, Error)> {
+        let mut fallback = None;
+        for task in 0..self.tasks {
+            let slot = self.slot(task);
+            if slot.failed.load(Ordering::Acquire) != 2 {
+                continue;
+            }
+            let len = (slot.text_len.load(Ordering::Relaxed) as usize).min(TEXT);
+            let bytes: Vec<u8> =
+                slot.text.iter().flat_map(|w| w.load(Ordering::Relaxed).to_le_bytes()).take(len).collect();
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let kind = kind_from(slot.kind.load(Ordering::Relaxed));
+            let error = parse_report(kind, &text);
+            if kind != Kind::Cancelled {
+                return Some((task, error));
+            }
+            fallback.get_or_insert((task, error));
+        }
+        fallback
+    }
+
+    /// The first task whose plan failed: (task, address of the record, its result).
+    pub(crate) fn plan_failure(&self) -> Option<(usize, u64, i64)> {
+        (0..self.tasks).find_map(|task| {
+            let note = &self.slot(task).plan_failure;
+            let status = note[0].load(Ordering::Acquire) as u32;
+            let value = note[2].load(Ordering::Relaxed) as i64;
+            (status == crust_inject::plan::STATUS_FAILED).then(|| (task, note[1].load(Ordering::Relaxed), value))
+        })
+    }
+
+    /// How far a task has come, for messages.
+    pub(crate) fn step_of(&self, task: usize) -> u32 {
+        self.slot(task).step.load(Ordering::Acquire)
+    }
+}
+
+/// Sleeps until the word changes from `seen`, or a slice has passed.
+pub(crate) fn sleep_on(word: &AtomicU32, seen: u32) {
+    let slice = rustix::time::Timespec { tv_sec: 0, tv_nsec: SLICE.as_nanos() as i64 };
+    let _woken_or_late = futex::wait(word, futex::Flags::empty(), seen, Some(&slice));
+}
+
+const KINDS: [Kind; 13] = [
+    Kind::Internal,
+    Kind::NoSuchTask,
+    Kind::Taken,
+    Kind::BadRequest,
+    Kind::Unsupported,
+    Kind::BadImage,
+    Kind::Kernel,
+    Kind::Permission,
+    Kind::Timeout,
+    Kind::Cancelled,
+    Kind::Script,
+    Kind::TargetChanged,
+    Kind::NoSpace,
+];
+
+fn kind_code(kind: Kind) -> u32 {
+    KINDS.iter().position(|&k| k == kind).unwrap_or(0) as u32
+}
+
+fn kind_from(code: u32) -> Kind {
+    KINDS.get(code as usize).copied().unwrap_or(Kind::Internal)
+}
+
+/// Rebuilds an error from the text another process printed; its own lines for stage and help are taken apart again.
+fn parse_report(kind: Kind, text: &str) -> Error {
+    let mut lines = text.lines();
+    let mut error = Error::new(kind, lines.next().unwrap_or("failed without a word"));
+    for line in lines {
+        if let Some(help) = line.strip_prefix("  help: ") {
+            error = error.help(help);
+        }
+    }
+    error.at(Stage::Build)
+}
+
+/// Adds the task to an error that came from its corner.
+pub(crate) fn of_task(error: Error, pid: i32) -> Error {
+    error.on(Object::Task(pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_cross_over() {
+        let arena = Arena::new(3).expect("maps");
+        assert!(arena.rust_failure().is_none() && arena.plan_failure().is_none());
+        let error = Error::new(Kind::Taken, "pid 7 is taken").help("kill it");
+        arena.fail(1, &error);
+        let (task, back) = arena.rust_failure().expect("noted");
+        assert_eq!((task, back.kind(), back.advice()), (1, Kind::Taken, "kill it"));
+        assert!(back.headline().starts_with("pid 7 is taken"));
+    }
+
+    #[test]
+    fn waits_end_at_the_deadline() {
+        let arena = Arena::new(1).expect("maps");
+        let soon = Instant::now() + Duration::from_millis(30);
+        let error = arena.wait_for(0, Step::Grouped, soon).expect_err("nobody comes");
+        assert_eq!(error.kind(), Kind::Timeout);
+        arena.reached(0, Step::Joined);
+        arena.wait_for(0, Step::Grouped, soon).expect("came");
+    }
+
+    #[test]
+    fn every_kind_has_a_code() {
+        for kind in KINDS {
+            assert_eq!(kind_from(kind_code(kind)), kind);
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Making processes: fork with a chosen id (clone3 set_tid), leaving without Rust's exit handlers, prctl in small pieces.
+#![allow(unsafe_code, reason = "clone3 and prctl are not in rustix in the form needed")]
+use crate::{HostTid, NsTid};
+use rustix::io::{Errno, Result};
+
+/// Which side of a fork this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id in our namespace.
+    Parent(HostTid),
+}
+
+/// `struct clone_args` (clone(2)), as far as Linux 5.7 has it.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    /// CLONE_* flags.
+    pub flags: u64,
+    /// Where to store a pidfd.
+    pub pidfd: u64,
+    /// For CLONE_CHILD_SETTID and CLONE_CHILD_CLEARTID.
+    pub child_tid: u64,
+    /// For CLONE_PARENT_SETTID.
+    pub parent_tid: u64,
+    /// Signal to the parent at exit.
+    pub exit_signal: u64,
+    /// Lowest byte of the stack.
+    pub stack: u64,
+    /// Its size in bytes.
+    pub stack_size: u64,
+    /// New thread pointer for CLONE_SETTLS.
+    pub tls: u64,
+    /// Array of ids, innermost namespace first.
+    pub set_tid: u64,
+    /// Its length.
+    pub set_tid_size: u64,
+    /// Cgroup for CLONE_INTO_CGROUP.
+    pub cgroup: u64,
+}
+
+impl CloneArgs {
+    /// The structure's bytes, for a plan's data.
+    pub fn to_bytes(self) -> Vec<u8> {
+        let words = [
+            self.flags,
+            self.pidfd,
+            self.child_tid,
+            self.parent_tid,
+            self.exit_signal,
+            self.stack,
+            self.stack_size,
+            self.tls,
+            self.set_tid,
+            self.set_tid_size,
+            self.cgroup,
+        ];
+        words.iter().flat_map(|w| w.to_le_bytes()).collect()
+    }
+}
+
+/// Forks; with `tid` the child gets exactly this id in our own pid namespace. `flags` may hold CLONE_FILES, CLONE_FS,
+/// CLONE_PARENT and namespace flags, not CLONE_VM.
+///
+/// # Errors
+/// `EEXIST` if the id is taken, `EPERM` without CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) over the pid namespace,
+/// `EINVAL` with CLONE_VM.
+///
+/// # Safety
+/// The process must be single-threaded: the child continues with a copy of this thread alone, and a lock that another
+/// thread held would stay locked there for ever.
+pub unsafe fn fork(tid: Option<NsTid>, flags: u64) -> Result<Fork> {
+    if flags & libc::CLONE_VM as u64 != 0 {
+        return Err(Errno::INVAL);
+    }
+    let set_tid = [tid.map_or(0, NsTid::as_raw)];
+    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..Default::default() };
+    if flags & libc::CLONE_PARENT as u64 != 0 {
+        args.exit_signal = 0;
+    }
+    if tid.is_some() {
+        args.set_tid = set_tid.as_ptr() as u64;
+        args.set_tid_size = 1;
+    }
+    // SAFETY: `args` and `set_tid` live over the call. Without CLONE_VM the child has its own copy of this stack, so
+    // returning in it is a fork; the caller vouches for being single-threaded.
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match ret {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => HostTid::new(pid as i32).map(Fork::Parent).ok_or(Errno::INVAL),
+        _ => Err(Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))),
+    }
+}
+
+/// Ends this process at once: no destructors, no flushing, as a forked child must.
+pub fn exit_now(status: i32) -> ! {
+    // SAFETY: _exit has no precondition.
+    unsafe { libc::_exit(status) }
+}
+
+/// prctl(2) with plain numbers.
+///
+/// # Errors
+/// As prctl(2).
+///
+/// # Safety
+/// An option that takes an address must be given a valid one for the size it expects.
+pub unsafe fn prctl(option: i32, args: [u64; 4]) -> Result<i32> {
+    // SAFETY: the caller vouches for addresses among the arguments.
+    let ret = unsafe { libc::prctl(option, args[0], args[1], args[2], args[3]) };
+    if ret < 0 { Err(last()) } else { Ok(ret) }
+}
+
+/// Sends the calling process `signal` when its parent's thread ends (0: none).
+///
+/// # Errors
+/// `EINVAL` for no signal number.
+pub fn set_parent_death_signal(signal: i32) -> Result<()> {
+    // SAFETY: PR_SET_PDEATHSIG takes a number only.
+    unsafe { prctl(libc::PR_SET_PDEATHSIG, [signal as u64, 0, 0, 0]) }.map(drop)
+}
+
+/// Makes the calling process adopt orphaned descendants.
+///
+/// # Errors
+/// None are documented.
+pub fn set_child_subreaper(on: bool) -> Result<()> {
+    // SAFETY: PR_SET_CHILD_SUBREAPER takes a number only.
+    unsafe { prctl(libc::PR_SET_CHILD_SUBREAPER, [u64::from(on), 0, 0, 0]) }.map(drop)
+}
+
+/// Blocks every signal for the calling thread (SIGKILL and SIGSTOP excepted by the kernel).
+pub fn block_all_signals() {
+    let all = u64::MAX;
+    // SAFETY: `all` is a kernel sigset of the size given; no old set is asked for.
+    unsafe {
+        libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, std::ptr::null_mut::<u64>(), 8usize);
+    }
+}
+
+/// Unblocks every signal and sets all actions to their defaults, as a fresh restored task needs before its own are set.
+pub fn default_signals() {
+    let none = 0u64;
+    for signal in 1..=64 {
+        // kernel sigaction: handler, flags, restorer, mask
+        let action = [0u64; 4];
+        // SAFETY: `action` is a kernel sigaction of the size given; SIGKILL and SIGSTOP fail with EINVAL, harmlessly.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, action.as_ptr(), std::ptr::null_mut::<u64>(), 8usize);
+        }
+    }
+    // SAFETY: as in `block_all_signals`.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut::<u64>(),
+            8usize,
+        );
+    }
+}
+
+fn last() -> Errno {
+    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clone_args_have_the_kernels_size() {
+        assert_eq!(size_of::<CloneArgs>(), 88);
+        assert_eq!(CloneArgs { flags: 1, cgroup: 2, ..Default::default() }.to_bytes().len(), 88);
+    }
+
+    #[test]
+    fn shared_memory_is_refused() {
+        // SAFETY: refused before anything is forked.
+        assert_eq!(unsafe { fork(None, libc::CLONE_VM as u64) }, Err(Errno::INVAL));
+    }
+}
