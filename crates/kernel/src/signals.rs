@@ -1,0 +1,132 @@
+//! Signals that ask our own process to stop: a flag set by a handler, and a signalfd for loops that poll.
+#![allow(unsafe_code, reason = "sigaction, sigprocmask and signalfd have no safe wrapper in std or rustix")]
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+static CAUGHT: AtomicI32 = AtomicI32::new(0);
+
+extern "C" fn remember(signal: libc::c_int) {
+    CAUGHT.store(signal, Ordering::Relaxed);
+}
+
+fn act(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: sigaction is plain old data for which all zero is valid: no flags, an empty mask, SIG_DFL.
+    let mut action = unsafe {
+        (*action.as_mut_ptr()).sa_sigaction = handler;
+        action.assume_init()
+    };
+    action.sa_flags = libc::SA_RESTART;
+    // SAFETY: `action` is initialised and lives through the call; the old action is not asked for. The handler, where
+    // one is set, only stores to an atomic, which is async-signal-safe.
+    match unsafe { libc::sigaction(signal, &raw const action, ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// From now on these signals only set the flag that [`caught`] reads. Interrupted calls are restarted.
+///
+/// # Errors
+/// `EINVAL` for a signal that cannot be caught.
+pub fn catch(signals: &[i32]) -> io::Result<()> {
+    let handler: extern "C" fn(libc::c_int) = remember;
+    signals.iter().try_for_each(|&signal| act(signal, handler as libc::sighandler_t))
+}
+
+/// The last signal that arrived, if any did.
+pub fn caught() -> Option<i32> {
+    match CAUGHT.load(Ordering::Relaxed) {
+        0 => None,
+        signal => Some(signal),
+    }
+}
+
+/// Puts the default action back, whatever the parent left us with.
+///
+/// # Errors
+/// `EINVAL` for a signal that has no other action.
+pub fn set_default(signals: &[i32]) -> io::Result<()> {
+    signals.iter().try_for_each(|&signal| act(signal, libc::SIG_DFL))
+}
+
+fn mask(how: libc::c_int, signals: &[i32]) -> io::Result<libc::sigset_t> {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: sigemptyset initialises the set it is given; sigaddset only changes that initialised set.
+    let set = unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        for &signal in signals {
+            libc::sigaddset(set.as_mut_ptr(), signal);
+        }
+        set.assume_init()
+    };
+    // SAFETY: `set` is initialised and outlives the call; the old mask is not asked for.
+    match unsafe { libc::pthread_sigmask(how, &raw const set, ptr::null_mut()) } {
+        0 => Ok(set),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Takes the signals out of this thread's mask.
+///
+/// # Errors
+/// None is known for a valid set.
+pub fn unblock(signals: &[i32]) -> io::Result<()> {
+    mask(libc::SIG_UNBLOCK, signals).map(drop)
+}
+
+/// Blocks the signals in this thread and gives a descriptor (non-blocking, CLOEXEC) that is readable when one pends.
+///
+/// # Errors
+/// No descriptor is free.
+pub fn signal_fd(signals: &[i32]) -> io::Result<OwnedFd> {
+    let set = mask(libc::SIG_BLOCK, signals)?;
+    // SAFETY: -1 asks for a new descriptor; `set` is initialised and outlives the call.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes one pending signal from a [`signal_fd`]; `None` if there is none.
+///
+/// # Errors
+/// The read failed.
+pub fn take(fd: &OwnedFd) -> io::Result<Option<i32>> {
+    // struct signalfd_siginfo is 128 bytes; its first word is the signal's number.
+    let mut info = [0u8; 128];
+    match rustix::io::read(fd, &mut info) {
+        Ok(128) => Ok(Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caught_signal_is_remembered_and_a_blocked_one_is_read() {
+        catch(&[libc::SIGUSR1]).unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::USR1).unwrap();
+        while caught().is_none() {
+            std::thread::yield_now();
+        }
+        assert_eq!(caught(), Some(libc::SIGUSR1));
+
+        let fd = signal_fd(&[libc::SIGUSR2]).unwrap();
+        assert_eq!(take(&fd).unwrap(), None);
+        let me = rustix::thread::gettid();
+        // SAFETY: tgkill takes numbers only; the signal is blocked in exactly this thread.
+        let sent = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), me.as_raw_pid(), libc::SIGUSR2) };
+        assert_eq!(sent, 0);
+        assert_eq!(take(&fd).unwrap(), Some(libc::SIGUSR2));
+    }
+}
