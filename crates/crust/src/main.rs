@@ -1,2 +1,31 @@
-//! The `crust` binary: command line, service, swrk, demo.
-fn main() {}
+//! The `crust` binary: command line, service, swrk, demo. Called through a link named `criu` it is the same.
+mod cli;
+mod commands;
+mod demo;
+mod events;
+mod exit;
+mod logging;
+mod service;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+/// The CRIU version whose behaviour and images we follow; LXC, crun and go-criu compare it.
+pub(crate) const CLAIMED_VERSION: &str = "4.2";
+
+fn main() -> ExitCode {
+    logging::init();
+    // A parent may have left SIGCHLD ignored: our waits would then never see a child.
+    if let Err(e) = crust_kernel::signals::set_default(&[libc::SIGCHLD]) {
+        log::warn!("SIGCHLD cannot be reset: {e}");
+    }
+    ExitCode::from(cli::run(std::env::args_os()).code())
+}
+
+/// Prints text that was asked for. A reader that went away is no failure of ours.
+pub(crate) fn out(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    if let Err(e) = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        log::debug!("standard output: {e}");
+    }
+}

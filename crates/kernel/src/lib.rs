@@ -1,5 +1,6 @@
 //! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
 pub mod deadline;
+pub mod fork;
 pub mod ids;
 pub mod maps;
 pub mod mman;
@@ -11,4 +12,8 @@ pub mod ptrace;
 pub mod remote_mem;
 pub mod writeback;
 pub use deadline::{Backoff, Deadline};
+pub mod inherited;
+pub mod peer;
+pub mod procfs;
+pub mod signals;
 pub use ids::{HostTid, NsTid, TargetFd, VirtAddr};

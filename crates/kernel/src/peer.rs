@@ -15,13 +15,7 @@ pub fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
     let mut len = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `fd` is one writable int and `len` says so; the kernel writes at most that many bytes.
     let result = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_PEERPIDFD,
-            (&raw mut fd).cast(),
-            &raw mut len,
-        )
+        libc::getsockopt(socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, SO_PEERPIDFD, (&raw mut fd).cast(), &raw mut len)
     };
     if result != 0 {
         return Err(io::Error::last_os_error());

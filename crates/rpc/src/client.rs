@@ -104,8 +104,7 @@ impl Client {
     /// # Errors
     /// As there.
     pub fn spawn_with(mut command: Command) -> Result<Self, Error> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         // The child needs its end without CLOEXEC. A duplicate made now would leak into programs that other threads
         // start meanwhile, so it travels as the child's stdin instead.
         let child = command.arg("swrk").arg("0").stdin(Stdio::from(theirs)).spawn()?;

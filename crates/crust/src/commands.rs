@@ -1,0 +1,330 @@
+//! The verbs that do their work here and now: dump, restore, check and their kin.
+use crate::cli::settings::Settings;
+use crate::cli::{Invocation, Verb};
+use crate::events::{CliEvents, Scripts};
+use crate::exit::Exit;
+use crate::{logging, out};
+use crust_engine::{DumpReport, Error, Kind, Object, OnObject, RestoreReport, Result, ResultExt, check};
+use rustix::fs::{Mode, OFlags};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+/// Runs one verb to its end.
+pub(crate) fn run(mut invocation: Invocation) -> Exit {
+    if let Verb::Exec | Verb::Show = invocation.verb {
+        log::error!("this verb was removed from CRIU; to read an image use `crust image show FILE`");
+        return Exit::Minus1;
+    }
+    let outcome = prepare(&mut invocation).and_then(|()| match invocation.verb {
+        Verb::Dump | Verb::PreDump => dump(invocation),
+        Verb::Restore => restore(invocation),
+        Verb::Check => check(&invocation.settings),
+        Verb::CpuinfoDump | Verb::CpuinfoCheck => {
+            Err(Error::unsupported("cpuinfo is not supported yet", "leave it out: restore checks the CPU itself"))
+        }
+        Verb::PageServer => {
+            Err(Error::unsupported("page-server is not supported yet", "dump to a directory both machines see"))
+        }
+        Verb::LazyPages => Err(Error::unsupported("lazy-pages is not supported yet", "restore without --lazy-pages")),
+        Verb::Dedup => Err(Error::unsupported("dedup is not supported yet", "keep the images as they are")),
+        Verb::Service | Verb::Swrk | Verb::Exec | Verb::Show => {
+            Err(Error::new(Kind::Internal, "this verb is served elsewhere"))
+        }
+    });
+    match outcome {
+        Ok(exit) => exit,
+        Err(e) => {
+            report(&e);
+            Exit::Failure
+        }
+    }
+}
+
+/// Tells an error where the log goes, and on standard error too if that is elsewhere.
+pub(crate) fn report(e: &Error) {
+    log::error!("{e}");
+    if logging::goes_to_file() {
+        let head = if std::io::stderr().is_terminal() { "\x1b[1;31merror\x1b[0m" } else { "Error" };
+        let mut stderr = std::io::stderr().lock();
+        let _lost = std::io::Write::write_all(&mut stderr, format!("{head}: {e}\n").as_bytes());
+    }
+}
+
+fn bad(what: impl Into<String>) -> Error {
+    Error::new(Kind::BadRequest, what)
+}
+
+/// Opens a directory as CRIU does: by path, before anything else changes.
+pub(crate) fn open_dir(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty()).during("opening the directory").on_path(&path.display().to_string())
+}
+
+/// Descriptors, directories, log, and the combinations that make no sense: all before the tree is looked at.
+fn prepare(invocation: &mut Invocation) -> Result<()> {
+    let (verb, s) = (invocation.verb, &mut invocation.settings);
+    for fd in std::mem::take(&mut s.close_fds) {
+        log::info!("Closing fd {fd}");
+        match crust_kernel::inherited::take(fd) {
+            Ok(fd) => drop(fd),
+            Err(e) => log::warn!("--close {fd}: {e}"),
+        }
+    }
+    let mut dir = None;
+    if verb != Verb::Check {
+        let path = s.images_dir.clone().unwrap_or_else(|| PathBuf::from("."));
+        dir = Some(open_dir(&path).map_err(|e| e.help("create it first, or name another with --images-dir"))?);
+        s.engine.images_dir_path = std::path::absolute(&path).unwrap_or(path);
+    }
+    if let Some(path) = s.work_dir.clone().or_else(|| s.images_dir.clone()) {
+        std::env::set_current_dir(&path)
+            .during("changing to the work directory")
+            .on_path(&path.display().to_string())?;
+    }
+    s.engine.images_dir = dir;
+    if verb != Verb::Check {
+        s.engine.work_dir = Some(open_dir(Path::new("."))?);
+    }
+    open_log(s)?;
+    validate(verb, s)
+}
+
+fn open_log(s: &mut Settings) -> Result<()> {
+    match s.log_file.as_deref() {
+        None => {}
+        Some(p) if p == Path::new("-") => logging::set_sink(logging::Sink::Stdout),
+        Some(path) => {
+            logging::open_file(path).during("opening the log file").on_path(&path.display().to_string())?;
+            s.engine.log_file = path.to_str().map(str::to_owned);
+        }
+    }
+    log::info!("Version: {} (crust {})", crate::CLAIMED_VERSION, env!("CARGO_PKG_VERSION"));
+    Ok(())
+}
+
+/// Combinations that CRIU refuses, and what crust cannot do yet.
+pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
+    let restore = verb == Verb::Restore;
+    s.engine.restore_detached = s.detached;
+    if s.engine.restore_sibling && !s.detached {
+        return Err(bad("--restore-sibling only makes sense with --restore-detached"));
+    }
+    if s.engine.mntns_compat_mode && !restore {
+        return Err(bad("--mntns-compat-mode is only valid on restore"));
+    }
+    if !s.engine.inherit_fds.is_empty() && !restore {
+        return Err(bad("--inherit-fd is a restore-only option"));
+    }
+    if s.network_lock_given && restore {
+        log::warn!("--network-lock is ignored by restore: the method of the dump is used");
+    }
+    if restore && s.engine.pid != 0 {
+        log::warn!("-t means nothing to restore");
+    }
+    if s.tls {
+        return Err(Error::unsupported("--tls is not supported yet", "use a tunnel, for instance ssh"));
+    }
+    if s.page_server || s.ps_socket.is_some() {
+        return Err(Error::unsupported("--page-server is not supported yet", "dump to a directory both machines see"));
+    }
+    if s.engine.stream {
+        return Err(Error::unsupported("--stream is not supported yet", "dump to a directory"));
+    }
+    if s.engine.lazy_pages && verb == Verb::PreDump {
+        return Err(bad("cannot pre-dump with --lazy-pages"));
+    }
+    if s.engine.lazy_pages {
+        return Err(Error::unsupported("--lazy-pages is not supported yet", "leave it out: all pages come at once"));
+    }
+    plugins(s.libdir.as_deref().map(Path::to_owned).or_else(|| std::env::var_os("CRIU_LIBS_DIR").map(PathBuf::from)))
+}
+
+/// CRIU loads every `*.so` of the plugin directory. We have no plugins, and say so rather than leave one out.
+fn plugins(dir: Option<PathBuf>) -> Result<()> {
+    let Some(dir) = dir else { return Ok(()) };
+    let name = dir.display().to_string();
+    for entry in std::fs::read_dir(&dir).during("reading the plugin directory").on_path(&name)? {
+        let path = entry.during("reading the plugin directory").on_path(&name)?.path();
+        if path.extension().is_some_and(|e| e == "so") {
+            return Err(Error::unsupported("CRIU's plugins cannot be loaded", "name an empty directory with --libdir")
+                .on(Object::Path(path.display().to_string())));
+        }
+    }
+    Ok(())
+}
+
+fn scripts(s: &mut Settings) -> Scripts {
+    Scripts::new(std::mem::take(&mut s.action_scripts), s.engine.images_dir.as_ref().map(AsRawFd::as_raw_fd))
+}
+
+fn dump(invocation: Invocation) -> Result<Exit> {
+    let (verb, mut s) = (invocation.verb, invocation.settings);
+    if s.engine.pid <= 0 {
+        return Err(bad("pid not specified").help("name the root of the tree with -t PID"));
+    }
+    let mut events = CliEvents::new(scripts(&mut s));
+    let done = match verb {
+        Verb::PreDump => crust_engine::pre_dump(&s.engine, &mut events),
+        _ => crust_engine::dump(&s.engine, &mut events),
+    };
+    events.done();
+    match done {
+        Ok(report) => {
+            log::info!("Dumping finished successfully");
+            if s.display_stats {
+                out(&dump_stats(&report));
+            }
+            Ok(Exit::Good)
+        }
+        Err(e) => {
+            report(&e);
+            log::error!("Dumping FAILED.");
+            Ok(if events.post_dump_refused { Exit::Minus1 } else { Exit::Failure })
+        }
+    }
+}
+
+fn restore(invocation: Invocation) -> Result<Exit> {
+    let (mut s, command) = (invocation.settings, invocation.rest);
+    let mut events = CliEvents::new(scripts(&mut s));
+    let done = crust_engine::restore(&s.engine, &mut events);
+    events.done();
+    let restored = match done {
+        Ok(restored) => restored,
+        Err(e) => {
+            report(&e);
+            log::error!("Restoring FAILED.");
+            return Ok(Exit::Failure);
+        }
+    };
+    log::info!("Restore finished successfully. Tasks resumed.");
+    if s.display_stats {
+        out(&restore_stats(&restored));
+    }
+    if s.exec_cmd {
+        return Err(become_command(&command, &events.scripts));
+    }
+    if !s.detached {
+        wait_for(restored.pid)?;
+    }
+    Ok(Exit::Good)
+}
+
+/// Waits until the restored root task has ended. Its status is its own affair, as with CRIU.
+fn wait_for(pid: i32) -> Result<()> {
+    let pid = rustix::process::Pid::from_raw(pid).ok_or_else(|| Error::new(Kind::Internal, "restore gave no pid"))?;
+    let wait = || rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+    match rustix::io::retry_on_intr(wait) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(e).during("waiting for the restored tree"),
+    }
+}
+
+/// Becomes the command after `--`. Returns only if that failed.
+fn become_command(command: &[OsString], scripts: &Scripts) -> Error {
+    let Some((program, args)) = command.split_first() else { return bad("--exec-cmd requires a command") };
+    let e = std::process::Command::new(program).args(args).envs(scripts.environment()).exec();
+    let failed = std::result::Result::<(), _>::Err(e).during("running the command of --exec-cmd");
+    match failed.on_path(&program.to_string_lossy()) {
+        Err(e) => e,
+        Ok(()) => Error::new(Kind::Internal, "exec returned"),
+    }
+}
+
+fn dump_stats(r: &DumpReport) -> String {
+    let mut text = String::from("Displaying dump stats:\n");
+    let _infallible = write!(
+        text,
+        "Freezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\nMemory write time: {} us\n\
+         Memory pages scanned: {} (0x{:x})\nMemory pages skipped from parent: {} (0x{:x})\n\
+         Memory pages written: {} (0x{:x})\n",
+        r.freezing.as_micros(),
+        r.frozen.as_micros(),
+        r.memdump.as_micros(),
+        r.memwrite.as_micros(),
+        r.pages_scanned,
+        r.pages_scanned,
+        r.pages_skipped_parent,
+        r.pages_skipped_parent,
+        r.pages_written,
+        r.pages_written,
+    );
+    phases(&mut text, &r.phases);
+    text
+}
+
+fn restore_stats(r: &RestoreReport) -> String {
+    let mut text = String::from("Displaying restore stats:\n");
+    let _infallible = write!(
+        text,
+        "Pages restored: {} (0x{:x})\nRestore time: {} us\nForking time: {} us\n",
+        r.pages_restored,
+        r.pages_restored,
+        r.restoring.as_micros(),
+        r.forking.as_micros(),
+    );
+    phases(&mut text, &r.phases);
+    text
+}
+
+fn phases(text: &mut String, phases: &[(&'static str, std::time::Duration)]) {
+    for (name, time) in phases {
+        let _infallible = writeln!(text, "Phase {name}: {} us", time.as_micros());
+    }
+}
+
+/// `crust check`: the host, one feature, or a tree.
+fn check(s: &Settings) -> Result<Exit> {
+    if let Some(name) = &s.feature {
+        return match check::feature(name) {
+            None => Err(bad(format!("unknown feature {name}")).help("`crust check --all` lists what is known")),
+            Some(true) => {
+                out("Looks good.\n");
+                Ok(Exit::Good)
+            }
+            Some(false) => {
+                log::warn!("{name} is not supported by this kernel");
+                Ok(Exit::Failure)
+            }
+        };
+    }
+    if s.engine.pid > 0 {
+        return check_tree(s);
+    }
+    let mut missing = 0;
+    for feature in check::host() {
+        let asked = feature.required || s.check_extra || s.check_experimental;
+        match (feature.present, feature.required) {
+            (true, _) => log::info!("{}: present", feature.name),
+            (false, true) => log::error!("{} is missing: {}", feature.name, feature.help),
+            (false, false) if asked => log::warn!("{} is missing: {}", feature.name, feature.help),
+            (false, false) => log::info!("{} is missing: {}", feature.name, feature.help),
+        }
+        missing += usize::from(asked && !feature.present);
+    }
+    if missing == 0 {
+        out("Looks good.\n");
+        Ok(Exit::Good)
+    } else {
+        out(&format!("Does not look good: {missing} missing, see above.\n"));
+        Ok(Exit::Failure)
+    }
+}
+
+fn check_tree(s: &Settings) -> Result<Exit> {
+    let blockers = check::tree(s.engine.pid, &s.engine)?;
+    if blockers.is_empty() {
+        out(&format!("The tree below {} can be dumped.\n", s.engine.pid));
+        return Ok(Exit::Good);
+    }
+    let mut text = format!("The tree below {} cannot be dumped, {} obstacles:\n", s.engine.pid, blockers.len());
+    for e in &blockers {
+        let _infallible = writeln!(text, "- {}\n  help: {}", e.headline(), e.advice());
+    }
+    out(&text);
+    Ok(Exit::Failure)
+}
