@@ -4,6 +4,7 @@ pub mod dump;
 pub mod error;
 pub mod events;
 pub mod images;
+pub mod memory;
 pub mod options;
 pub mod restore;
 pub mod task;

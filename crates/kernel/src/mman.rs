@@ -28,6 +28,8 @@ pub struct Area {
 // SAFETY: an Area is an address range; the memory behind it is reached only through the methods, whose callers keep
 // threads apart themselves.
 unsafe impl Send for Area {}
+// SAFETY: as above: methods that hand out the memory are unsafe and say who may use it.
+unsafe impl Sync for Area {}
 
 impl Area {
     /// Private anonymous memory.

@@ -86,7 +86,11 @@ pub struct Pagemap {
     file: OwnedFd,
     scan: bool,
     guards: bool,
+    regions: Vec<PageRegion>,
 }
+
+/// Regions fetched by one call.
+const CHUNK: usize = 4096;
 
 impl Pagemap {
     /// Opens /proc/PID/pagemap and finds out what it can do.
@@ -95,7 +99,7 @@ impl Pagemap {
     /// As openat(2).
     pub fn open(proc: &ProcDir) -> Result<Self> {
         let file = proc.open_file("pagemap")?;
-        let mut map = Self { file, scan: true, guards: true };
+        let mut map = Self { file, scan: true, guards: true, regions: Vec::new() };
         // An empty range is answered without walking anything; an unknown category is EINVAL.
         match map.scan_once(0, 0, Categories::GUARD, Categories::GUARD, &mut []) {
             Ok(_) => {}
@@ -118,7 +122,7 @@ impl Pagemap {
     /// # Errors
     /// As openat(2).
     pub fn open_without_scan(proc: &ProcDir) -> Result<Self> {
-        Ok(Self { file: proc.open_file("pagemap")?, scan: false, guards: false })
+        Ok(Self { file: proc.open_file("pagemap")?, scan: false, guards: false, regions: Vec::new() })
     }
 
     /// True if guard regions are told apart.
@@ -127,12 +131,12 @@ impl Pagemap {
     }
 
     /// Finds the pages in `start..end` that have any of `any`, and calls `with` for each region in address order;
-    /// a region names those of `tell` that hold for it. At most `CHUNK` regions are held at once.
+    /// a region names those of `tell` that hold for it. At most 4096 regions are held at once.
     ///
     /// # Errors
     /// As ioctl_pagemap_scan(2) or pread(2): `ESRCH`-like conditions mean that the process is gone.
     pub fn walk(
-        &self,
+        &mut self,
         start: u64,
         end: u64,
         any: Categories,
@@ -148,20 +152,24 @@ impl Pagemap {
             let known = Categories(!Categories::GUARD.0);
             (any.and(known), tell.and(known))
         };
-        const CHUNK: usize = 4096;
-        let mut regions = vec![PageRegion::default(); CHUNK];
+        let mut regions = std::mem::take(&mut self.regions);
+        regions.resize(CHUNK, PageRegion::default());
         let mut at = start;
-        while at < end {
-            let (n, walked) = self.scan_once(at, end, any, tell, &mut regions)?;
-            for region in regions.get(..n).ok_or(Errno::RANGE)? {
-                with(*region);
-            }
-            if walked <= at {
-                return Err(Errno::RANGE);
-            }
-            at = walked;
+        let mut result = Ok(());
+        while at < end && result.is_ok() {
+            result = self.scan_once(at, end, any, tell, &mut regions).and_then(|(n, walked)| {
+                for region in regions.get(..n).ok_or(Errno::RANGE)? {
+                    with(*region);
+                }
+                if walked <= at {
+                    return Err(Errno::RANGE);
+                }
+                at = walked;
+                Ok(())
+            });
         }
-        Ok(())
+        self.regions = regions;
+        result
     }
 
     fn scan_once(
@@ -267,7 +275,7 @@ mod tests {
     use crate::HostTid;
     use rustix::mm::{MapFlags, ProtFlags};
 
-    fn regions(map: &Pagemap, start: u64, end: u64, tell: Categories) -> Vec<(u64, u64)> {
+    fn regions(mut map: Pagemap, start: u64, end: u64, tell: Categories) -> Vec<(u64, u64)> {
         let mut found = Vec::new();
         let any = Categories::PRESENT.or(Categories::SWAPPED);
         map.walk(start, end, any, tell, |r| found.push(((r.start - start) / PAGE_SIZE, (r.end - start) / PAGE_SIZE)))
@@ -289,9 +297,9 @@ mod tests {
         let proc = ProcDir::open(HostTid::new(std::process::id() as i32).expect("a pid")).expect("own /proc");
         let (start, end) = (area as u64, area as u64 + len as u64);
         let expected = vec![(1, 4), (10, 11), (63, 64)];
-        assert_eq!(regions(&Pagemap::open(&proc).expect("opens"), start, end, Categories::PRESENT), expected);
+        assert_eq!(regions(Pagemap::open(&proc).expect("opens"), start, end, Categories::PRESENT), expected);
         assert_eq!(
-            regions(&Pagemap::open_without_scan(&proc).expect("opens"), start, end, Categories::PRESENT),
+            regions(Pagemap::open_without_scan(&proc).expect("opens"), start, end, Categories::PRESENT),
             expected
         );
         // SAFETY: the mapping made above, and no reference into it is left.

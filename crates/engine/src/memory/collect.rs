@@ -1,0 +1,365 @@
+//! What a frozen process has mapped, as CRIU's records; and what of it cannot be saved, by name.
+use super::pages::{Run, select};
+use super::status as st;
+use crate::error::{Error, Kind, Object, ResultExt};
+use crate::task::Target;
+use crate::{OnObject, Result};
+use crust_image::proto::{MmEntry, VmaEntry};
+use crust_kernel::maps::{self, Mapping, VmFlag};
+use crust_kernel::procfs::{Stat, Status};
+use rustix::io::Errno;
+use std::collections::HashMap;
+use std::sync::OnceLock;
+
+/// Who turns mapped files into ids of files.img.
+pub trait FileIds {
+    /// The id of the file behind a mapping. Called once for each file, not for each mapping.
+    ///
+    /// # Errors
+    /// If the file cannot be saved.
+    fn map_file(&mut self, target: &Target<'_>, mapping: &Mapping) -> Result<u32>;
+    /// The id of the process's executable.
+    ///
+    /// # Errors
+    /// If the file cannot be saved.
+    fn exe(&mut self, target: &Target<'_>) -> Result<u32>;
+}
+
+/// One mapping: the record, and what the kernel printed.
+#[derive(Clone, Debug)]
+pub struct Vma {
+    /// As it goes into the image.
+    pub entry: VmaEntry,
+    /// As found.
+    pub mapping: Mapping,
+}
+
+impl Vma {
+    /// True if all of the status bits are set.
+    pub fn is(&self, status: u32) -> bool {
+        self.entry.status & status == status
+    }
+}
+
+/// The memory of one process.
+#[derive(Debug)]
+pub struct Mm {
+    /// All mappings in address order; `[vvar]` and its neighbours are one.
+    pub vmas: Vec<Vma>,
+    /// Regions made by MADV_GUARD_INSTALL.
+    pub guards: Vec<(u64, u64)>,
+    /// Pages whose content belongs into the images, in address order.
+    pub(super) runs: Vec<Run>,
+    /// Pages looked at.
+    pub(super) scanned: u64,
+    /// The record without its mappings. Whoever can ask the task sets `mm_brk` and `dumpable` to what it says.
+    pub entry: MmEntry,
+}
+
+impl Mm {
+    /// The record with all mappings in it.
+    pub fn record(&self) -> MmEntry {
+        let mut entry = self.entry.clone();
+        entry.vmas = self.vmas.iter().map(|v| v.entry).collect();
+        // CRIU lists guards behind all mappings, as mappings without protection and flags.
+        entry.vmas.extend(self.guards.iter().map(|&(start, end)| VmaEntry {
+            start,
+            end,
+            status: st::GUARD,
+            fd: -1,
+            ..VmaEntry::default()
+        }));
+        entry
+    }
+}
+
+/// Reads everything about the memory of `t` except the content of its pages.
+///
+/// # Errors
+/// [`Kind::Unsupported`] names the first mapping of each sort that cannot be restored, all in one report.
+pub fn collect(t: &Target<'_>, files: &mut dyn FileIds) -> Result<Mm> {
+    let pid = t.pid.as_raw();
+    read(t, files).on_task(pid)
+}
+
+fn read(t: &Target<'_>, files: &mut dyn FileIds) -> Result<Mm> {
+    let mappings = match maps::read_smaps(t.proc) {
+        Err(Errno::NOENT) => maps::read_maps(t.proc),
+        other => other,
+    }
+    .during("reading the mappings")?;
+    if mappings.is_empty() {
+        return Err(Error::new(Kind::TargetChanged, "the process has no memory any more"));
+    }
+    let mut vmas: Vec<Vma> = Vec::with_capacity(mappings.len());
+    let mut refused = Vec::new();
+    let mut ids = FileCache { known: HashMap::new(), last: None };
+    for mapping in mappings {
+        let mut entry = match classify(&mapping) {
+            Ok(entry) => entry,
+            Err(error) => {
+                let object = Object::Vma(t.pid.as_raw(), mapping.start, mapping.end);
+                if refused.len() < 16 {
+                    refused.push(error.on(object));
+                }
+                continue;
+            }
+        };
+        if entry.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0 {
+            let id = ids.id(t, &mapping, files)?;
+            entry.shmid = u64::from(id);
+        }
+        match vmas.last_mut() {
+            // The kernel shows the vDSO's data as several mappings, how many depends on its version; images have one.
+            Some(last) if last.is(st::VVAR) && entry.status & st::VVAR != 0 && last.entry.end == entry.start => {
+                last.entry.end = entry.end;
+            }
+            _ => vmas.push(Vma { entry, mapping }),
+        }
+    }
+    if let Some(error) = Error::all(refused) {
+        return Err(error);
+    }
+    let pages = select(t, &vmas)?;
+    Ok(Mm { entry: mm_fields(t, &vmas, files)?, vmas, guards: pages.guards, runs: pages.runs, scanned: pages.scanned })
+}
+
+/// Device, inode and path: a file may be mapped by several names.
+type FileKey = ((u32, u32), u64, Vec<u8>);
+
+/// Asks for each file once. Neighbouring mappings mostly show the same file, so the last answer is kept at hand.
+struct FileCache {
+    known: HashMap<FileKey, u32>,
+    last: Option<(FileKey, u32)>,
+}
+
+impl FileCache {
+    fn id(&mut self, t: &Target<'_>, m: &Mapping, files: &mut dyn FileIds) -> Result<u32> {
+        if let Some((key, id)) = &self.last
+            && (key.0, key.1) == (m.dev, m.inode)
+            && key.2 == m.name
+        {
+            return Ok(*id);
+        }
+        let key = (m.dev, m.inode, m.name.clone());
+        let id = match self.known.get(&key) {
+            Some(&id) => id,
+            None => files.map_file(t, m).map_err(|e| e.on(Object::Vma(t.pid.as_raw(), m.start, m.end)))?,
+        };
+        self.known.insert(key.clone(), id);
+        self.last = Some((key, id));
+        Ok(id)
+    }
+}
+
+fn unsupported(what: &str, help: &str) -> Error {
+    Error::unsupported(format!("{what} cannot be saved"), help)
+}
+
+fn classify(m: &Mapping) -> Result<VmaEntry> {
+    let has = |flag| m.has(flag);
+    let mut entry = VmaEntry {
+        start: m.start,
+        end: m.end,
+        pgoff: m.offset,
+        prot: protection(m),
+        flags: if m.shared { libc::MAP_SHARED as u32 } else { libc::MAP_PRIVATE as u32 },
+        status: st::REGULAR,
+        fd: -1,
+        ..VmaEntry::default()
+    };
+    let anonymous = libc::MAP_ANONYMOUS as u32;
+    for (flag, bit) in [
+        (VmFlag::GrowsDown, libc::MAP_GROWSDOWN),
+        (VmFlag::Locked, libc::MAP_LOCKED),
+        (VmFlag::NoReserve, libc::MAP_NORESERVE),
+    ] {
+        if has(flag) {
+            entry.flags |= bit as u32;
+        }
+    }
+    let mut madv = 0u64;
+    for (flag, advice) in [
+        (VmFlag::Sequential, libc::MADV_SEQUENTIAL),
+        (VmFlag::Random, libc::MADV_RANDOM),
+        (VmFlag::DontCopy, libc::MADV_DONTFORK),
+        (VmFlag::DontDump, libc::MADV_DONTDUMP),
+        (VmFlag::Mergeable, libc::MADV_MERGEABLE),
+        (VmFlag::HugePage, libc::MADV_HUGEPAGE),
+        (VmFlag::NoHugePage, libc::MADV_NOHUGEPAGE),
+        (VmFlag::WipeOnFork, libc::MADV_WIPEONFORK),
+    ] {
+        if has(flag) {
+            madv |= 1 << advice;
+        }
+    }
+    entry.madv = (madv != 0).then_some(madv);
+    match m.name.as_slice() {
+        b"[vsyscall]" => {
+            entry.status = st::VSYSCALL | st::ANON_PRIVATE;
+            entry.flags |= anonymous;
+            return Ok(entry);
+        }
+        b"[vdso]" => {
+            entry.status |= st::VDSO | st::ANON_PRIVATE;
+            entry.flags |= anonymous;
+            return Ok(entry);
+        }
+        b"[vvar]" | b"[vvar_vclock]" => {
+            entry.status |= st::VVAR | st::ANON_PRIVATE;
+            entry.flags |= anonymous;
+            // Io and PfnMap, as the kernel makes it: advice on it is refused.
+            entry.madv = entry.madv.map(|bits| bits & 1 << libc::MADV_DONTDUMP);
+            return Ok(entry);
+        }
+        b"[uprobes]" => {
+            return Err(unsupported(
+                "memory of active uprobes",
+                "end the tracing tool (perf, bpftrace) before the dump",
+            ));
+        }
+        _ => {}
+    }
+    refuse(m)?;
+    if m.inode == 0 && !m.name.starts_with(b"/") {
+        // Plain, [heap], [stack], [anon:NAME].
+        entry.status |= st::ANON_PRIVATE;
+        entry.flags |= anonymous;
+        if m.name == b"[heap]" {
+            entry.status |= st::HEAP;
+        }
+        if has(VmFlag::Droppable) {
+            entry.flags = entry.flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+        }
+        return Ok(entry);
+    }
+    let on_shmem = shmem_device().is_some_and(|dev| dev == m.dev);
+    if on_shmem && m.shared && (m.name.starts_with(b"/dev/zero") || m.name.starts_with(b"[anon_shmem:")) {
+        entry.status |= st::ANON_SHARED;
+        entry.flags |= anonymous;
+        entry.shmid = m.inode;
+        return Ok(entry);
+    }
+    if on_shmem {
+        entry.status |= st::MEMFD;
+    }
+    // A shared mapping that may become writable came from a descriptor open for writing.
+    let writable = m.shared && (has(VmFlag::MayWrite) || m.write);
+    entry.fdflags = Some(if writable { libc::O_RDWR as u32 } else { libc::O_RDONLY as u32 });
+    entry.status |= if m.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
+    Ok(entry)
+}
+
+fn protection(m: &Mapping) -> u32 {
+    [(m.read, libc::PROT_READ), (m.write, libc::PROT_WRITE), (m.exec, libc::PROT_EXEC)]
+        .iter()
+        .fold(0, |all, &(set, bit)| if set { all | bit as u32 } else { all })
+}
+
+/// `MAP_DROPPABLE` (Linux 6.11).
+pub(super) const MAP_DROPPABLE: u32 = 0x08;
+
+fn refuse(m: &Mapping) -> Result<()> {
+    let has = |flag| m.has(flag);
+    let name = String::from_utf8_lossy(&m.name);
+    let huge = has(VmFlag::HugeTlb) || m.detail.is_some_and(|d| d.page_kib > 4);
+    if huge {
+        return Err(unsupported(
+            "memory of huge pages from hugetlbfs",
+            "let the program use transparent huge pages (madvise) instead",
+        ));
+    }
+    if has(VmFlag::UffdMissing) || has(VmFlag::UffdWp) || has(VmFlag::UffdMinor) {
+        return Err(unsupported("memory registered with userfaultfd", "unregister the range before the dump"));
+    }
+    if has(VmFlag::ShadowStack) {
+        return Err(unsupported("a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
+    }
+    if m.name.starts_with(b"/[aio]") {
+        return Err(unsupported("an AIO context (io_setup)", "call io_destroy before the dump, or switch to threads"));
+    }
+    if name.contains("[io_uring]") {
+        return Err(unsupported("an io_uring ring", "close the ring before the dump"));
+    }
+    if m.name.starts_with(b"/SYSV") {
+        return Err(unsupported(
+            "System V shared memory",
+            "detach the segment before the dump, or use POSIX shared memory",
+        ));
+    }
+    if m.name.starts_with(b"/secretmem") || m.name.starts_with(b"secretmem") {
+        return Err(unsupported("secret memory (memfd_secret)", "it is secret also from us: free it before the dump"));
+    }
+    if m.name.starts_with(b"socket:") {
+        return Err(unsupported("a socket's ring (PACKET_MMAP)", "unmap the ring before the dump"));
+    }
+    if m.name.starts_with(b"anon_inode:") {
+        return Err(unsupported(&format!("a mapping of {name}"), "close the object before the dump"));
+    }
+    if has(VmFlag::PfnMap) || has(VmFlag::Io) {
+        return Err(unsupported(
+            &format!("device memory ({name})"),
+            "let the program close the device before the dump",
+        ));
+    }
+    let device = m.name.starts_with(b"/dev/") && !m.name.starts_with(b"/dev/zero") && !m.name.starts_with(b"/dev/shm/");
+    if device && !m.name.starts_with(b"/dev/hugepages/") {
+        let path = name.strip_suffix(" (deleted)").unwrap_or(&name);
+        let is_file = rustix::fs::stat(path).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_file());
+        if !is_file {
+            return Err(unsupported(
+                &format!("a mapping of the device {name}"),
+                "let the program close the device before the dump",
+            ));
+        }
+    }
+    if m.shared && m.name.is_empty() {
+        return Err(unsupported("a shared mapping without a name", "unmap it before the dump"));
+    }
+    Ok(())
+}
+
+/// Device number of the kernel's own tmpfs, where memfds and shared anonymous memory live.
+fn shmem_device() -> Option<(u32, u32)> {
+    static DEVICE: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let file = rustix::fs::memfd_create("crust-probe", rustix::fs::MemfdFlags::CLOEXEC).ok()?;
+        let dev = rustix::fs::fstat(&file).ok()?.st_dev;
+        Some((rustix::fs::major(dev), rustix::fs::minor(dev)))
+    })
+}
+
+fn mm_fields(t: &Target<'_>, vmas: &[Vma], files: &mut dyn FileIds) -> Result<MmEntry> {
+    let text = t.proc.read("stat").during("reading stat")?;
+    let stat = Stat::parse(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/stat has another form"))?;
+    if stat.start_stack == 0 && stat.start_code == 0 {
+        return Err(Error::new(Kind::Permission, "the kernel hides the addresses in /proc/PID/stat from us")
+            .help("run as root, or as the user who may trace the task"));
+    }
+    let auxv = t.proc.read("auxv").during("reading the auxiliary vector")?;
+    let mut saved: Vec<u64> =
+        auxv.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().unwrap_or_default())).collect();
+    // Images hold the pairs without the closing AT_NULL.
+    if let Some(end) = saved.chunks(2).position(|pair| pair[0] == 0) {
+        saved.truncate(2 * end);
+    }
+    let status = Status::new(t.proc.read_text("status").during("reading status")?);
+    let heap_end = vmas.iter().rev().find(|v| v.is(st::HEAP)).map(|v| v.entry.end);
+    Ok(MmEntry {
+        mm_start_code: stat.start_code,
+        mm_end_code: stat.end_code,
+        mm_start_data: stat.start_data,
+        mm_end_data: stat.end_data,
+        mm_start_stack: stat.start_stack,
+        mm_start_brk: stat.start_brk,
+        mm_brk: heap_end.unwrap_or(stat.start_brk),
+        mm_arg_start: stat.arg_start,
+        mm_arg_end: stat.arg_end,
+        mm_env_start: stat.env_start,
+        mm_env_end: stat.env_end,
+        exe_file_id: files.exe(t)?,
+        mm_saved_auxv: saved,
+        thp_disabled: Some(status.number("THP_enabled") == Some(0)),
+        ..MmEntry::default()
+    })
+}

@@ -1,0 +1,452 @@
+//! The content of memory into pages-*.img: read from outside, in order, without ever holding more than a few MiB.
+//!
+//! Where the image lies on tmpfs, what costs most is the page-wise allocation of its pages: there each 2 MiB of the file are
+//! made one huge page (MADV_COLLAPSE) and the target's memory is read straight into a mapping of it. Elsewhere a buffer and
+//! large writes into a preallocated file. Chunks may be read by two threads at once; a chunk's place in the file is settled
+//! in order, because pages of zeros are left out and shift what follows.
+#![allow(unsafe_code, reason = "chunks are read straight into a mapping of the image, shared by two workers")]
+use super::collect::Mm;
+use super::page_flags as pf;
+use super::pages::{How, Run};
+use crate::error::{Error, Kind, Object, ResultExt};
+use crate::task::Target;
+use crate::{OnObject, Result};
+use crust_image::proto::PagemapEntry;
+use crust_kernel::HostTid;
+use crust_kernel::ids::PAGE_SIZE;
+use crust_kernel::mman::{self, Area, HUGE_PAGE};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// What [`dump_pages`] wrote.
+#[derive(Debug, Default)]
+pub struct PagesDump {
+    /// The pagemap's records behind its head, in order.
+    pub entries: Vec<PagemapEntry>,
+    /// Pages in the pages image.
+    pub written: u64,
+    /// Pages found present.
+    pub scanned: u64,
+    /// Present pages that held only zeros.
+    pub zero: u64,
+}
+
+/// Writes the content of the private memory of `t` into `out`, an empty file open for reading and writing.
+///
+/// # Errors
+/// A mapping that cannot be read is named; `NoSpace` if the file system is full.
+pub fn dump_pages(t: &Target<'_>, mm: &Mm, out: BorrowedFd<'_>) -> Result<PagesDump> {
+    let mem = t.proc.open_file("mem").during("opening the task's memory").on_task(t.pid.as_raw())?;
+    let source = Remote { pid: t.pid, mem };
+    let mut dump = copy(&source, &mm.runs, out)?;
+    dump.scanned = mm.scanned;
+    Ok(dump)
+}
+
+/// Where a copy's bytes come from.
+trait Source: Sync {
+    /// Fills `into` with the ranges, one after the other; all have the same [`How`].
+    fn read(&self, ranges: &[(u64, u64)], how: How, into: &mut [u8]) -> Result<()>;
+}
+
+struct Remote {
+    pid: HostTid,
+    mem: OwnedFd,
+}
+
+impl Source for Remote {
+    fn read(&self, ranges: &[(u64, u64)], how: How, into: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        if !how.by_mem {
+            done = match mman::process_vm_readv(self.pid, ranges, into) {
+                Ok(n) => n,
+                Err(Errno::FAULT) => 0,
+                Err(e) => return Err(Error::kernel("reading memory failed", e)).on_task(self.pid.as_raw()),
+            };
+            if done == into.len() as u64 {
+                return Ok(());
+            }
+        }
+        // /proc/PID/mem reads where process_vm_readv may not, and its refusal names the place.
+        let mut at = 0;
+        for &(start, len) in ranges {
+            let skip = done.saturating_sub(at).min(len);
+            if skip < len {
+                let part = &mut into[(at + skip) as usize..(at + len) as usize];
+                mman::read_mem(self.mem.as_fd(), start + skip, part).map_err(|e| {
+                    let object = Object::Vma(self.pid.as_raw(), start, start + len);
+                    match e {
+                        Errno::IO | Errno::FAULT => Error::kernel("its memory cannot be read", e).on(object).help(
+                            "the page is poisoned or a guard page this kernel does not tell (Linux 6.13 and 6.14 do not)",
+                        ),
+                        _ => Error::kernel("reading memory failed", e).on(object),
+                    }
+                })?;
+            }
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes read at once. Buffers stay in the second-level cache; windows need whole huge pages.
+const BUFFER_CHUNK: u64 = 512 << 10;
+const WINDOW_CHUNK: u64 = 2 << 20;
+/// Ranges in one process_vm_readv (IOV_MAX).
+const MAX_RANGES: usize = 1024;
+/// Below this a second thread or a mapping costs more than it saves.
+const SMALL: u64 = 8 << 20;
+/// Finished parts of the window are let go in steps of this.
+const RELEASE: u64 = 8 << 20;
+/// Zeros may push the plan this far ahead of the file's end before the workers line up again.
+const DRIFT: u64 = 4 << 20;
+
+fn copy(source: &dyn Source, runs: &[Run], out: BorrowedFd<'_>) -> Result<PagesDump> {
+    let total: u64 = runs.iter().map(|r| r.end - r.start).sum();
+    if total == 0 {
+        return Ok(PagesDump::default());
+    }
+    let window = if total >= SMALL { Window::open(out, total) } else { None };
+    if window.is_none() && total >= SMALL {
+        // One call instead of an allocation for each write. Not every file system can, and zeros may make it too much.
+        let _unsupported_is_fine = rustix::fs::fallocate(out, rustix::fs::FallocateFlags::KEEP_SIZE, 0, total);
+    }
+    let job = Job { source, runs, out, window, state: Mutex::new(State::default()), moved: Condvar::new() };
+    let threads = if total < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) };
+    if threads == 1 {
+        job.work(BUFFER_CHUNK.min(total))?;
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|| job.work(BUFFER_CHUNK).map_err(|e| job.fail(e)));
+            }
+            let _kept_in_state = job.work(BUFFER_CHUNK).map_err(|e| job.fail(e));
+        });
+    }
+    let state = job.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some(error) = state.error {
+        return Err(error);
+    }
+    drop(job.window);
+    rustix::fs::ftruncate(out, state.end).during("setting the size of the pages image")?;
+    Ok(PagesDump { entries: state.entries, written: state.end / PAGE_SIZE, scanned: 0, zero: state.zero })
+}
+
+/// The whole pages file mapped, with huge pages allocated ahead of the copy.
+struct Window {
+    area: Area,
+    len: u64,
+}
+
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+
+impl Window {
+    /// `None` where the file is not on tmpfs, or this tmpfs gives no huge pages.
+    fn open(out: BorrowedFd<'_>, total: u64) -> Option<Self> {
+        if rustix::fs::fstatfs(out).ok()?.f_type != TMPFS_MAGIC {
+            return None;
+        }
+        let len = total.next_multiple_of(HUGE_PAGE);
+        rustix::fs::ftruncate(out, len).ok()?;
+        let area = Area::file_huge_aligned(out, len).ok()?;
+        let window = Self { area, len };
+        if window.prepare(out, 0).is_err() {
+            drop(window);
+            rustix::fs::ftruncate(out, 0).ok()?;
+            return None;
+        }
+        Some(window)
+    }
+
+    /// Makes 2 MiB of the file one huge page; an entirely empty extent would be refused, so a byte is written first.
+    fn prepare(&self, out: BorrowedFd<'_>, extent: u64) -> rustix::io::Result<()> {
+        let at = extent * HUGE_PAGE;
+        rustix::io::pwrite(out, &[0], at)?;
+        self.area.advise(at, HUGE_PAGE, mman::MADV_COLLAPSE)
+    }
+}
+
+struct Job<'a> {
+    source: &'a dyn Source,
+    runs: &'a [Run],
+    out: BorrowedFd<'a>,
+    window: Option<Window>,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// Next page to be claimed.
+    run: usize,
+    inside: u64,
+    /// Number of the next claim, and of the next chunk whose place is settled.
+    claims: u64,
+    settled: u64,
+    /// Where the next claim may put its bytes, if nothing before it shrinks.
+    planned: u64,
+    /// The file's end so far.
+    end: u64,
+    /// Huge pages made ready, and bytes let go again.
+    prepared: u64,
+    released: u64,
+    entries: Vec<PagemapEntry>,
+    zero: u64,
+    error: Option<Error>,
+}
+
+/// What a worker takes at once.
+struct Chunk {
+    number: u64,
+    /// Planned place in the file.
+    at: u64,
+    len: u64,
+    pieces: Vec<Run>,
+    extents: std::ops::Range<u64>,
+}
+
+impl Job<'_> {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: Error) {
+        self.lock().error.get_or_insert(error);
+        self.moved.notify_all();
+    }
+
+    fn claim(&self, chunk: &mut Chunk) -> bool {
+        let mut state = self.lock();
+        while state.error.is_none() && state.planned - state.end > DRIFT && state.settled < state.claims {
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.settled == state.claims {
+            state.planned = state.end;
+        }
+        let limit = if self.window.is_some() { WINDOW_CHUNK } else { BUFFER_CHUNK };
+        chunk.pieces.clear();
+        chunk.len = 0;
+        while chunk.len < limit && chunk.pieces.len() < MAX_RANGES {
+            let Some(run) = self.runs.get(state.run) else { break };
+            let start = run.start + state.inside;
+            let len = (run.end - start).min(limit - chunk.len);
+            chunk.pieces.push(Run { start, end: start + len, how: run.how });
+            chunk.len += len;
+            if start + len == run.end {
+                (state.run, state.inside) = (state.run + 1, 0);
+            } else {
+                state.inside += len;
+            }
+        }
+        if chunk.pieces.is_empty() || state.error.is_some() {
+            return false;
+        }
+        chunk.number = state.claims;
+        chunk.at = state.planned;
+        state.claims += 1;
+        state.planned += chunk.len;
+        let needed = state.planned.div_ceil(HUGE_PAGE);
+        chunk.extents = state.prepared..needed.max(state.prepared);
+        state.prepared = chunk.extents.end;
+        true
+    }
+
+    fn work(&self, buffer_len: u64) -> Result<()> {
+        let buffer = match &self.window {
+            None => Some(Area::anonymous(buffer_len.next_multiple_of(PAGE_SIZE)).during("mapping a buffer")?),
+            Some(_) => None,
+        };
+        let mut chunk = Chunk { number: 0, at: 0, len: 0, pieces: Vec::new(), extents: 0..0 };
+        let mut ranges = Vec::new();
+        let mut kept: Vec<(u64, u64)> = Vec::new();
+        let mut entries = Vec::new();
+        while self.claim(&mut chunk) {
+            // SAFETY: the buffer belongs to this worker alone; in the window every claim has its own range, which ends
+            // before the next claim's starts and lies inside the mapped file.
+            let bytes = unsafe {
+                match (&buffer, &self.window) {
+                    (Some(buffer), _) => buffer.slice_mut(0, chunk.len),
+                    (None, Some(window)) => {
+                        self.make_ready(window, chunk.extents.clone())?;
+                        window.area.slice_mut(chunk.at, chunk.len)
+                    }
+                    (None, None) => return Err(Error::new(Kind::Internal, "no place to copy memory to")),
+                }
+            };
+            self.read_pieces(&chunk.pieces, &mut ranges, bytes)?;
+            let zeros = sift(&chunk.pieces, bytes, &mut kept, &mut entries);
+            let Some(at) = self.settle(&chunk, &mut entries, zeros, &kept)? else { return Ok(()) };
+            if buffer.is_some() {
+                self.write_out(bytes, &kept, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn make_ready(&self, window: &Window, extents: std::ops::Range<u64>) -> Result<()> {
+        for extent in extents {
+            if extent * HUGE_PAGE >= window.len || window.prepare(self.out, extent).is_ok() {
+                continue;
+            }
+            // Small pages then; allocated here, so that a full file system is an error and not a signal.
+            let flags = rustix::fs::FallocateFlags::empty();
+            rustix::fs::fallocate(self.out, flags, extent * HUGE_PAGE, HUGE_PAGE)
+                .during("allocating the pages image")?;
+        }
+        Ok(())
+    }
+
+    fn read_pieces(&self, pieces: &[Run], ranges: &mut Vec<(u64, u64)>, bytes: &mut [u8]) -> Result<()> {
+        let mut rest = bytes;
+        for group in pieces.chunk_by(|a, b| a.how.by_mem == b.how.by_mem) {
+            ranges.clear();
+            ranges.extend(group.iter().map(|p| (p.start, p.end - p.start)));
+            let len: u64 = ranges.iter().map(|r| r.1).sum();
+            let (part, behind) = rest.split_at_mut(len as usize);
+            self.source.read(ranges, group[0].how, part)?;
+            rest = behind;
+        }
+        Ok(())
+    }
+
+    /// Waits for this chunk's turn and gives it its place. In a window the bytes are moved there if it is not the planned one.
+    fn settle(
+        &self,
+        chunk: &Chunk,
+        entries: &mut Vec<PagemapEntry>,
+        zeros: u64,
+        kept: &[(u64, u64)],
+    ) -> Result<Option<u64>> {
+        let mut state = self.lock();
+        while state.error.is_none() && state.settled != chunk.number {
+            state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.error.is_some() {
+            return Ok(None);
+        }
+        let at = state.end;
+        let len: u64 = kept.iter().map(|k| k.1).sum();
+        if let Some(window) = &self.window {
+            if at != chunk.at || zeros > 0 {
+                let base = window.area.start();
+                let mut to = at;
+                for &(from, n) in kept {
+                    // SAFETY: both ranges lie in the window: the source is this chunk's own claim, the destination starts
+                    // at the file's end and so ends no later than the source does. Later claims start behind the source,
+                    // earlier chunks are settled and in use by nobody. Pages at the destination were made ready by
+                    // earlier claims or this one. Overlap is allowed by `copy`.
+                    unsafe {
+                        std::ptr::copy((base + chunk.at + from) as *const u8, (base + to) as *mut u8, n as usize);
+                    }
+                    to += n;
+                }
+            }
+        }
+        state.end += len;
+        state.zero += zeros;
+        for entry in entries.drain(..) {
+            merge_entry(&mut state.entries, entry);
+        }
+        state.settled += 1;
+        if let Some(window) = &self.window {
+            // A mapped page counts as ours: let go of what is finished.
+            let done = state.end / HUGE_PAGE * HUGE_PAGE;
+            if done - state.released >= RELEASE {
+                let from = state.released;
+                window.area.advise(from, done - from, libc::MADV_DONTNEED).during("letting go of written memory")?;
+                state.released = done;
+            }
+        }
+        drop(state);
+        self.moved.notify_all();
+        Ok(Some(at))
+    }
+
+    fn write_out(&self, bytes: &mut [u8], kept: &[(u64, u64)], at: u64) -> Result<()> {
+        let mut len = 0;
+        for &(from, n) in kept {
+            if from != len {
+                bytes.copy_within(from as usize..(from + n) as usize, len as usize);
+            }
+            len += n;
+        }
+        let mut done = 0;
+        while done < len {
+            let part = &bytes[done as usize..len as usize];
+            let n = rustix::io::retry_on_intr(|| rustix::io::pwrite(self.out, part, at + done))
+                .during("writing the pages image")?;
+            if n == 0 {
+                return Err(Error::kernel("writing the pages image failed", Errno::NOSPC));
+            }
+            done += n as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Finds pages of zeros that may go: `kept` gets the ranges of `bytes` that stay, `entries` the records for them.
+fn sift(pieces: &[Run], bytes: &[u8], kept: &mut Vec<(u64, u64)>, entries: &mut Vec<PagemapEntry>) -> u64 {
+    kept.clear();
+    entries.clear();
+    let mut zeros = 0;
+    let mut at = 0;
+    for piece in pieces {
+        let len = piece.end - piece.start;
+        if !piece.how.drop_zeros {
+            keep(kept, at, len);
+            push_entry(entries, piece.start, len, piece.how);
+            at += len;
+            continue;
+        }
+        let mut from = 0;
+        let mut page = 0;
+        while page < len {
+            if mman::is_zero(&bytes[(at + page) as usize..(at + page + PAGE_SIZE) as usize]) {
+                if from < page {
+                    keep(kept, at + from, page - from);
+                    push_entry(entries, piece.start + from, page - from, piece.how);
+                }
+                zeros += 1;
+                from = page + PAGE_SIZE;
+            }
+            page += PAGE_SIZE;
+        }
+        if from < len {
+            keep(kept, at + from, len - from);
+            push_entry(entries, piece.start + from, len - from, piece.how);
+        }
+        at += len;
+    }
+    zeros
+}
+
+fn keep(kept: &mut Vec<(u64, u64)>, from: u64, len: u64) {
+    match kept.last_mut() {
+        Some((start, n)) if *start + *n == from => *n += len,
+        _ => kept.push((from, len)),
+    }
+}
+
+fn push_entry(entries: &mut Vec<PagemapEntry>, start: u64, len: u64, how: How) {
+    let flags = pf::PRESENT | if how.lazy { pf::LAZY } else { 0 };
+    let entry = PagemapEntry {
+        vaddr: start,
+        compat_nr_pages: 0,
+        in_parent: None,
+        flags: Some(flags),
+        nr_pages: Some(len / PAGE_SIZE),
+    };
+    merge_entry(entries, entry);
+}
+
+fn merge_entry(all: &mut Vec<PagemapEntry>, entry: PagemapEntry) {
+    match all.last_mut() {
+        Some(last)
+            if last.flags == entry.flags && last.vaddr + last.nr_pages.unwrap_or(0) * PAGE_SIZE == entry.vaddr =>
+        {
+            last.nr_pages = Some(last.nr_pages.unwrap_or(0) + entry.nr_pages.unwrap_or(0));
+        }
+        _ => all.push(entry),
+    }
+}

@@ -1,0 +1,65 @@
+//! Memory: mappings, their pages and the mm's own fields; both halves.
+//!
+//! Dump: [`collect()`] reads every mapping of a frozen process and refuses what cannot come back; [`dump_pages`] writes the
+//! content of private memory; [`SharedMemory`] gathers the anonymous shared segments of the whole tree and writes each once.
+//! Everything is seen from outside: nothing runs in the target.
+//!
+//! Restore: [`SharedMemory`]'s counterpart makes the segments before the first fork; in each task [`stage`] maps and fills
+//! everything that may already stand at its final address and parks the rest; the plan then clears and moves.
+pub mod collect;
+pub mod dump;
+pub mod pages;
+
+pub use collect::{FileIds, Mm, Vma, collect};
+pub use dump::{PagesDump, dump_pages};
+
+/// Bits of `vma_entry.status`.
+pub mod status {
+    /// To be saved and restored.
+    pub const REGULAR: u32 = 1 << 0;
+    /// `[vsyscall]`.
+    pub const VSYSCALL: u32 = 1 << 2;
+    /// The vDSO's code.
+    pub const VDSO: u32 = 1 << 3;
+    /// The brk heap.
+    pub const HEAP: u32 = 1 << 5;
+    /// Private mapping of a file.
+    pub const FILE_PRIVATE: u32 = 1 << 6;
+    /// Shared mapping of a file.
+    pub const FILE_SHARED: u32 = 1 << 7;
+    /// Shared anonymous memory.
+    pub const ANON_SHARED: u32 = 1 << 8;
+    /// Private anonymous memory.
+    pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// System V shared memory.
+    pub const SYSVIPC: u32 = 1 << 10;
+    /// A packet socket's ring.
+    pub const SOCKET: u32 = 1 << 11;
+    /// The vDSO's data.
+    pub const VVAR: u32 = 1 << 12;
+    /// An AIO context's ring.
+    pub const AIORING: u32 = 1 << 13;
+    /// A memfd.
+    pub const MEMFD: u32 = 1 << 14;
+    /// Shadow stack.
+    pub const SHADOW_STACK: u32 = 1 << 15;
+    /// No mapping, but a guard region inside one.
+    pub const GUARD: u32 = 1 << 16;
+    /// `[uprobes]`.
+    pub const UPROBES: u32 = 1 << 17;
+    /// A device that a plugin saves.
+    pub const PLUGIN: u32 = 1 << 27;
+}
+
+/// Bits of `pagemap_entry.flags`.
+pub mod page_flags {
+    /// The pages are in the parent images.
+    pub const PARENT: u32 = 1 << 0;
+    /// The pages may be brought by a lazy-pages server.
+    pub const LAZY: u32 = 1 << 1;
+    /// The pages are in this pages image.
+    pub const PRESENT: u32 = 1 << 2;
+}
+
+/// Highest address of user space on x86_64 with four-level page tables, plus one.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;

@@ -1,0 +1,119 @@
+//! Which pages of a process hold content of their own, found in one walk over its page table.
+use super::collect::{MAP_DROPPABLE, Vma};
+use super::status as st;
+use crate::Result;
+use crate::error::ResultExt;
+use crate::task::Target;
+use crust_kernel::ids::PAGE_SIZE;
+use crust_kernel::maps::VmFlag;
+use crust_kernel::pagemap::{Categories, PageRegion, Pagemap};
+
+/// Neighbouring pages to be saved, all of one sort.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) how: How,
+}
+
+/// How the pages of a mapping are read and what may be left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct How {
+    /// Through /proc/PID/mem: pages that fork shares (a pin would copy them), and pages without read permission.
+    pub(super) by_mem: bool,
+    /// A page of zeros need not be saved: nothing else would show through.
+    pub(super) drop_zeros: bool,
+    /// A lazy-pages server may bring them.
+    pub(super) lazy: bool,
+}
+
+/// What one walk found.
+#[derive(Debug, Default)]
+pub(super) struct Selection {
+    pub(super) runs: Vec<Run>,
+    pub(super) guards: Vec<(u64, u64)>,
+    pub(super) scanned: u64,
+}
+
+impl How {
+    pub(super) fn of(vma: &Vma) -> Self {
+        let anonymous = vma.is(st::ANON_PRIVATE);
+        let special = vma.entry.status & (st::VDSO | st::VVAR) != 0;
+        // Without smaps nobody says what fork shares.
+        let shared = vma.mapping.detail.is_none_or(|d| d.shared_kib > 0);
+        Self {
+            by_mem: shared || special || !vma.mapping.read,
+            drop_zeros: anonymous && !special,
+            lazy: anonymous && !special && !vma.mapping.has(VmFlag::Locked),
+        }
+    }
+}
+
+fn wants_walk(vma: &Vma) -> bool {
+    vma.is(st::REGULAR | st::ANON_PRIVATE)
+        && vma.entry.status & (st::VDSO | st::VVAR) == 0
+        && vma.entry.flags & MAP_DROPPABLE == 0
+}
+
+/// Walks the page table of `t` once for anonymous memory and guards, and once more for each private file mapping that has
+/// pages of its own (only there must the kernel tell file pages from copies, which is slow).
+pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
+    let mut found = Selection::default();
+    let mut pagemap = Pagemap::open(t.proc).during("opening the page map")?;
+    let user: &[Vma] = &vmas[..vmas.partition_point(|v| v.entry.end <= super::TASK_SIZE)];
+    let (Some(first), Some(last)) = (user.first(), user.last()) else { return Ok(found) };
+    let present = Categories::PRESENT.or(Categories::SWAPPED);
+    let tell = Categories::ZERO.or(Categories::GUARD);
+    let mut next = 0;
+    pagemap
+        .walk(first.entry.start, last.entry.end, present.or(Categories::GUARD), tell, |region| {
+            while next < user.len() && user[next].entry.end <= region.start {
+                next += 1;
+            }
+            for vma in user[next..].iter().take_while(|v| v.entry.start < region.end) {
+                found.add(vma, region, wants_walk(vma));
+            }
+        })
+        .during("reading the page map")?;
+    for vma in user {
+        if vma.is(st::VDSO) {
+            // Saved whole: restore compares it with its own.
+            found.runs.push(Run { start: vma.entry.start, end: vma.entry.end, how: How::of(vma) });
+        }
+        let has_copies = vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0);
+        if vma.is(st::FILE_PRIVATE) && has_copies {
+            pagemap
+                .walk(vma.entry.start, vma.entry.end, present, tell.or(Categories::FILE), |region| {
+                    if !region.categories.has(Categories::FILE) && !region.categories.has(Categories::GUARD) {
+                        found.add(vma, region, true);
+                    }
+                })
+                .during("reading the page map")?;
+        }
+    }
+    found.runs.sort_unstable_by_key(|r| r.start);
+    Ok(found)
+}
+
+impl Selection {
+    fn add(&mut self, vma: &Vma, region: PageRegion, save: bool) {
+        let start = region.start.max(vma.entry.start);
+        let end = region.end.min(vma.entry.end);
+        self.scanned += (end - start) / PAGE_SIZE;
+        if region.categories.has(Categories::GUARD) {
+            match self.guards.last_mut() {
+                Some((_, last)) if *last == start => *last = end,
+                _ => self.guards.push((start, end)),
+            }
+            return;
+        }
+        if !save || region.categories.has(Categories::ZERO) {
+            return;
+        }
+        let how = How::of(vma);
+        match self.runs.last_mut() {
+            Some(run) if run.end == start && run.how == how => run.end = end,
+            _ => self.runs.push(Run { start, end, how }),
+        }
+    }
+}

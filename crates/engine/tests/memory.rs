@@ -1,0 +1,288 @@
+//! Memory of real child processes: what is seen, what is saved, what is refused.
+//! A child is this test binary again: the test named by `--exact` plays the part that `CRUST_MEM_CHILD` names.
+#![allow(unsafe_code, reason = "tests map and fill memory by hand")]
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+use crust_engine::memory::{self, FileIds, Mm, PagesDump, status};
+use crust_engine::task::Target;
+use crust_image::proto::PagemapEntry;
+use crust_kernel::maps::Mapping;
+use crust_kernel::procfs::ProcDir;
+use crust_kernel::{HostTid, NsTid};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, Stdio};
+
+const PAGE: usize = 4096;
+
+/// Files by number, as they come.
+#[derive(Default)]
+struct Ids(Vec<String>);
+
+impl FileIds for Ids {
+    fn map_file(&mut self, _: &Target<'_>, mapping: &Mapping) -> crust_engine::Result<u32> {
+        self.0.push(String::from_utf8_lossy(&mapping.name).into_owned());
+        Ok(self.0.len() as u32)
+    }
+    fn exe(&mut self, _: &Target<'_>) -> crust_engine::Result<u32> {
+        Ok(1000)
+    }
+}
+
+struct Held {
+    child: Child,
+    numbers: Vec<u64>,
+}
+
+impl Held {
+    fn new(part: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "plays_a_part", "--nocapture", "--test-threads=1"])
+            .env("CRUST_MEM_CHILD", part)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+        let line = loop {
+            let line = lines.next().expect("the child says its addresses").unwrap();
+            if let Some(at) = line.find("addresses:") {
+                break line[at + 10..].to_owned();
+            }
+        };
+        let numbers = line.split_whitespace().map(|w| w.parse().unwrap()).collect();
+        // Tasks are frozen when they are looked at.
+        rustix::process::kill_process(pid_of(&child), rustix::process::Signal::STOP).unwrap();
+        Self { child, numbers }
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&Target<'_>) -> T) -> T {
+        let raw = self.child.id() as i32;
+        let pid = HostTid::new(raw).unwrap();
+        let proc = ProcDir::open(pid).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid_of(&self.child), rustix::process::PidfdFlags::empty()).unwrap();
+        f(&Target { pid, ns_pid: NsTid::new(raw).unwrap(), proc: &proc, pidfd: pidfd.as_fd() })
+    }
+
+    fn collect(&self) -> Mm {
+        self.with(|t| memory::collect(t, &mut Ids::default()).unwrap())
+    }
+
+    fn dump(&self, mm: &Mm, dir: &str) -> (PagesDump, Vec<u8>) {
+        let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
+        let file = rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let dump = self.with(|t| memory::dump_pages(t, mm, file.as_fd()).unwrap());
+        let mut bytes = Vec::new();
+        std::fs::File::from(file).read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), dump.written as usize * PAGE);
+        (dump, bytes)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn pid_of(child: &Child) -> rustix::process::Pid {
+    rustix::process::Pid::from_child(child)
+}
+
+/// The saved bytes of a page, if it was saved.
+fn saved(entries: &[PagemapEntry], bytes: &[u8], addr: u64) -> Option<Vec<u8>> {
+    let mut at = 0;
+    for e in entries {
+        let len = e.nr_pages.unwrap() as usize * PAGE;
+        if (e.vaddr..e.vaddr + len as u64).contains(&addr) {
+            let from = at + (addr - e.vaddr) as usize;
+            return Some(bytes[from..from + PAGE].to_vec());
+        }
+        at += len;
+    }
+    None
+}
+
+fn map(len: usize, prot: i32, flags: i32, fd: i32) -> *mut u8 {
+    // SAFETY: new memory where the kernel likes.
+    let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) };
+    assert_ne!(at, libc::MAP_FAILED);
+    at.cast()
+}
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+
+fn noise(seed: u64) -> impl Iterator<Item = u64> {
+    let mut x = seed | 1;
+    std::iter::repeat_with(move || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    })
+}
+
+fn fill(at: *mut u8, len: usize, seed: u64) {
+    // SAFETY: the caller mapped `len` writable bytes at `at`, aligned to pages.
+    let words = unsafe { std::slice::from_raw_parts_mut(at.cast::<u64>(), len / 8) };
+    words.iter_mut().zip(noise(seed)).for_each(|(w, n)| *w = n);
+}
+
+/// Not a test of its own: what the child processes do.
+#[test]
+fn plays_a_part() {
+    let Ok(part) = std::env::var("CRUST_MEM_CHILD") else { return };
+    let mut say = Vec::new();
+    match part.as_str() {
+        "sorts" => {
+            let anon = map(16 * PAGE, RW, ANON, -1);
+            fill(anon, 2 * PAGE, 1);
+            // SAFETY: own memory: page 4 gets zeros, page 6 is only read (the zero page), page 8 loses all permissions.
+            unsafe {
+                anon.add(4 * PAGE).write(0);
+                anon.add(6 * PAGE).read_volatile();
+                fill(anon.add(8 * PAGE), PAGE, 8);
+                assert_eq!(libc::mprotect(anon.add(8 * PAGE).cast(), PAGE, libc::PROT_NONE), 0);
+                assert_eq!(libc::madvise(anon.add(12 * PAGE).cast(), PAGE, libc::MADV_DONTFORK), 0);
+            }
+            say.push(anon as u64);
+            let shared = map(8 * PAGE, RW, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1);
+            fill(shared, PAGE, 3);
+            say.push(shared as u64);
+            let exe = std::fs::File::open("/proc/self/exe").unwrap();
+            let file = map(4 * PAGE, RW, libc::MAP_PRIVATE, std::os::fd::AsRawFd::as_raw_fd(&exe));
+            fill(file.wrapping_add(2 * PAGE), PAGE, 5);
+            say.push(file as u64);
+            let guarded = map(8 * PAGE, RW, ANON, -1);
+            fill(guarded, 8 * PAGE, 6);
+            // SAFETY: own memory; an old kernel says no, and the test looks at the answer.
+            say.push(unsafe { libc::madvise(guarded.add(2 * PAGE).cast(), 2 * PAGE, 102) } as u64);
+            say.push(guarded as u64);
+        }
+        "big" | "holes" => {
+            let len = 40 << 20;
+            let at = map(len, RW, ANON, -1);
+            fill(at, len, 77);
+            if part == "holes" {
+                for page in (0..len / PAGE).filter(|p| p % 7 == 0 || (p / 600) % 3 == 0) {
+                    // SAFETY: own memory, inside the mapping.
+                    unsafe { at.add(page * PAGE).write_bytes(0, PAGE) };
+                }
+            }
+            say.push(at as u64);
+        }
+        "ring" => {
+            let mut params = [0u8; 120];
+            // SAFETY: io_uring_setup writes its 120 bytes of parameters; the ring is then mapped by its descriptor.
+            let fd = unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) };
+            say.push(fd as u64);
+            if fd >= 0 {
+                map(PAGE, RW, libc::MAP_SHARED | libc::MAP_POPULATE, fd as i32);
+            }
+        }
+        other => panic!("no part {other}"),
+    }
+    let text: Vec<String> = say.iter().map(u64::to_string).collect();
+    writeln!(std::io::stdout(), "addresses: {}", text.join(" ")).unwrap();
+    std::io::stdout().flush().unwrap();
+    std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
+}
+
+#[test]
+fn sees_and_saves_every_sort() {
+    let held = Held::new("sorts");
+    let mm = held.collect();
+    let (dump, bytes) = held.dump(&mm, "/dev/shm");
+    let [anon, shared, file, guard_rc, guarded] = held.numbers[..] else { panic!("five numbers") };
+    let at = |addr: u64| mm.vmas.iter().find(|v| v.entry.start <= addr && addr < v.entry.end).unwrap();
+    let page = |base: u64, n: u64| saved(&dump.entries, &bytes, base + n * PAGE as u64);
+    let first = |seed| noise(seed).next().unwrap().to_ne_bytes();
+
+    assert!(at(anon).is(status::REGULAR | status::ANON_PRIVATE));
+    assert_eq!(page(anon, 0).unwrap()[..8], first(1));
+    assert!(page(anon, 1).is_some() && page(anon, 2).is_none());
+    assert_eq!(page(anon, 4), None, "a page of zeros is not saved");
+    assert_eq!(page(anon, 6), None, "the zero page is not saved");
+    assert!(dump.zero >= 1);
+    assert_eq!(at(anon + 8 * PAGE as u64).entry.prot, 0);
+    assert_eq!(page(anon, 8).unwrap()[..8], first(8), "memory without permissions is saved too");
+    assert_eq!(at(anon + 12 * PAGE as u64).entry.madv, Some(1 << libc::MADV_DONTFORK));
+
+    assert!(at(shared).is(status::REGULAR | status::ANON_SHARED) && at(shared).entry.shmid != 0);
+    assert_eq!(page(shared, 0), None, "shared memory is saved once for the whole tree, not here");
+
+    assert!(at(file).is(status::FILE_PRIVATE) && at(file).entry.shmid > 0);
+    assert_eq!(page(file, 2).unwrap()[..8], first(5));
+    assert!(page(file, 0).is_none() && page(file, 1).is_none(), "only copied pages of a file are saved");
+
+    if guard_rc == 0 {
+        assert_eq!(mm.guards, [(guarded + 2 * PAGE as u64, guarded + 4 * PAGE as u64)]);
+        assert!(page(guarded, 1).is_some() && page(guarded, 2).is_none() && page(guarded, 4).is_some());
+    }
+
+    let record = mm.record();
+    assert!(record.vmas.iter().any(|v| v.status & status::VDSO != 0));
+    assert_eq!(record.vmas.iter().filter(|v| v.status & status::VVAR != 0).count(), 1);
+    assert!(record.vmas.iter().any(|v| v.status & status::HEAP != 0));
+    assert!(record.mm_start_stack > record.mm_start_code && record.mm_arg_end > record.mm_arg_start);
+    assert!(record.mm_saved_auxv.chunks(2).any(|p| p[0] == 33), "AT_SYSINFO_EHDR");
+    assert_eq!((record.exe_file_id, record.thp_disabled), (1000, Some(false)));
+    let vdso = record.vmas.iter().find(|v| v.status & status::VDSO != 0).unwrap();
+    assert_eq!(saved(&dump.entries, &bytes, vdso.start).unwrap()[..4], *b"\x7fELF");
+    assert!(dump.entries.is_sorted_by(|a, b| a.vaddr + a.nr_pages.unwrap() * PAGE as u64 <= b.vaddr));
+}
+
+fn whole_content(part: &str, dir: &str) {
+    let held = Held::new(part);
+    let mm = held.collect();
+    let (dump, bytes) = held.dump(&mm, dir);
+    let mut expected = noise(77);
+    let mut zeros = 0;
+    for page in 0..(40u64 << 20) / PAGE as u64 {
+        let mut want: Vec<u8> = expected.by_ref().take(PAGE / 8).flat_map(u64::to_ne_bytes).collect();
+        if part == "holes" && (page % 7 == 0 || (page / 600) % 3 == 0) {
+            want.fill(0);
+            zeros += 1;
+        }
+        let got = saved(&dump.entries, &bytes, held.numbers[0] + page * PAGE as u64);
+        if want.iter().all(|&b| b == 0) {
+            assert_eq!(got, None, "page {page}");
+        } else {
+            assert!(got.as_ref() == Some(&want), "page {page}");
+        }
+    }
+    assert!(dump.zero >= zeros);
+}
+
+#[test]
+fn large_memory_into_tmpfs() {
+    whole_content("big", "/dev/shm");
+}
+
+#[test]
+fn large_memory_into_another_file_system() {
+    whole_content("big", env!("CARGO_TARGET_TMPDIR"));
+}
+
+#[test]
+fn zeros_shift_what_follows_on_tmpfs() {
+    whole_content("holes", "/dev/shm");
+}
+
+#[test]
+fn zeros_shift_what_follows_elsewhere() {
+    whole_content("holes", env!("CARGO_TARGET_TMPDIR"));
+}
+
+#[test]
+fn refuses_what_cannot_come_back_by_name() {
+    let held = Held::new("ring");
+    if held.numbers[0] as i64 <= 0 {
+        return; // this kernel has no io_uring
+    }
+    let error = held.with(|t| memory::collect(t, &mut Ids::default())).unwrap_err();
+    assert_eq!(error.kind(), crust_engine::Kind::Unsupported);
+    let text = error.to_string();
+    assert!(text.contains("io_uring") && text.contains("mapping 0x") && text.contains("help: close"), "{text}");
+}
