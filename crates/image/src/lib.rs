@@ -10,6 +10,7 @@ mod frame;
 pub mod json;
 mod kind;
 pub mod manifest;
+pub mod pagemap;
 pub mod proto;
 
 pub use error::{Error, Result, What};
