@@ -130,6 +130,15 @@ pub fn set_child_subreaper(on: bool) -> Result<()> {
     unsafe { prctl(libc::PR_SET_CHILD_SUBREAPER, [u64::from(on), 0, 0, 0]) }.map(drop)
 }
 
+/// Switches PR_TIMER_CREATE_RESTORE_IDS (Linux 6.15): timer_create then takes the id it is given.
+///
+/// # Errors
+/// `EINVAL` on older kernels.
+pub fn timer_restore_ids(on: bool) -> Result<()> {
+    // SAFETY: the option takes a number only.
+    unsafe { prctl(77, [u64::from(on), 0, 0, 0]) }.map(drop)
+}
+
 /// Blocks every signal for the calling thread (SIGKILL and SIGSTOP excepted by the kernel).
 pub fn block_all_signals() {
     let all = u64::MAX;

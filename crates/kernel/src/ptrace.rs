@@ -216,9 +216,7 @@ pub fn set_regset(tid: HostTid, set: RegSet, bytes: &[u8]) -> Result<()> {
 pub fn get_sigmask(tid: HostTid) -> Result<u64> {
     let mut mask = 0u64;
     // SAFETY: GETSIGMASK with `addr` 8 writes exactly 8 bytes, the size of `mask`.
-    unsafe {
-        request_ptr(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>() as libc::c_ulong, (&raw mut mask).cast())
-    }?;
+    unsafe { request_ptr(libc::PTRACE_GETSIGMASK, tid, size_of::<u64>() as libc::c_ulong, (&raw mut mask).cast()) }?;
     Ok(mask)
 }
 
@@ -228,10 +226,8 @@ pub fn get_sigmask(tid: HostTid) -> Result<u64> {
 /// `ESRCH`: gone or not stopped.
 pub fn set_sigmask(tid: HostTid, mut mask: u64) -> Result<()> {
     // SAFETY: SETSIGMASK with `addr` 8 reads exactly 8 bytes, the size of `mask`.
-    unsafe {
-        request_ptr(libc::PTRACE_SETSIGMASK, tid, size_of::<u64>() as libc::c_ulong, (&raw mut mask).cast())
-    }
-    .map(drop)
+    unsafe { request_ptr(libc::PTRACE_SETSIGMASK, tid, size_of::<u64>() as libc::c_ulong, (&raw mut mask).cast()) }
+        .map(drop)
 }
 
 /// One queued signal, as the kernel's `siginfo_t` lays it out.
@@ -379,15 +375,12 @@ pub struct BpfInsn {
 /// namespace. `EMEDIUMTYPE`: a filter that is no classic BPF.
 pub fn get_seccomp_filter(tid: HostTid, index: u32) -> Result<Vec<BpfInsn>> {
     // SAFETY: with a null `data` the kernel only counts instructions and writes nothing.
-    let count = unsafe {
-        request_ptr(PTRACE_SECCOMP_GET_FILTER, tid, libc::c_ulong::from(index), std::ptr::null_mut())
-    }?;
+    let count =
+        unsafe { request_ptr(PTRACE_SECCOMP_GET_FILTER, tid, libc::c_ulong::from(index), std::ptr::null_mut()) }?;
     let mut insns = vec![BpfInsn::default(); count];
     // SAFETY: the kernel writes as many instructions as it just counted; an installed filter never changes, and the
     // thread is stopped, so `index` still names the same one.
-    unsafe {
-        request_ptr(PTRACE_SECCOMP_GET_FILTER, tid, libc::c_ulong::from(index), insns.as_mut_ptr().cast())
-    }?;
+    unsafe { request_ptr(PTRACE_SECCOMP_GET_FILTER, tid, libc::c_ulong::from(index), insns.as_mut_ptr().cast()) }?;
     Ok(insns)
 }
 

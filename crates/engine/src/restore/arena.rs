@@ -53,7 +53,6 @@ pub(crate) struct TaskSlot {
     text: [AtomicU64; TEXT / 8],
 }
 
-
 /// The mapping. Forked children share it; nobody unmaps it before the plan does.
 #[derive(Debug)]
 pub(crate) struct Arena {

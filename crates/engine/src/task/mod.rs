@@ -1,4 +1,11 @@
 //! Tasks: what resource modules see of one process while it is looked at, and the modules for task state.
+pub mod creds;
+pub mod regs_x86_64;
+pub mod signals;
+pub mod timers;
+
+pub use regs_x86_64 as regs;
+
 use crust_kernel::procfs::ProcDir;
 use crust_kernel::{HostTid, NsTid};
 use std::os::fd::BorrowedFd;

@@ -1,0 +1,320 @@
+//! Registers on x86_64: the kernel's register sets to CRIU's `thread_info_x86` and back.
+//!
+//! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
+use crate::{Error, Kind, Result};
+use crust_image::proto::{
+    ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
+};
+use std::arch::x86_64::__cpuid_count;
+
+const LEGACY_BYTES: usize = 512;
+const HEADER_AT: usize = 512;
+const SW_FEATURES_AT: usize = 464;
+/// Components that CRIU's format has a place for: x87, SSE, AVX, MPX ×2, AVX-512 ×3, protection keys.
+const KNOWN: u64 = 0b10_1111_1111 & !(1 << 8);
+
+/// (component number, offset, bytes) of the extended components that the format knows and this CPU has.
+fn components() -> Vec<(u32, usize, usize)> {
+    [2u32, 3, 4, 5, 6, 7, 9]
+        .into_iter()
+        .filter_map(|i| {
+            let leaf = __cpuid_count(13, i);
+            (leaf.eax != 0 && leaf.ecx & 1 == 0).then_some((i, leaf.ebx as usize, leaf.eax as usize))
+        })
+        .collect()
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+fn words32(bytes: &[u8]) -> Vec<u32> {
+    bytes.chunks_exact(4).map(|c| u32_at(c, 0)).collect()
+}
+
+fn words64(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks_exact(8).map(|c| u64_at(c, 0)).collect()
+}
+
+/// Registers of a stopped thread as they go into the image. An interrupted system call is wound back the way CRIU does
+/// it: the image holds the registers with which the call is made again, or `EINTR` where only the kernel's lost restart
+/// block would know how to go on.
+///
+/// # Errors
+/// `Unsupported` for 32-bit tasks and for live state that the format has no place for (AMX tiles, shadow stacks).
+pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u64) -> Result<ThreadInfoX86> {
+    if regs.cs != 0x33 {
+        return Err(Error::unsupported("is a 32-bit task (compat mode)", "run the 64-bit build of the program"));
+    }
+    let mut r = *regs;
+    const NO_CALL: u64 = u64::MAX;
+    if r.orig_rax != NO_CALL {
+        match -(r.rax as i64) {
+            // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
+            512..=514 => {
+                r.rax = r.orig_rax;
+                r.rip = r.rip.wrapping_sub(2);
+            }
+            // ERESTART_RESTARTBLOCK
+            516 => r.rax = -i64::from(libc::EINTR) as u64,
+            _ => {}
+        }
+    }
+    Ok(ThreadInfoX86 {
+        clear_tid_addr,
+        gpregs: UserX86RegsEntry {
+            r15: r.r15,
+            r14: r.r14,
+            r13: r.r13,
+            r12: r.r12,
+            bp: r.rbp,
+            bx: r.rbx,
+            r11: r.r11,
+            r10: r.r10,
+            r9: r.r9,
+            r8: r.r8,
+            ax: r.rax,
+            cx: r.rcx,
+            dx: r.rdx,
+            si: r.rsi,
+            di: r.rdi,
+            orig_ax: r.orig_rax,
+            ip: r.rip,
+            cs: r.cs,
+            flags: r.eflags,
+            sp: r.rsp,
+            ss: r.ss,
+            fs_base: r.fs_base,
+            gs_base: r.gs_base,
+            ds: r.ds,
+            es: r.es,
+            fs: r.fs,
+            gs: r.gs,
+            mode: Some(UserX86RegsMode::Native as i32),
+        },
+        fpregs: fpregs(xstate)?,
+        tls: (12..15)
+            .map(|entry_number| UserDescT {
+                entry_number,
+                read_exec_only: true,
+                seg_not_present: true,
+                ..Default::default()
+            })
+            .collect(),
+    })
+}
+
+fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
+    if x.len() < LEGACY_BYTES {
+        return Err(Error::new(Kind::Internal, "the kernel gave no floating point state"));
+    }
+    let xsave = (x.len() >= HEADER_AT + 64).then(|| -> Result<_> {
+        let xstate_bv = u64_at(x, HEADER_AT);
+        if xstate_bv & !KNOWN != 0 {
+            let what = format!(
+                "has CPU state that the image format has no place for (XSAVE components {:#x})",
+                xstate_bv & !KNOWN
+            );
+            return Err(Error::unsupported(what, "release the AMX tiles or run without shadow stacks before the dump"));
+        }
+        let mut entry =
+            UserX86XsaveEntry { xstate_bv, cet: Some(UserX86CetEntry { cet: 0, ssp: 0 }), ..Default::default() };
+        for (component, at, len) in components() {
+            let Some(bytes) = x.get(at..at + len) else { continue };
+            match component {
+                2 => entry.ymmh_space = words32(bytes),
+                3 => entry.bndreg_state = words64(bytes),
+                4 => entry.bndcsr_state = words64(bytes),
+                5 => entry.opmask_reg = words64(bytes),
+                6 => entry.zmm_upper = words64(bytes),
+                7 => entry.hi16_zmm = words64(bytes),
+                _ => entry.pkru = words32(bytes),
+            }
+        }
+        Ok(entry)
+    });
+    Ok(UserX86FpregsEntry {
+        cwd: u32_at(x, 0) & 0xffff,
+        swd: u32_at(x, 2) & 0xffff,
+        twd: u32_at(x, 4) & 0xffff,
+        fop: u32_at(x, 6) & 0xffff,
+        rip: u64_at(x, 8),
+        rdp: u64_at(x, 16),
+        mxcsr: u32_at(x, 24),
+        mxcsr_mask: u32_at(x, 28),
+        st_space: words32(&x[32..160]),
+        xmm_space: words32(&x[160..416]),
+        padding: Vec::new(),
+        xsave: xsave.transpose()?,
+    })
+}
+
+/// General registers for PTRACE_SETREGSET. `orig_rax` is -1: the call, if any, was wound back at the dump.
+///
+/// # Errors
+/// `Unsupported` for a 32-bit task or segment descriptors of its own.
+pub fn general(info: &ThreadInfoX86) -> Result<libc::user_regs_struct> {
+    let g = &info.gpregs;
+    if g.mode == Some(UserX86RegsMode::Compat as i32) || (g.cs != 0 && g.cs != 0x33) {
+        return Err(Error::unsupported("a 32-bit task is in the image", "restore it with CRIU"));
+    }
+    if info.tls.iter().any(|d| !d.seg_not_present) {
+        return Err(Error::unsupported("segment descriptors are in the image", "restore it with CRIU"));
+    }
+    Ok(libc::user_regs_struct {
+        r15: g.r15,
+        r14: g.r14,
+        r13: g.r13,
+        r12: g.r12,
+        rbp: g.bp,
+        rbx: g.bx,
+        r11: g.r11,
+        r10: g.r10,
+        r9: g.r9,
+        r8: g.r8,
+        rax: g.ax,
+        rcx: g.cx,
+        rdx: g.dx,
+        rsi: g.si,
+        rdi: g.di,
+        orig_rax: u64::MAX,
+        rip: g.ip,
+        cs: g.cs,
+        eflags: g.flags,
+        rsp: g.sp,
+        ss: g.ss,
+        fs_base: g.fs_base,
+        gs_base: g.gs_base,
+        ds: g.ds,
+        es: g.es,
+        fs: g.fs,
+        gs: g.gs,
+    })
+}
+
+/// Whether this CPU can hold the floating point state; called before anything is created.
+///
+/// # Errors
+/// `Unsupported` naming the component.
+pub fn check_fpu(f: &UserX86FpregsEntry) -> Result<()> {
+    const NAMES: [(u64, &str); 7] = [
+        (2, "AVX"),
+        (3, "MPX bounds"),
+        (4, "MPX configuration"),
+        (5, "AVX-512 masks"),
+        (6, "AVX-512 upper halves"),
+        (7, "AVX-512 zmm16-31"),
+        (9, "protection keys"),
+    ];
+    let Some(x) = &f.xsave else { return Ok(()) };
+    let have = components();
+    for (component, name) in NAMES {
+        if x.xstate_bv & (1 << component) != 0 && !have.iter().any(|&(c, _, _)| u64::from(c) == component) {
+            let what = format!("the image holds {name} state, which this CPU does not have");
+            return Err(Error::unsupported(what, "restore on a CPU with that feature, or dump with it masked"));
+        }
+    }
+    Ok(())
+}
+
+/// Fills an XSAVE area for PTRACE_SETREGSET; `template` is the area of the very thread, whose size and software words stay.
+pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
+    let mut x = vec![0u8; template.len()];
+    let mut put = |at: usize, bytes: &[u8]| {
+        if let Some(to) = x.get_mut(at..at + bytes.len()) {
+            to.copy_from_slice(bytes);
+        }
+    };
+    put(0, &(f.cwd as u16).to_le_bytes());
+    put(2, &(f.swd as u16).to_le_bytes());
+    put(4, &(f.twd as u16).to_le_bytes());
+    put(6, &(f.fop as u16).to_le_bytes());
+    put(8, &f.rip.to_le_bytes());
+    put(16, &f.rdp.to_le_bytes());
+    put(24, &f.mxcsr.to_le_bytes());
+    put(28, &f.mxcsr_mask.to_le_bytes());
+    let bytes32 = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    let bytes64 = |words: &[u64]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+    put(32, &bytes32(&f.st_space)[..f.st_space.len().min(32) * 4]);
+    put(160, &bytes32(&f.xmm_space)[..f.xmm_space.len().min(64) * 4]);
+    if let Some(words) = template.get(SW_FEATURES_AT..LEGACY_BYTES) {
+        put(SW_FEATURES_AT, words);
+    }
+    if template.len() > HEADER_AT {
+        // Without extended state in the image: x87 and SSE are live.
+        let bv = f.xsave.as_ref().map_or(3, |e| e.xstate_bv & KNOWN);
+        put(HEADER_AT, &bv.to_le_bytes());
+        if let Some(e) = &f.xsave {
+            for (component, at, len) in components() {
+                let bytes = match component {
+                    2 => bytes32(&e.ymmh_space),
+                    3 => bytes64(&e.bndreg_state),
+                    4 => bytes64(&e.bndcsr_state),
+                    5 => bytes64(&e.opmask_reg),
+                    6 => bytes64(&e.zmm_upper),
+                    7 => bytes64(&e.hi16_zmm),
+                    _ => bytes32(&e.pkru),
+                };
+                put(at, &bytes[..bytes.len().min(len)]);
+            }
+        }
+    }
+    x
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Vec<u8> {
+        let end = components().iter().map(|&(_, at, len)| at + len).max().unwrap_or(576).max(576);
+        let mut x: Vec<u8> = (0..end).map(|i| (i % 251) as u8).collect();
+        x[416..].fill(0);
+        x[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+        x[512..520].copy_from_slice(&7u64.to_le_bytes());
+        for (_, at, len) in components() {
+            x[at..at + len].fill(0x5a);
+        }
+        x[5] = 0; // the tag word is one byte
+        x
+    }
+
+    #[test]
+    fn xstate_round_trip() {
+        let x = sample();
+        let back = xstate(&fpregs(&x).expect("converts"), &x);
+        assert_eq!(back.len(), x.len());
+        assert_eq!(back[..416], x[..416]);
+        assert_eq!(back[512..], x[512..]);
+    }
+
+    #[test]
+    fn interrupted_calls_are_wound_back() {
+        // SAFETY-free: a plain structure of numbers.
+        let mut regs = general(&ThreadInfoX86::default()).expect("zeros");
+        regs.cs = 0x33;
+        regs.orig_rax = 0;
+        regs.rip = 0x1000;
+        regs.rax = -512i64 as u64;
+        let info = to_image(&regs, &sample(), 0).expect("converts");
+        assert_eq!((info.gpregs.ip, info.gpregs.ax), (0xffe, 0));
+        regs.rax = -516i64 as u64;
+        let info = to_image(&regs, &sample(), 0).expect("converts");
+        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -4));
+        regs.orig_rax = u64::MAX;
+        regs.rax = -512i64 as u64;
+        let info = to_image(&regs, &sample(), 0).expect("converts");
+        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -512));
+    }
+
+    #[test]
+    fn unknown_components_are_refused() {
+        let mut x = sample();
+        x[512..520].copy_from_slice(&(1u64 << 18 | 7).to_le_bytes());
+        assert_eq!(fpregs(&x).expect_err("AMX").kind(), Kind::Unsupported);
+    }
+}

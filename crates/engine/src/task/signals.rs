@@ -1,0 +1,164 @@
+//! Signals: actions of a process, alternate stacks and queues of pending signals.
+//!
+//! Actions and alternate stacks can only be asked for from inside; queues are read by ptrace without taking anything out.
+use crate::{Error, Kind, Result, ResultExt};
+use crust_image::proto::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEntry};
+use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program};
+use crust_kernel::{HostTid, ptrace};
+
+/// Size of the kernel's sigset.
+const SIGSET_BYTES: u64 = 8;
+/// struct kernel_sigaction: handler, flags, restorer, mask.
+const ACTION_BYTES: usize = 32;
+const SIGINFO_BYTES: usize = 128;
+
+/// Signals whose action can be something: all but SIGKILL and SIGSTOP, in CRIU's order.
+fn signals() -> impl Iterator<Item = i32> {
+    (1..=64).filter(|&s| s != libc::SIGKILL && s != libc::SIGSTOP)
+}
+
+/// Where a look's plan leaves the actions.
+#[derive(Clone, Copy, Debug)]
+pub struct ActionsAt(DataRef);
+
+/// Adds the questions to a plan that runs inside the task.
+pub fn ask_actions(p: &mut Program, plan: PlanId) -> ActionsAt {
+    let at = p.reserve(64 * ACTION_BYTES);
+    for (i, signal) in signals().enumerate() {
+        let args = [signal.into(), 0.into(), at.offset((i * ACTION_BYTES) as u64).into(), SIGSET_BYTES.into()];
+        p.syscall(plan, "rt_sigaction", libc::SYS_rt_sigaction, &args);
+    }
+    ActionsAt(at)
+}
+
+/// Reads the answers; `read` gives bytes of the plan's data.
+///
+/// # Errors
+/// As `read`.
+pub fn actions(at: ActionsAt, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) -> Result<Vec<SaEntry>> {
+    let bytes = read(at.0, signals().count() * ACTION_BYTES)?;
+    let entries = bytes.chunks_exact(ACTION_BYTES).map(|c| {
+        let word = |i: usize| u64::from_le_bytes(c[8 * i..8 * i + 8].try_into().unwrap_or_default());
+        SaEntry {
+            sigaction: word(0),
+            flags: word(1),
+            restorer: word(2),
+            mask: word(3),
+            compat_sigaction: Some(false),
+            mask_extended: None,
+        }
+    });
+    Ok(entries.collect())
+}
+
+/// Sets all actions in a restored task.
+///
+/// # Errors
+/// `BadImage` if there are more than there are signals, `Unsupported` for 32-bit handlers.
+pub fn plan_actions(p: &mut Program, plan: PlanId, entries: &[SaEntry]) -> Result<()> {
+    if entries.len() > signals().count() {
+        return Err(Error::new(Kind::BadImage, format!("the core image has {} signal actions", entries.len())));
+    }
+    for (entry, signal) in entries.iter().zip(signals()) {
+        if entry.compat_sigaction == Some(true) {
+            return Err(Error::unsupported("a 32-bit signal handler is in the image", "restore it with CRIU"));
+        }
+        if (entry.sigaction, entry.flags, entry.restorer, entry.mask) == (0, 0, 0, 0) {
+            continue; // the task comes with defaults
+        }
+        let words = [entry.sigaction, entry.flags, entry.restorer, entry.mask];
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        let at = p.data(&bytes);
+        let args = [signal.into(), at.into(), 0.into(), SIGSET_BYTES.into()];
+        p.syscall(plan, "rt_sigaction", libc::SYS_rt_sigaction, &args);
+    }
+    Ok(())
+}
+
+/// Adds the question for the calling thread's alternate stack.
+pub fn ask_altstack(p: &mut Program, plan: PlanId) -> DataRef {
+    let at = p.reserve(24);
+    p.syscall(plan, "sigaltstack", libc::SYS_sigaltstack, &[0.into(), at.into()]);
+    at
+}
+
+/// Reads the answer (stack_t).
+///
+/// # Errors
+/// As `read`.
+pub fn altstack(at: DataRef, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) -> Result<ThreadSasEntry> {
+    let b = read(at, 24)?;
+    let word = |i: usize| u64::from_le_bytes(b[i..i + 8].try_into().unwrap_or_default());
+    Ok(ThreadSasEntry { ss_sp: word(0), ss_flags: word(8) as u32, ss_size: word(16) })
+}
+
+/// Sets the alternate stack of a restored thread. SS_ONSTACK is a report, not a setting.
+pub fn plan_altstack(p: &mut Program, plan: PlanId, sas: &ThreadSasEntry) {
+    const SS_DISABLE: u32 = 2;
+    if sas.ss_flags & SS_DISABLE != 0 || (sas.ss_sp == 0 && sas.ss_size == 0) {
+        return; // a new thread has none
+    }
+    let flags = sas.ss_flags & !1;
+    let bytes: Vec<u8> = [sas.ss_sp, u64::from(flags), sas.ss_size].iter().flat_map(|w| w.to_le_bytes()).collect();
+    let at = p.data(&bytes);
+    p.syscall(plan, "sigaltstack", libc::SYS_sigaltstack, &[at.into(), 0.into()]);
+}
+
+/// Signals waiting for a thread, or for its whole process, left where they are.
+///
+/// # Errors
+/// As ptrace(2), PTRACE_PEEKSIGINFO.
+pub fn queue(tid: HostTid, shared: bool) -> Result<SignalQueueEntry> {
+    let infos = ptrace::peek_siginfo(tid, shared).during("reading the signal queue")?;
+    Ok(SignalQueueEntry { signals: infos.iter().map(|i| SiginfoEntry { siginfo: i.0.to_vec() }).collect() })
+}
+
+/// Queues signals again. All are blocked while the plan runs, so none is taken before the task is complete.
+///
+/// # Errors
+/// `BadImage` for a siginfo of the wrong size or without a signal.
+pub fn plan_queue(p: &mut Program, plan: PlanId, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) -> Result<()> {
+    for entry in &queue.signals {
+        let info = &entry.siginfo;
+        let signal = info.get(..4).map_or(0, |b| i32::from_le_bytes(b.try_into().unwrap_or_default()));
+        if info.len() != SIGINFO_BYTES || !(1..=64).contains(&signal) {
+            return Err(Error::new(Kind::BadImage, "a pending signal in the core image is malformed"));
+        }
+        let at = p.data(info);
+        match tid {
+            Some(tid) => {
+                let args: [Arg; 4] = [pid.into(), tid.into(), signal.into(), at.into()];
+                p.syscall(plan, "rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, &args);
+            }
+            None => {
+                let args: [Arg; 3] = [pid.into(), signal.into(), at.into()];
+                p.syscall_expect(plan, "rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, &args, Expect::Ok);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn malformed_siginfo_is_refused() {
+        let mut p = Program::new();
+        let plan = p.plan("x");
+        for bytes in [vec![], vec![0; 128], vec![9; 127]] {
+            let queue = SignalQueueEntry { signals: vec![SiginfoEntry { siginfo: bytes }] };
+            assert!(plan_queue(&mut p, plan, &queue, 1, None).is_err());
+        }
+    }
+
+    #[test]
+    fn default_actions_cost_nothing() {
+        let mut p = Program::new();
+        let plan = p.plan("x");
+        plan_actions(&mut p, plan, &vec![SaEntry::default(); 62]).expect("fits");
+        assert_eq!(p.len(plan), 0);
+        assert!(plan_actions(&mut p, plan, &vec![SaEntry::default(); 63]).is_err());
+    }
+}
