@@ -1,0 +1,144 @@
+//! Descriptor calls that rustix lacks: placing at a number, closing ranges, and the owner of SIGIO (fcntl(2)).
+#![allow(unsafe_code, reason = "dup3 to a number, close_range and fcntl owner calls are in no safe wrapper")]
+use rustix::io::{Errno, Result};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+fn last() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+fn check(ret: impl Into<i64>) -> Result<i64> {
+    let ret = ret.into();
+    if ret < 0 { Err(last()) } else { Ok(ret) }
+}
+
+/// Makes `number` another descriptor for the file behind `fd`; what `number` held is closed. Nothing owns the result.
+///
+/// # Errors
+/// `EINVAL` if both are the same, `EBADF` if `number` is over RLIMIT_NOFILE.
+pub fn place(fd: impl AsFd, number: RawFd, cloexec: bool) -> Result<()> {
+    let flags = if cloexec { libc::O_CLOEXEC } else { 0 };
+    // SAFETY: dup3 takes plain numbers; `fd` is open for the call. Callers use it while they build a whole table and own
+    // every number in it; nothing in this process holds an `OwnedFd` for `number`.
+    check(unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, flags) }).map(drop)
+}
+
+/// Closes every descriptor from `first` to `last` inclusive, open or not.
+///
+/// # Errors
+/// `EINVAL` for an empty range.
+pub fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: plain numbers. Callers are about to hand the whole table over, so no `OwnedFd` in that range is used again.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0u32) }).map(drop)
+}
+
+/// Sets or clears `FD_CLOEXEC` of a number that nothing owns.
+///
+/// # Errors
+/// `EBADF` if it is closed.
+pub fn set_cloexec(number: RawFd, on: bool) -> Result<()> {
+    // SAFETY: F_SETFD takes a plain number as argument.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) }).map(drop)
+}
+
+/// Who gets SIGIO and SIGURG for a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// `F_OWNER_TID` 0, `F_OWNER_PID` 1, `F_OWNER_PGRP` 2.
+    pub kind: i32,
+    /// Id in our pid namespace, 0 for nobody.
+    pub id: i32,
+    /// `F_GETSIG`: the signal sent instead of SIGIO, 0 for SIGIO.
+    pub signal: i32,
+}
+
+#[repr(C)]
+struct OwnerEx {
+    kind: libc::c_int,
+    pid: libc::pid_t,
+}
+
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+const F_GETOWNER_UIDS: i32 = 17;
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+
+/// Reads the owner.
+///
+/// # Errors
+/// `EBADF` for an `O_PATH` descriptor.
+pub fn owner(fd: impl AsFd) -> Result<Owner> {
+    let raw = fd.as_fd().as_raw_fd();
+    let mut ex = OwnerEx { kind: 0, pid: 0 };
+    // SAFETY: F_GETOWN_EX fills a `struct f_owner_ex`, two ints; `ex` is that and lives over the call.
+    check(unsafe { libc::fcntl(raw, F_GETOWN_EX, &raw mut ex) })?;
+    // SAFETY: F_GETSIG takes no argument.
+    let signal = check(unsafe { libc::fcntl(raw, F_GETSIG) })?;
+    Ok(Owner { kind: ex.kind, id: ex.pid, signal: signal as i32 })
+}
+
+/// Real and effective uid of whoever set the owner.
+///
+/// # Errors
+/// `EINVAL` without CONFIG_CHECKPOINT_RESTORE.
+pub fn owner_uids(fd: impl AsFd) -> Result<(u32, u32)> {
+    let mut uids = [0u32; 2];
+    // SAFETY: F_GETOWNER_UIDS writes two uid_t; `uids` has room for them and lives over the call.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_GETOWNER_UIDS, uids.as_mut_ptr()) })?;
+    Ok((uids[0], uids[1]))
+}
+
+/// Sets owner and signal.
+///
+/// # Errors
+/// `ESRCH` if there is no such task or group.
+pub fn set_owner(fd: impl AsFd, owner: Owner) -> Result<()> {
+    let raw = fd.as_fd().as_raw_fd();
+    let ex = OwnerEx { kind: owner.kind, pid: owner.id };
+    if owner.id != 0 {
+        // SAFETY: F_SETOWN_EX reads a `struct f_owner_ex`; `ex` is that and lives over the call.
+        check(unsafe { libc::fcntl(raw, F_SETOWN_EX, &raw const ex) })?;
+    }
+    if owner.signal != 0 {
+        // SAFETY: F_SETSIG takes a plain number.
+        check(unsafe { libc::fcntl(raw, F_SETSIG, owner.signal) })?;
+    }
+    Ok(())
+}
+
+/// Sets real and effective uid of the calling thread only, keeping the saved one; `u32::MAX` leaves one as it is.
+///
+/// # Errors
+/// `EPERM`.
+pub fn set_thread_uids(real: u32, effective: u32) -> Result<()> {
+    // SAFETY: plain numbers; the raw call changes this thread alone, which is what the caller wants.
+    check(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, u32::MAX) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owner_round_trip() {
+        let (r, _w) = rustix::pipe::pipe().expect("pipe");
+        assert_eq!(owner(&r), Ok(Owner::default()));
+        let want = Owner { kind: 1, id: std::process::id() as i32, signal: libc::SIGUSR1 };
+        set_owner(&r, want).expect("set");
+        assert_eq!(owner(&r), Ok(want));
+        let uid = rustix::process::getuid().as_raw();
+        assert_eq!(owner_uids(&r), Ok((uid, rustix::process::geteuid().as_raw())));
+    }
+
+    #[test]
+    fn place_and_close() {
+        let (r, _w) = rustix::pipe::pipe().expect("pipe");
+        place(&r, 777, true).expect("dup3");
+        set_cloexec(777, false).expect("F_SETFD");
+        assert!(std::fs::read_link("/proc/self/fd/777").is_ok());
+        close_range(777, 777).expect("close_range");
+        assert!(std::fs::read_link("/proc/self/fd/777").is_err());
+        assert_eq!(place(&r, r.as_raw_fd(), false), Err(Errno::INVAL));
+    }
+}
