@@ -1,18 +1,17 @@
 //! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
 pub mod deadline;
+pub mod fd;
+pub mod fdinfo;
 pub mod fork;
 pub mod ids;
 pub mod inherited;
+pub mod kcmp;
 pub mod maps;
 pub mod mman;
 pub mod pagemap;
 pub mod peer;
 pub mod pidfd;
 pub mod process;
-pub mod fd;
-pub mod fdinfo;
-pub mod ids;
-pub mod kcmp;
 pub mod procfs;
 pub mod ptrace;
 pub mod remote_mem;
