@@ -3,6 +3,7 @@ pub mod check;
 pub mod dump;
 pub mod error;
 pub mod events;
+pub mod files;
 pub mod images;
 pub mod memory;
 pub mod options;

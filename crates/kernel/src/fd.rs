@@ -1,7 +1,7 @@
 //! Descriptor calls that rustix lacks: placing at a number, closing ranges, and the owner of SIGIO (fcntl(2)).
 #![allow(unsafe_code, reason = "dup3 to a number, close_range and fcntl owner calls are in no safe wrapper")]
 use rustix::io::{Errno, Result};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 fn last() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -39,6 +39,18 @@ pub fn close_range(first: u32, last: u32) -> Result<()> {
 pub fn set_cloexec(number: RawFd, on: bool) -> Result<()> {
     // SAFETY: F_SETFD takes a plain number as argument.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, if on { libc::FD_CLOEXEC } else { 0 }) }).map(drop)
+}
+
+/// A copy of descriptor `number` of this process, at the first free number from `from` on, close-on-exec.
+///
+/// # Errors
+/// `EBADF` if `number` is closed, `EMFILE` or `EINVAL` if no number is left.
+pub fn copy_number(number: RawFd, from: RawFd) -> Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    let new = check(unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, from) })?;
+    let new = RawFd::try_from(new).map_err(|_| Errno::BADF)?;
+    // SAFETY: the kernel has just opened `new`; nothing else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
 
 /// Who gets SIGIO and SIGURG for a file.

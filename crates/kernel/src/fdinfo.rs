@@ -107,7 +107,9 @@ mod tests {
 
     #[test]
     fn common_lines_and_cloexec() {
-        let i = FdInfo::parse("pos:\t12\nflags:\t02100001\nmnt_id:\t29\nino:\t77\neventfd-count:                1e\n".into());
+        let i = FdInfo::parse(
+            "pos:\t12\nflags:\t02100001\nmnt_id:\t29\nino:\t77\neventfd-count:                1e\n".into(),
+        );
         let i = i.expect("parses");
         assert_eq!((i.pos, i.flags, i.cloexec, i.mnt_id, i.ino), (12, 0o100001, true, 29, 77));
         assert_eq!(i.hex("eventfd-count"), Some(30));

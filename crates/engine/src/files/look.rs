@@ -1,0 +1,104 @@
+//! One descriptor of a frozen task as seen from outside: link, stat, fdinfo and a copy of the descriptor.
+use crate::task::Target;
+use crate::{Error, Kind, Object, Result, ResultExt};
+use crust_image::proto::FownEntry;
+use crust_kernel::TargetFd;
+use crust_kernel::fdinfo::FdInfo;
+use rustix::fs::{OFlags, Stat};
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The descriptor. The copy shares the open file description with the target: nothing may change its position or flags.
+pub(super) struct FdView<'a> {
+    pub(super) target: &'a Target<'a>,
+    pub(super) fd: TargetFd,
+    /// Text of /proc/PID/fd/FD.
+    pub(super) link: Vec<u8>,
+    pub(super) stat: Stat,
+    pub(super) info: FdInfo,
+    copy: OwnedFd,
+}
+
+impl<'a> FdView<'a> {
+    /// Looks at the descriptor.
+    pub(super) fn look(target: &'a Target<'a>, fd: TargetFd) -> Result<Self> {
+        let on = |e: Error| e.on(Object::Fd(target.pid.as_raw(), fd.0));
+        let number = i32::try_from(fd.0).map_err(|_| Error::new(Kind::Internal, "descriptor number out of range"))?;
+        let copy = rustix::process::pidfd_getfd(target.pidfd, number, rustix::process::PidfdGetfdFlags::empty())
+            .during("copying the descriptor (pidfd_getfd)")
+            .map_err(on)?;
+        let stat = rustix::fs::fstat(&copy).during("fstat").map_err(on)?;
+        let link = target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link").map_err(on)?;
+        let text = target.proc.read_text(&format!("fdinfo/{fd}")).during("reading fdinfo").map_err(on)?;
+        let info = FdInfo::parse(text).ok_or_else(|| on(Error::new(Kind::Internal, "fdinfo has an unknown form")))?;
+        Ok(Self { target, fd, link, stat, info, copy })
+    }
+
+    /// The copy.
+    pub(super) fn copy(&self) -> BorrowedFd<'_> {
+        self.copy.as_fd()
+    }
+
+    /// True if the link is `anon_inode:NAME`.
+    pub(super) fn is_anon(&self, name: &str) -> bool {
+        self.link.strip_prefix(b"anon_inode:") == Some(name.as_bytes())
+    }
+
+    /// True if the link is a path.
+    pub(super) fn is_path(&self) -> bool {
+        self.link.first() == Some(&b'/')
+    }
+
+    /// True for an `O_PATH` descriptor.
+    pub(super) fn is_o_path(&self) -> bool {
+        self.info.flags & OFlags::PATH.bits() != 0
+    }
+
+    /// The file type bits of the mode.
+    pub(super) fn file_type(&self) -> u32 {
+        self.stat.st_mode & libc::S_IFMT
+    }
+
+    /// The link as text for messages.
+    pub(super) fn name(&self) -> String {
+        String::from_utf8_lossy(&self.link).into_owned()
+    }
+
+    /// The object for errors.
+    pub(super) fn object(&self) -> Object {
+        Object::Fd(self.target.pid.as_raw(), self.fd.0)
+    }
+
+    /// Who gets SIGIO for the file, ids as the target sees them.
+    pub(super) fn fown(&self) -> Result<FownEntry> {
+        if self.is_o_path() {
+            return Ok(FownEntry::default());
+        }
+        let owner = crust_kernel::fd::owner(&self.copy).during("asking who owns the file's signals")?;
+        let mut entry = FownEntry { signum: owner.signal as u32, ..FownEntry::default() };
+        if owner.id != 0 {
+            let (uid, euid) = crust_kernel::fd::owner_uids(&self.copy).during("asking for the owner's uids")?;
+            entry.uid = uid;
+            entry.euid = euid;
+            entry.pid_type = owner.kind as u32;
+            entry.pid = self.inner_id(owner.id)?;
+        }
+        Ok(entry)
+    }
+
+    /// An id of our pid namespace as the target sees it.
+    fn inner_id(&self, id: i32) -> Result<u32> {
+        if self.target.pid.as_raw() == self.target.ns_pid.as_raw() {
+            return Ok(id as u32);
+        }
+        let text = std::fs::read_to_string(format!("/proc/{id}/status")).during("reading the signal owner's status")?;
+        let ids = crust_kernel::procfs::Status::new(text).numbers("NSpid").unwrap_or_default();
+        ids.last().copied().ok_or_else(|| Error::new(Kind::Internal, "status has no NSpid line"))
+    }
+}
+
+impl fmt::Debug for FdView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "task {}, fd {} -> {}", self.target.pid, self.fd, self.name())
+    }
+}

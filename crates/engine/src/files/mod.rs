@@ -1,0 +1,57 @@
+//! Open files: identity over the whole tree, a registry of kinds with both halves each, and the restore of tables.
+//!
+//! Dump: [`FileTable`] looks at every descriptor, gives each open file description (`struct file`) one id, and asks the
+//! kind that recognises it for a record. There is no default kind: what nobody recognises is an error.
+//! Restore: [`FileImages`] reads the records, checks them all, opens what several tables share once in the root task,
+//! and builds each table exactly as it was.
+//! Invariant: looking never changes the target's files (no lseek, no F_SETFL, no read on a copy).
+
+mod eventfd;
+mod fifo;
+mod fs;
+mod ghost;
+pub mod ids;
+mod look;
+mod pipe;
+mod regular;
+mod restore;
+mod table;
+
+pub use fs::PathLink;
+pub use restore::{FileImages, TaskFiles};
+pub use table::{FileTable, MadeLinks, Mapped};
+
+use crate::Result;
+use crust_image::proto::{FdTypes, FileEntry};
+use look::FdView;
+use restore::Opener;
+use std::os::fd::OwnedFd;
+use table::Records;
+
+/// A kind of file: how to know it, how to save it, how to bring it back.
+struct FdKind {
+    /// Noun for messages.
+    name: &'static str,
+    fd_type: FdTypes,
+    /// Whether a descriptor is of this kind. Kinds are asked in the order of [`KINDS`].
+    recognise: fn(&FdView<'_>) -> bool,
+    /// Looks; the entry's `type` and `id` are filled in by the caller.
+    dump: fn(&FdView<'_>, u32, &mut Records<'_>) -> Result<FileEntry>,
+    /// Entries with an equal key stand for one object in the kernel and must be opened together.
+    group: fn(&FileEntry, &FileImages) -> Option<u64>,
+    /// Opens all files of one group. Positions, flags and signal owners are set when this returns.
+    open: fn(&[&FileEntry], &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>>,
+}
+
+/// Every kind. Order matters only where two would recognise the same descriptor.
+static KINDS: &[&FdKind] = &[&pipe::KIND, &fifo::KIND, &eventfd::KIND, &regular::KIND];
+
+/// The kind of a record.
+fn kind_of_type(fd_type: i32) -> Option<&'static FdKind> {
+    KINDS.iter().copied().find(|k| k.fd_type as i32 == fd_type)
+}
+
+/// For kinds whose files stand alone.
+fn alone(_: &FileEntry, _: &FileImages) -> Option<u64> {
+    None
+}

@@ -1,0 +1,507 @@
+//! The restore half: the images in memory, the check of everything, shared files opened once, tables built.
+//!
+//! Each open file description belongs to a unit: itself, or all ends of one pipe, all openers of one deleted file …
+//! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
+//! forks, inherited at high numbers and put into place by each task.
+use super::pipe::PipeContent;
+use super::{FdKind, kind_of_type, regular};
+use crate::images::Source;
+use crate::{Error, Kind, Options, Result, ResultExt};
+use crust_image::proto::{
+    FdinfoEntry, FileEntry, FownEntry, FsEntry, PipeDataEntry, RegFileEntry, RemapFilePathEntry, RemapType,
+    TtyInfoEntry,
+};
+use crust_image::{ImageKind, Reader};
+use crust_kernel::fd as kfd;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+
+/// What the restore of files needs to know about one process.
+#[derive(Clone, Debug, Default)]
+pub struct TaskFiles {
+    /// Id in its pid namespace, as in image names.
+    pub pid: i32,
+    /// Its descriptor table (`files_id`); processes with equal ids share one table.
+    pub table: u32,
+    /// Ids of files it maps or executes.
+    pub also: Vec<u32>,
+}
+
+/// Kernel objects that must be opened together.
+#[derive(Debug, Default)]
+struct Unit {
+    ids: Vec<u32>,
+    tables: BTreeSet<u32>,
+}
+
+/// What survives between calls: files opened and not yet in place.
+#[derive(Debug, Default)]
+pub(super) struct OpenState {
+    /// Files of shared units, opened in the root task, at high numbers.
+    shared: HashMap<u32, OwnedFd>,
+    pub(super) ghosts: HashMap<u32, super::ghost::Made>,
+    inherited: HashMap<String, OwnedFd>,
+    /// Tables whose descriptors are in place in this process.
+    built: BTreeSet<u32>,
+}
+
+/// All images about files, and the state of their restore.
+#[derive(Debug, Default)]
+pub struct FileImages {
+    files: BTreeMap<u32, FileEntry>,
+    tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    pub(super) fs: HashMap<i32, FsEntry>,
+    pub(super) pipe_data: HashMap<u32, PipeContent>,
+    pub(super) fifo_data: HashMap<u32, PipeContent>,
+    remaps: HashMap<u32, RemapFilePathEntry>,
+    pub(super) tty_info: HashMap<u32, TtyInfoEntry>,
+    units: Vec<Unit>,
+    unit_of: HashMap<u32, usize>,
+    /// From here on numbers are used by no table.
+    base: RawFd,
+    state: OpenState,
+}
+
+/// What kinds see while they open files.
+pub(super) struct Opener<'a> {
+    pub(super) images: &'a FileImages,
+    pub(super) state: &'a mut OpenState,
+    pub(super) source: &'a Source,
+    pub(super) opts: &'a Options,
+}
+
+impl FileImages {
+    /// Reads everything about the files of `tasks` (in the order of the tree, root first).
+    ///
+    /// # Errors
+    /// An image is missing or says something impossible.
+    pub fn read(source: &Source, tasks: &[TaskFiles]) -> Result<Self> {
+        let mut images = Self::default();
+        for entry in source.read_all::<FileEntry>(ImageKind::Files, 0)? {
+            if images.files.insert(entry.id, entry.clone()).is_some() {
+                return Err(Error::bad_image("files.img", format!("two files have id {}", entry.id)));
+            }
+        }
+        for task in tasks {
+            if let std::collections::btree_map::Entry::Vacant(slot) = images.tables.entry(task.table) {
+                slot.insert(source.read_all(ImageKind::Fdinfo, u64::from(task.table))?);
+            }
+            if let Some(fs) = source.read_one_if(ImageKind::Fs, u64::from(task.pid.unsigned_abs()))? {
+                images.fs.insert(task.pid, fs);
+            }
+        }
+        images.pipe_data = read_pipes(source, ImageKind::PipesData)?;
+        images.fifo_data = read_pipes(source, ImageKind::FifoData)?;
+        for remap in source.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
+            images.remaps.insert(remap.orig_id, remap);
+        }
+        for tty in source.read_all::<TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
+            images.tty_info.insert(tty.id, tty);
+        }
+        images.plan(tasks)?;
+        Ok(images)
+    }
+
+    /// Sorts files into units and finds out which tables use each.
+    fn plan(&mut self, tasks: &[TaskFiles]) -> Result<()> {
+        let mut unit_of_key: HashMap<(i32, u64), usize> = HashMap::new();
+        for (id, entry) in &self.files {
+            let Some(kind) = kind_of_type(entry.r#type) else { continue };
+            let unit = match (kind.group)(entry, self) {
+                Some(key) => *unit_of_key.entry((entry.r#type, key)).or_insert_with(|| {
+                    self.units.push(Unit::default());
+                    self.units.len() - 1
+                }),
+                None => {
+                    self.units.push(Unit::default());
+                    self.units.len() - 1
+                }
+            };
+            if let Some(u) = self.units.get_mut(unit) {
+                u.ids.push(*id);
+            }
+            self.unit_of.insert(*id, unit);
+        }
+        let mut highest = 2;
+        for (table, entries) in &self.tables {
+            for e in entries {
+                highest = highest.max(e.fd);
+                if let Some(u) = self.unit_of.get(&e.id).and_then(|u| self.units.get_mut(*u)) {
+                    u.tables.insert(*table);
+                }
+            }
+        }
+        for task in tasks {
+            let fs = self.fs.get(&task.pid);
+            let ids = task.also.iter().copied().chain(fs.into_iter().flat_map(|f| [f.cwd_id, f.root_id]));
+            for id in ids {
+                // Only what cannot be opened twice by its name must be opened in common.
+                let is_named = self.files.get(&id).is_some_and(|f| f.reg.is_some()) && self.ghost_of(id).is_none();
+                if !is_named && let Some(u) = self.unit_of.get(&id).and_then(|u| self.units.get_mut(*u)) {
+                    u.tables.insert(task.table);
+                }
+            }
+        }
+        self.base = RawFd::try_from(highest)
+            .ok()
+            .and_then(|h| h.checked_add(1))
+            .ok_or_else(|| Error::bad_image("fdinfo", format!("impossible descriptor number {highest}")))?;
+        Ok(())
+    }
+
+    /// The first descriptor number that no table uses: service descriptors belong at or above it.
+    pub fn first_service_fd(&self) -> RawFd {
+        self.base
+    }
+
+    /// Everything that would make the restore of files fail, asked before anything is made.
+    pub fn check(&self, opts: &Options) -> Vec<Error> {
+        let mut errors = Vec::new();
+        for (id, entry) in &self.files {
+            if kind_of_type(entry.r#type).is_none() {
+                let name = crust_image::proto::FdTypes::try_from(entry.r#type)
+                    .map_or_else(|_| format!("type {}", entry.r#type), |t| t.as_str_name().to_owned());
+                errors.push(Error::unsupported(
+                    format!("file {id} in files.img is of a kind this version cannot restore ({name})"),
+                    "use a newer version of crust",
+                ));
+            }
+            if let Some(reg) = &entry.reg {
+                regular::check(reg, self, opts, &mut errors);
+            }
+        }
+        for (table, entries) in &self.tables {
+            let mut seen = BTreeSet::new();
+            for e in entries {
+                let image = ImageKind::Fdinfo.file_name(u64::from(*table));
+                if !self.files.contains_key(&e.id) {
+                    errors.push(Error::bad_image(
+                        &image,
+                        format!("fd {} is file {}, which is not in files.img", e.fd, e.id),
+                    ));
+                }
+                if !seen.insert(e.fd) {
+                    errors.push(Error::bad_image(&image, format!("fd {} is there twice", e.fd)));
+                }
+            }
+        }
+        let shared = self.units.iter().filter(|u| u.tables.len() > 1).map(|u| u.ids.len()).sum::<usize>();
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let need = self.base as u64 + shared as u64 + 64;
+        if need > limit {
+            errors.push(
+                Error::new(Kind::BadRequest, format!("{need} descriptors are needed at once, and {limit} are allowed"))
+                    .help("raise the hard limit of open files (`ulimit -Hn`)"),
+            );
+        }
+        errors
+    }
+
+    /// Opens everything that more than one table uses. Called once, in the root task before it forks.
+    ///
+    /// # Errors
+    /// A file cannot be opened as it was.
+    pub fn open_shared(&mut self, source: &Source, opts: &Options) -> Result<()> {
+        raise_limit(self.base as u64 + self.files.len() as u64 + 64);
+        let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.tables.len() > 1).map(|u| u.ids.clone()).collect();
+        self.with_opener(source, opts, |cx| {
+            cx.take_inherited()?;
+            for ids in units {
+                for (id, fd) in cx.open_unit(&ids)? {
+                    let fd = cx.hold(fd)?;
+                    cx.state.shared.insert(id, fd);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Builds the descriptor table `table` in this process: closes everything that is neither in `keep` nor shared, then
+    /// puts every descriptor where it was. Numbers in `keep` must be at or above [`FileImages::first_service_fd`].
+    ///
+    /// After this call no `OwnedFd` made before it may be used or dropped, except those in `keep` and this structure's.
+    ///
+    /// # Errors
+    /// A file cannot be opened as it was.
+    pub fn open_table(&mut self, table: u32, keep: &[RawFd], source: &Source, opts: &Options) -> Result<()> {
+        if let Some(low) = keep.iter().find(|fd| **fd < self.base) {
+            return Err(Error::new(Kind::Internal, format!("service descriptor {low} is in the way of the target's")));
+        }
+        let entries = self.tables.get(&table).cloned().unwrap_or_default();
+        let mut kept: Vec<RawFd> = keep.to_vec();
+        kept.push(source.dir().as_raw_fd());
+        kept.extend(self.state.shared.values().map(AsRawFd::as_raw_fd));
+        kept.extend(self.state.inherited.values().map(AsRawFd::as_raw_fd));
+        kept.extend(self.state.ghosts.values().map(|g| g.fd.as_raw_fd()));
+        close_all_but(kept)?;
+
+        let mut places: HashMap<u32, Vec<&FdinfoEntry>> = HashMap::new();
+        for e in &entries {
+            places.entry(e.id).or_default().push(e);
+        }
+        self.with_opener(source, opts, |cx| {
+            let mut done = BTreeSet::new();
+            for e in &entries {
+                if !done.insert(e.id) {
+                    continue;
+                }
+                if let Some(fd) = cx.state.shared.get(&e.id) {
+                    put_all(fd, places.get(&e.id).map_or(&[][..], Vec::as_slice), 0)?;
+                    continue;
+                }
+                let unit = cx.images.unit_of.get(&e.id).and_then(|u| cx.images.units.get(*u));
+                let ids = unit.map(|u| u.ids.clone()).ok_or_else(|| {
+                    Error::bad_image("files.img", format!("file {} is missing or of an unknown kind", e.id))
+                })?;
+                let mut opened = cx.open_unit(&ids)?;
+                if opened.len() > 1 {
+                    // One of them may sit where another belongs.
+                    opened = opened.into_iter().map(|(id, fd)| Ok((id, cx.hold(fd)?))).collect::<Result<_>>()?;
+                }
+                for (id, fd) in opened {
+                    done.insert(id);
+                    let Some(wanted) = places.get(&id) else { continue };
+                    put(fd, wanted)?;
+                }
+            }
+            cx.state.built.insert(table);
+            Ok(())
+        })
+    }
+
+    /// A new descriptor for file `id`: the executable, a mapped file.
+    ///
+    /// # Errors
+    /// It cannot be opened as it was.
+    pub fn open_file_id(&mut self, id: u32, source: &Source, opts: &Options) -> Result<OwnedFd> {
+        self.with_opener(source, opts, |cx| cx.open_id(id))
+    }
+
+    /// Closes what is left of shared files in this process: the table is as imaged then, but for the kept descriptors.
+    pub fn close_shared(&mut self) {
+        self.state = OpenState::default();
+    }
+
+    pub(super) fn with_opener<T>(
+        &mut self,
+        source: &Source,
+        opts: &Options,
+        f: impl FnOnce(&mut Opener<'_>) -> Result<T>,
+    ) -> Result<T> {
+        let mut state = std::mem::take(&mut self.state);
+        let result = f(&mut Opener { images: self, state: &mut state, source, opts });
+        self.state = state;
+        result
+    }
+
+    /// The ghost file that holds the content of file `id`.
+    pub(super) fn ghost_of(&self, id: u32) -> Option<u32> {
+        let remap = self.remaps.get(&id)?;
+        (remap.remap_type.unwrap_or(RemapType::Ghost as i32) == RemapType::Ghost as i32).then_some(remap.remap_id)
+    }
+
+    /// The path that file can be opened by now.
+    pub(super) fn path_of<'a>(&'a self, reg: &'a RegFileEntry) -> Result<&'a [u8]> {
+        let Some(remap) = self.remaps.get(&reg.id) else { return Ok(&reg.name) };
+        match RemapType::try_from(remap.remap_type.unwrap_or(RemapType::Ghost as i32)) {
+            Ok(RemapType::Linked) => Ok(&self.regular(remap.remap_id)?.name),
+            Ok(RemapType::Ghost) => Ok(&reg.name),
+            _ => Err(Error::unsupported(
+                format!("file {} belonged to a task that was gone at the dump", reg.id),
+                "such files cannot be restored yet",
+            )),
+        }
+    }
+
+    /// The record of a regular file.
+    pub(super) fn regular(&self, id: u32) -> Result<&RegFileEntry> {
+        let entry = self.files.get(&id).and_then(|f| f.reg.as_ref());
+        entry.ok_or_else(|| Error::bad_image("files.img", format!("file {id} is missing or no regular file")))
+    }
+}
+
+impl Opener<'_> {
+    /// The part of an entry that its type promises.
+    pub(super) fn body<'e, T>(&self, entry: &FileEntry, body: Option<&'e T>) -> Result<&'e T> {
+        body.ok_or_else(|| Error::bad_image("files.img", format!("file {} lacks the record of its type", entry.id)))
+    }
+
+    fn open_unit(&mut self, ids: &[u32]) -> Result<Vec<(u32, OwnedFd)>> {
+        let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id)).collect();
+        let kind: &FdKind = entries
+            .first()
+            .and_then(|e| kind_of_type(e.r#type))
+            .ok_or_else(|| Error::bad_image("files.img", format!("file {ids:?} is missing or of an unknown kind")))?;
+        log::trace!("opening {} {ids:?}", kind.name);
+        (kind.open)(&entries, self)
+    }
+
+    /// A descriptor for one file by its id, whatever its unit.
+    pub(super) fn open_id(&mut self, id: u32) -> Result<OwnedFd> {
+        if let Some(fd) = self.state.shared.get(&id) {
+            return fd.try_clone().during("copying a descriptor");
+        }
+        if let Some(reg) = self.images.files.get(&id).filter(|f| f.reg.is_some()) {
+            let entry = [reg];
+            let opened = (regular::KIND.open)(&entry, self)?;
+            return opened
+                .into_iter()
+                .next()
+                .map(|(_, fd)| fd)
+                .ok_or_else(|| Error::new(Kind::Internal, "nothing opened"));
+        }
+        let opened = self.open_unit(&[id])?;
+        let found = opened.into_iter().find(|(i, _)| *i == id);
+        found.map(|(_, fd)| fd).ok_or_else(|| Error::new(Kind::Internal, "nothing opened"))
+    }
+
+    /// Moves a descriptor of ours out of the way of the table.
+    pub(super) fn hold(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        rustix::io::fcntl_dupfd_cloexec(&fd, self.images.base)
+            .during("keeping a descriptor aside")
+            .map_err(|e| e.help("raise the hard limit of open files (`ulimit -Hn`)"))
+    }
+
+    /// Opens the file behind a descriptor of ours again.
+    pub(super) fn reopen(&self, fd: &OwnedFd, flags: u32) -> Result<OwnedFd> {
+        self.reopen_number(fd.as_raw_fd(), flags)
+    }
+
+    /// As [`Opener::reopen`], by number.
+    pub(super) fn reopen_number(&self, fd: RawFd, flags: u32) -> Result<OwnedFd> {
+        rustix::fs::open(format!("/proc/self/fd/{fd}"), regular::open_flags(flags), Mode::empty())
+            .during("opening a file again through /proc")
+    }
+
+    /// Gives a new file its flags and signal owner.
+    pub(super) fn settle(&self, fd: impl AsFd, flags: u32, fown: &FownEntry) -> Result<()> {
+        if flags & OFlags::PATH.bits() != 0 {
+            return Ok(());
+        }
+        const SETTABLE: u32 =
+            (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC) as u32;
+        let have = rustix::fs::fcntl_getfl(&fd).during("asking for a file's flags")?;
+        if have.bits() & SETTABLE != flags & SETTABLE {
+            let want = OFlags::from_bits_retain((have.bits() & !SETTABLE) | (flags & SETTABLE));
+            rustix::fs::fcntl_setfl(&fd, want).during("setting a file's flags")?;
+        }
+        self.set_owner(fd, fown)
+    }
+
+    /// Sets who gets SIGIO, as the user who had set it.
+    pub(super) fn set_owner(&self, fd: impl AsFd, fown: &FownEntry) -> Result<()> {
+        if fown.pid == 0 && fown.signum == 0 {
+            return Ok(());
+        }
+        let (uid, euid) = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
+        let other = fown.pid != 0 && (fown.uid, fown.euid) != (uid, euid);
+        if other {
+            kfd::set_thread_uids(fown.uid, fown.euid).during("becoming the owner of a file's signals")?;
+        }
+        let owner = kfd::Owner { kind: fown.pid_type as i32, id: fown.pid as i32, signal: fown.signum as i32 };
+        let set = kfd::set_owner(fd, owner);
+        if other {
+            kfd::set_thread_uids(uid, euid).during("becoming ourselves again")?;
+        }
+        match set {
+            // The owner is gone, or not there yet: the kernel would send nothing to it either.
+            Err(Errno::SRCH) => {
+                log::warn!("task {} that got signals of a file is not there: nobody gets them now", fown.pid);
+                Ok(())
+            }
+            other => other.during("setting the owner of a file's signals"),
+        }
+    }
+
+    /// The descriptor the caller gave us for `key` (`--inherit-fd`), a copy.
+    pub(super) fn inherited(&self, key: &str) -> Result<Option<OwnedFd>> {
+        match self.state.inherited.get(key) {
+            Some(fd) => Ok(Some(fd.try_clone().during("copying an inherited descriptor")?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Copies the caller's descriptors to high numbers, before low ones are closed.
+    fn take_inherited(&mut self) -> Result<()> {
+        for given in &self.opts.inherit_fds {
+            let path = format!("/proc/self/fd/{}", given.fd);
+            let copy = kfd::copy_number(given.fd, self.images.base)
+                .during("copying an inherited descriptor")
+                .map_err(|e| e.on(crate::Object::Path(path)).help("check the number given to --inherit-fd"))?;
+            self.state.inherited.insert(given.key.clone(), copy);
+        }
+        Ok(())
+    }
+}
+
+/// Puts a file just opened into its places; the first may be the number it has already.
+fn put(fd: OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
+    let Some(first) = wanted.first() else { return Ok(()) };
+    if fd.as_raw_fd() != number(first)? {
+        return put_all(&fd, wanted, 0);
+    }
+    put_all(&fd, wanted, 1)?;
+    if first.flags & libc::FD_CLOEXEC as u32 == 0 {
+        kfd::set_cloexec(fd.as_raw_fd(), false).during("clearing close-on-exec")?;
+    }
+    // From here on the number belongs to the restored program.
+    let _: RawFd = fd.into_raw_fd();
+    Ok(())
+}
+
+fn put_all(fd: &OwnedFd, wanted: &[&FdinfoEntry], skip: usize) -> Result<()> {
+    for e in wanted.iter().skip(skip) {
+        kfd::place(fd, number(e)?, e.flags & libc::FD_CLOEXEC as u32 != 0)
+            .during("putting a descriptor into place")
+            .map_err(|err| err.help(format!("fd {} must be allowed by the limit of open files", e.fd)))?;
+    }
+    Ok(())
+}
+
+fn number(e: &FdinfoEntry) -> Result<RawFd> {
+    RawFd::try_from(e.fd).map_err(|_| Error::bad_image("fdinfo", format!("impossible descriptor number {}", e.fd)))
+}
+
+/// Closes every descriptor but these.
+fn close_all_but(mut kept: Vec<RawFd>) -> Result<()> {
+    kept.sort_unstable();
+    kept.dedup();
+    let mut from = 0u32;
+    for fd in kept {
+        let fd = fd.unsigned_abs();
+        if fd > from {
+            kfd::close_range(from, fd - 1).during("closing our descriptors")?;
+        }
+        from = fd + 1;
+    }
+    kfd::close_range(from, u32::MAX).during("closing our descriptors")
+}
+
+/// Lifts our soft limit of open files; the target's own limits are set at the end of the restore.
+fn raise_limit(need: u64) {
+    use rustix::process::{Resource, Rlimit};
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    if limit.current.is_some_and(|cur| cur < need) {
+        let wanted = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(e) = rustix::process::setrlimit(Resource::Nofile, wanted) {
+            log::warn!("the limit of open files stays as it is: {e}");
+        }
+    }
+}
+
+fn read_pipes(source: &Source, kind: ImageKind) -> Result<HashMap<u32, PipeContent>> {
+    let mut found: HashMap<u32, PipeContent> = HashMap::new();
+    let name = kind.file_name(0);
+    let Some(bytes) = source.read(&name)? else { return Ok(found) };
+    let mut reader = Reader::open_named(&name, &bytes, kind)?;
+    while let Some(entry) = reader.next::<PipeDataEntry>()? {
+        let content = found.entry(entry.pipe_id).or_default();
+        content.size = entry.size.or(content.size);
+        if entry.bytes > 0 {
+            content.pieces.push(reader.extra(u64::from(entry.bytes))?.to_vec());
+        }
+    }
+    Ok(found)
+}

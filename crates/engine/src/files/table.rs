@@ -1,0 +1,301 @@
+//! The dump half: every descriptor of the tree becomes a record, every blocker an error; then the images.
+use super::ids::{FileIds, FileKey, TaskIds};
+use super::look::FdView;
+use super::regular::SpecialKey;
+use super::{KINDS, ghost::Ghost};
+use crate::images::Partial;
+use crate::task::Target;
+use crate::{Error, Kind, Object, Options, Result, ResultExt};
+use crust_image::proto::{FdinfoEntry, FileEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, TtyInfoEntry};
+use crust_image::{ImageKind, Writer};
+use crust_kernel::TargetFd;
+use crust_kernel::kcmp::Shared;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::io::Write;
+use std::os::fd::OwnedFd;
+
+/// A file mapping to be saved: what /proc/PID/maps says about one VMA.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapped<'a> {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Path as maps shows it, octal escapes undone.
+    pub path: &'a [u8],
+    /// Device as maps shows it, as makedev(3) builds it.
+    pub dev: u64,
+    /// Inode number as maps shows it.
+    pub ino: u64,
+    /// MAP_SHARED and writable (or could become so by mprotect): the file must be opened for writing.
+    pub shared_write: bool,
+}
+
+/// Copies bytes of one file to the current place of another, inside the kernel where it can.
+pub(super) fn copy_range(from: &OwnedFd, at: u64, len: u64, out: &mut std::fs::File) -> Result<()> {
+    let (mut at, end) = (at, at + len);
+    let mut buf = Vec::new();
+    while at < end {
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+        match rustix::fs::copy_file_range(from, Some(&mut at), &*out, None, want) {
+            Ok(0) => {}
+            Ok(_) => continue,
+            Err(rustix::io::Errno::NOSPC) => {
+                return Err(Error::kernel("writing an image failed", rustix::io::Errno::NOSPC));
+            }
+            Err(_) => {} // another filesystem, or one without this call
+        }
+        buf.resize(want.min(1 << 18), 0);
+        let n = rustix::io::pread(from, &mut buf, at).during("reading a deleted file")?;
+        if n == 0 {
+            return Err(Error::new(Kind::TargetChanged, "a deleted file became shorter while it was read"));
+        }
+        out.write_all(&buf[..n]).during("writing an image")?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// What kinds write into while they look.
+#[derive(Debug)]
+pub(super) struct Records<'o> {
+    pub(super) opts: &'o Options,
+    next_file: u32,
+    pub(super) files: Vec<FileEntry>,
+    /// Content of pipes in the order seen; several entries of one pipe are its packets.
+    pub(super) pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    pub(super) fifo_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    /// Pipes and fifos whose content is saved.
+    pub(super) pipes_seen: HashSet<(u64, u64)>,
+    /// A pipe of ours that content is copied into, with its capacity.
+    pub(super) scratch: Option<(OwnedFd, OwnedFd, usize)>,
+    pub(super) ghosts: Vec<Ghost>,
+    pub(super) remaps: Vec<RemapFilePathEntry>,
+    pub(super) tty_info: Vec<TtyInfoEntry>,
+    /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
+    pub(super) special: HashMap<SpecialKey, u32>,
+    pub(super) build_ids: HashMap<(u64, u64), Vec<u32>>,
+    /// Root directory that link texts are relative to, for looking up paths.
+    pub(super) root: Option<OwnedFd>,
+    /// Names made by `--link-remap`.
+    pub(super) links_made: Vec<Vec<u8>>,
+}
+
+impl Records<'_> {
+    /// A new id in files.img.
+    pub(super) fn new_id(&mut self) -> u32 {
+        self.next_file += 1;
+        self.next_file
+    }
+}
+
+/// All open files of a tree, collected task by task.
+#[derive(Debug)]
+pub struct FileTable<'o> {
+    records: Records<'o>,
+    ids: FileIds,
+    /// Type of every file seen through a descriptor.
+    types: HashMap<u32, i32>,
+    table_ids: TaskIds,
+    tables: BTreeMap<u32, Vec<FdinfoEntry>>,
+    fs: Vec<(i32, FsEntry)>,
+    blockers: Vec<Error>,
+}
+
+impl<'o> FileTable<'o> {
+    /// Nothing seen yet.
+    pub fn new(opts: &'o Options) -> Self {
+        let records = Records {
+            opts,
+            next_file: 0,
+            files: Vec::new(),
+            pipe_data: Vec::new(),
+            fifo_data: Vec::new(),
+            pipes_seen: HashSet::new(),
+            scratch: None,
+            ghosts: Vec::new(),
+            remaps: Vec::new(),
+            tty_info: Vec::new(),
+            special: HashMap::new(),
+            build_ids: HashMap::new(),
+            root: None,
+            links_made: Vec::new(),
+        };
+        Self {
+            records,
+            ids: FileIds::default(),
+            types: HashMap::new(),
+            table_ids: TaskIds::new(),
+            tables: BTreeMap::new(),
+            fs: Vec::new(),
+            blockers: Vec::new(),
+        }
+    }
+
+    /// Looks at every descriptor of a task. Returns the id of its table (`files_id`); tasks that share a table
+    /// (CLONE_FILES) get the same id and are looked at once. What cannot be saved goes to [`FileTable::blockers`].
+    ///
+    /// # Errors
+    /// The task cannot be looked at.
+    pub fn dump_fds(&mut self, t: &Target<'_>) -> Result<u32> {
+        let (table, new) = self.table_ids.intern(t.pid, Shared::Files)?;
+        if !new {
+            return Ok(table);
+        }
+        let numbers =
+            t.proc.numbers("fd").during("listing descriptors").map_err(|e| e.on(Object::Task(t.pid.as_raw())))?;
+        let mut entries = Vec::with_capacity(numbers.len());
+        for fd in numbers {
+            match self.dump_fd(t, TargetFd(fd)) {
+                Ok(entry) => entries.push(entry),
+                Err(e) => self.blockers.push(e.on(Object::Fd(t.pid.as_raw(), fd))),
+            }
+        }
+        self.tables.insert(table, entries);
+        Ok(table)
+    }
+
+    fn dump_fd(&mut self, t: &Target<'_>, fd: TargetFd) -> Result<FdinfoEntry> {
+        let view = FdView::look(t, fd)?;
+        let key = FileKey {
+            dev: view.stat.st_dev,
+            ino: view.stat.st_ino,
+            pos: view.info.pos,
+            flags: view.info.flags,
+            mnt_id: view.info.mnt_id,
+            own: view.info.number("eventfd-id").unwrap_or(0),
+        };
+        let next = || self.records.new_id();
+        let (id, new) = self.ids.intern(key, (t.pid, fd), next).during("comparing open files (kcmp)")?;
+        if new {
+            let fd_type = dump_file(&view, id, &mut self.records);
+            // A blocker's id keeps type 0, so that its other descriptors are not reported again.
+            self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
+            fd_type?;
+        }
+        let fd_type = self.types.get(&id).copied().unwrap_or(0);
+        Ok(FdinfoEntry { id, flags: u32::from(view.info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
+    }
+
+    /// Errors about everything seen so far that cannot be saved, one each.
+    pub fn blockers(&self) -> &[Error] {
+        &self.blockers
+    }
+
+    /// Takes the blockers out, for a report over the whole tree.
+    pub fn take_blockers(&mut self) -> Vec<Error> {
+        std::mem::take(&mut self.blockers)
+    }
+
+    /// Number of open file descriptions and similar records so far.
+    pub fn files(&self) -> usize {
+        self.records.files.len()
+    }
+
+    pub(super) fn records(&mut self) -> &mut Records<'o> {
+        &mut self.records
+    }
+
+    pub(super) fn add_fs(&mut self, pid: i32, entry: FsEntry) {
+        self.fs.push((pid, entry));
+    }
+
+    /// Writes the images: files.img, fdinfo-N.img, fs-N.img, and those of kinds that have their own.
+    ///
+    /// # Errors
+    /// The blockers, all in one error; or the image directory cannot be written.
+    pub fn finish(mut self, out: &Partial) -> Result<MadeLinks> {
+        let links = MadeLinks(std::mem::take(&mut self.records.links_made));
+        if let Some(e) = Error::all(self.blockers) {
+            return Err(e);
+        }
+        let r = self.records;
+        out.put_all(ImageKind::Files, 0, &r.files)?;
+        for (id, entries) in &self.tables {
+            out.put_all(ImageKind::Fdinfo, u64::from(*id), entries)?;
+        }
+        for (pid, entry) in &self.fs {
+            out.put_one(ImageKind::Fs, u64::from(pid.unsigned_abs()), entry)?;
+        }
+        for (kind, data) in [(ImageKind::PipesData, &r.pipe_data), (ImageKind::FifoData, &r.fifo_data)] {
+            if data.is_empty() {
+                continue;
+            }
+            let mut w = Writer::new(Vec::new(), kind)?;
+            for (entry, bytes) in data {
+                w.entry(entry)?;
+                w.extra(bytes)?;
+            }
+            out.put(&kind.file_name(0), &w.into_inner())?;
+        }
+        if !r.remaps.is_empty() {
+            out.put_all(ImageKind::RemapFpath, 0, &r.remaps)?;
+        }
+        // CRIU's clients take the file's presence for "a terminal is among the files".
+        if !r.tty_info.is_empty() {
+            out.put_all(ImageKind::TtyInfo, 0, &r.tty_info)?;
+        }
+        for ghost in &r.ghosts {
+            ghost.write(out)?;
+        }
+        Ok(links)
+    }
+}
+
+/// Names that `--link-remap` made for files without one. Dropped, it removes them again.
+#[must_use = "dropping it removes the links that the images refer to"]
+#[derive(Debug, Default)]
+pub struct MadeLinks(Vec<Vec<u8>>);
+
+impl MadeLinks {
+    /// Leaves the links where they are: the images are committed.
+    pub fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for MadeLinks {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            if let Err(e) = rustix::fs::unlink(path.as_slice()) {
+                log::warn!("the link {} stays: {e}", String::from_utf8_lossy(path));
+            }
+        }
+    }
+}
+
+/// Asks the kind that recognises the descriptor for its record.
+fn dump_file(view: &FdView<'_>, id: u32, records: &mut Records<'_>) -> Result<i32> {
+    let Some(kind) = KINDS.iter().find(|k| (k.recognise)(view)) else {
+        return Err(unknown(view));
+    };
+    let mut entry = (kind.dump)(view, id, records)?;
+    entry.r#type = kind.fd_type as i32;
+    entry.id = id;
+    log::debug!("{view:?}: {} {id}", kind.name);
+    records.files.push(entry);
+    Ok(kind.fd_type as i32)
+}
+
+/// The error for a descriptor of no known kind: what it is, and what to do.
+fn unknown(view: &FdView<'_>) -> Error {
+    let name = view.name();
+    let what = match view.file_type() {
+        libc::S_IFCHR => {
+            let (major, minor) = (rustix::fs::major(view.stat.st_rdev), rustix::fs::minor(view.stat.st_rdev));
+            format!("character device {major}:{minor} ({name}) is not supported")
+        }
+        libc::S_IFBLK => format!("block device {name} is not supported"),
+        libc::S_IFSOCK => format!("sockets of this kind are not supported yet ({name})"),
+        _ => format!("files of this kind are not supported yet ({name})"),
+    };
+    let help = if view.is_path() {
+        format!(
+            "close it before the dump, or name it with `--external file[{:x}:{:x}]`",
+            view.info.mnt_id, view.stat.st_ino
+        )
+    } else {
+        "close it before the dump".to_owned()
+    };
+    Error::unsupported(what, help).on(view.object())
+}
