@@ -143,6 +143,22 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
     plugins(s.libdir.as_deref().map(Path::to_owned).or_else(|| std::env::var_os("CRIU_LIBS_DIR").map(PathBuf::from)))
 }
 
+/// Refuses a tree that we are part of: we would stop ourselves.
+pub(crate) fn not_ourselves(root: i32) -> Result<()> {
+    let mut pid = i32::try_from(std::process::id()).unwrap_or(0);
+    while pid > 0 {
+        if pid == root {
+            return Err(bad("The criu itself is within dumped tree")
+                .help("call from outside the tree, or start the caller's dump with `setsid` from another parent"));
+        }
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name in parentheses may hold anything, also parentheses: the parent is the second word after the last.
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        pid = parent.unwrap_or(0);
+    }
+    Ok(())
+}
+
 /// CRIU loads every `*.so` of the plugin directory. We have no plugins, and say so rather than leave one out.
 fn plugins(dir: Option<PathBuf>) -> Result<()> {
     let Some(dir) = dir else { return Ok(()) };
@@ -166,6 +182,7 @@ fn dump(invocation: Invocation) -> Result<Exit> {
     if s.engine.pid <= 0 {
         return Err(bad("pid not specified").help("name the root of the tree with -t PID"));
     }
+    not_ourselves(s.engine.pid)?;
     let mut events = CliEvents::new(scripts(&mut s));
     let done = match verb {
         Verb::PreDump => crust_engine::pre_dump(&s.engine, &mut events),

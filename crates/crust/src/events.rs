@@ -53,6 +53,7 @@ impl Scripts {
             let status = Command::new(absolute(file))
                 .env("CRTOOLS_SCRIPT_ACTION", event.script_name())
                 .envs(self.environment())
+                .env_remove("NOTIFY_SOCKET")
                 .stdin(Stdio::null())
                 .status()
                 .map_err(|e| failed(format!("cannot be run: {e}")))?;

@@ -194,6 +194,18 @@ pub(crate) fn open_file(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the log file standard output and error, for a command that takes our place.
+///
+/// # Errors
+/// The descriptors cannot be replaced.
+pub(crate) fn onto_stdio() -> io::Result<()> {
+    if let Sink::File(file) = &LOGGER.state().sink {
+        rustix::stdio::dup2_stdout(file)?;
+        rustix::stdio::dup2_stderr(file)?;
+    }
+    Ok(())
+}
+
 /// The first error since the last call, as its log line reads: CRIU's `cr_errmsg`.
 pub(crate) fn take_first_error() -> Option<String> {
     LOGGER.state().first_error.take()

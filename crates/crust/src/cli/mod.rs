@@ -205,6 +205,14 @@ fn apply(settings: &mut Settings, tokens: Vec<Token>, words: &mut Vec<OsString>)
     Ok(None)
 }
 
+/// The settings of our own command line and files once more, for a further request on the same connection.
+pub(crate) fn own_settings() -> Settings {
+    match parse(std::env::args_os().skip(1).collect()) {
+        Ok(Parsed::Run(invocation)) => invocation.settings,
+        Ok(Parsed::Help | Parsed::Version) | Err(_) => Settings::default(),
+    }
+}
+
 /// Applies a configuration file that came by RPC.
 pub(crate) fn apply_file(settings: &mut Settings, path: &Path) -> Result<(), BadFile> {
     let tokens = config::read(path)?;

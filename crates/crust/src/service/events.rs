@@ -1,0 +1,106 @@
+//! What a worker does at the engine's events: asks the client, runs root's scripts, and notices when the client is gone.
+use crate::events::{Scripts, only_logged};
+use crust_engine::{Error, Event, Events, Kind, Reply, Result, ResultExt};
+use crust_rpc::{Connection, Notify, Packet, Request, RequestType, Response};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+/// How long a client may think about a notification. Container engines run whole hooks in it.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// How often a wait looks whether we are to stop.
+const TICK: Duration = Duration::from_millis(200);
+
+/// The listener of one request.
+#[derive(Debug)]
+pub(super) struct RpcEvents<'a> {
+    pub(super) connection: &'a Connection,
+    /// The client asked for notifications.
+    pub(super) notify: bool,
+    pub(super) scripts: Scripts,
+    /// After this point nothing is rolled back any more, and a client that ends (a self-dump kills it) is no news.
+    pub(super) committed: bool,
+}
+
+/// True once a signal asks this worker to stop.
+pub(super) fn told_to_stop() -> bool {
+    crust_kernel::signals::caught().is_some()
+}
+
+/// Waits until the connection can be read. `Ok(false)`: the time is over.
+pub(super) fn readable(connection: &Connection, limit: Option<Duration>) -> Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let start = Instant::now();
+    loop {
+        if told_to_stop() {
+            return Err(Error::new(Kind::Cancelled, "the service is being stopped"));
+        }
+        let left = limit.map(|l| l.saturating_sub(start.elapsed())).unwrap_or(TICK).min(TICK);
+        let mut fds = [PollFd::new(connection, PollFlags::IN)];
+        let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
+        match poll(&mut fds, Some(&time)) {
+            Ok(n) if n > 0 => return Ok(true),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).during("waiting for the client"),
+        }
+        if limit.is_some_and(|l| start.elapsed() >= l) {
+            return Ok(false);
+        }
+    }
+}
+
+impl RpcEvents<'_> {
+    fn ask(&self, event: Event, fd: Option<BorrowedFd<'_>>) -> Result<Reply> {
+        let script = event.script_name();
+        let refused = |what: String| Error::new(Kind::Script, format!("notification {script}: {what}"));
+        let pid = match event {
+            Event::SetupNamespaces { pid } | Event::PostRestore { pid } => Some(pid),
+            _ => None,
+        };
+        let message = Response {
+            r#type: RequestType::Notify.into(),
+            success: true,
+            notify: Some(Notify { script: Some(script.to_owned()), pid }),
+            ..Response::default()
+        };
+        self.connection.send(&message, fd).map_err(|e| refused(format!("the client cannot be told: {e}")))?;
+        if !readable(self.connection, Some(PATIENCE))? {
+            return Err(refused(format!("the client did not answer for {} s", PATIENCE.as_secs())));
+        }
+        let answer = match self.connection.receive::<Request>() {
+            Ok(Packet::Message(answer, _)) => answer,
+            Ok(Packet::Closed) => return Err(Error::new(Kind::Cancelled, format!("the client hung up at {script}"))),
+            Ok(Packet::Garbage(why)) => return Err(refused(format!("the answer cannot be understood: {why}"))),
+            Err(e) => return Err(refused(format!("the answer cannot be read: {e}"))),
+        };
+        if answer.r#type() != RequestType::Notify || answer.notify_success != Some(true) {
+            return Err(refused("the client said no".to_owned()));
+        }
+        let external = match event {
+            Event::QueryExtFiles => answer.opts.map(|o| o.external).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        Ok(Reply { external })
+    }
+}
+
+impl Events for RpcEvents<'_> {
+    fn notify(&mut self, event: Event, root: Option<i32>, fd: Option<BorrowedFd<'_>>) -> Result<Reply> {
+        log::debug!("Running {} scripts", event.script_name());
+        if matches!(event, Event::PostDump | Event::PostRestore { .. }) {
+            self.committed = true;
+        }
+        let said = if self.notify { self.ask(event, fd) } else { Ok(Reply::default()) };
+        let said = said.and_then(|reply| self.scripts.run(event, root).map(|()| reply));
+        match said {
+            Err(e) if only_logged(event) => {
+                log::error!("{}", e.headline());
+                Ok(Reply::default())
+            }
+            said => said,
+        }
+    }
+
+    fn cancelled(&mut self) -> bool {
+        !self.committed && (told_to_stop() || self.connection.hung_up())
+    }
+}
