@@ -1,4 +1,4 @@
-/* The daemon protocol of systemd, from C. Link with -lsd_daemon. Each function returns a negated errno on failure. */
+/* The daemon protocol of systemd, from C. Link with -lsd_daemon_capi. Each function returns a negated errno on failure. */
 #ifndef SD_DAEMON_H
 #define SD_DAEMON_H
 #include <stddef.h>

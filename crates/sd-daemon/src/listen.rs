@@ -139,11 +139,8 @@ fn counted() -> Result<usize> {
     Ok(count.unsigned_abs() as usize)
 }
 
-/// Splits `LISTEN_FDNAMES` at colons. A backslash takes the next byte literally; one at the very end is an error.
+/// Splits `LISTEN_FDNAMES` at colons; an empty list is one empty name. A backslash takes the next byte literally; one at the very end is an error.
 fn names(list: &OsStr) -> Result<Vec<OsString>> {
-    if list.is_empty() {
-        return Ok(Vec::new());
-    }
     let mut names = vec![Vec::new()];
     let mut bytes = list.as_bytes().iter();
     while let Some(&b) = bytes.next() {
