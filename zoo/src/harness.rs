@@ -30,7 +30,9 @@ impl Tool {
     pub fn ours() -> Self {
         static BUILT: OnceLock<PathBuf> = OnceLock::new();
         let path = BUILT.get_or_init(|| std::env::var_os("CRUST_BIN").map_or_else(build_crust, PathBuf::from)).clone();
-        Self { name: "ours", path }
+        // The zoo itself is judged with CRUST_BIN=/path/to/criu; then the route is called criu-criu.
+        let name = if path.file_name().is_some_and(|n| n == "criu") { "criu" } else { "ours" };
+        Self { name, path }
     }
 
     /// The reference (`CRUST_JUDGE=/path/to/criu`), for cross routes.
@@ -187,7 +189,7 @@ impl Room {
     /// # Errors
     /// If `stop` appears first (with its content), or neither within the limit.
     pub fn await_file(&mut self, name: &str, stop: &[&str]) -> Result<String, String> {
-        let end = Instant::now() + step_limit();
+        let (end, mut looks) = (Instant::now() + step_limit(), 0);
         loop {
             if let Ok(text) = fs::read_to_string(self.dir.join(name)) {
                 return Ok(text);
@@ -196,6 +198,10 @@ impl Room {
                 if let Ok(text) = fs::read_to_string(self.dir.join(stop)) {
                     return Err(format!("{stop}: {text}"));
                 }
+            }
+            looks += 1;
+            if looks % 50 == 0 && self.ps()?.is_empty() && !self.dir.join(name).exists() {
+                return Err(format!("no process is left, and no file {name}"));
             }
             if Instant::now() > end {
                 return Err(format!("no file {name} in time; processes: {:#?}", self.ps()));

@@ -10,3 +10,8 @@ pub mod sys;
 mod table;
 mod zoo;
 pub use zoo::{Seat, Zoo};
+
+/// The value, or the end of a program that could not set up its state: the panic is in the log that the harness shows.
+pub fn must<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
+    result.unwrap_or_else(|e| panic!("{e:?}"))
+}

@@ -184,3 +184,12 @@ pub fn vmas_of(map: &Map) -> Vec<Vma> {
     let (start, end) = (map.addr(), map.addr() + map.len() as u64);
     vmas().into_iter().filter(|v| v.start < end && v.end > start).collect()
 }
+
+/// Kilobytes of `map` that are in memory.
+pub fn resident_kib(map: &Map) -> u64 {
+    let text = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+    let head = format!("{:x}-", map.addr());
+    let from_here = text.lines().skip_while(|l| !l.starts_with(&head));
+    let rss = from_here.skip(1).find_map(|l| l.strip_prefix("Rss:"));
+    rss.and_then(|r| r.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(u64::MAX)
+}

@@ -233,3 +233,241 @@ pub fn ioctl_int(fd: i32, request: u64) -> io::Result<i32> {
     cvt(unsafe { libc::ioctl(fd, request, &raw mut value) })?;
     Ok(value)
 }
+
+/// This thread's FS base: where its thread-local storage is.
+pub fn fs_base() -> u64 {
+    arch_base(0x1003)
+}
+
+/// This thread's GS base, which programs may use as they like.
+pub fn gs_base() -> u64 {
+    arch_base(0x1004)
+}
+
+fn arch_base(code: i32) -> u64 {
+    let mut base = 0_u64;
+    // SAFETY: ARCH_GET_FS and ARCH_GET_GS write a u64 through the pointer.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, code, &raw mut base) };
+    base
+}
+
+/// Sets this thread's GS base.
+pub fn set_gs_base(base: u64) {
+    // SAFETY: no code of ours addresses memory through GS.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1001, base) };
+}
+
+/// Value and interval of an interval timer, in microseconds.
+pub fn itimer(which: u32) -> (u64, u64) {
+    // SAFETY: all zero is a valid itimerval, which the kernel then fills.
+    let now = unsafe {
+        let mut now: libc::itimerval = std::mem::zeroed();
+        libc::syscall(libc::SYS_getitimer, which, &raw mut now);
+        now
+    };
+    let micros = |t: libc::timeval| t.tv_sec.unsigned_abs() * 1_000_000 + t.tv_usec.unsigned_abs();
+    (micros(now.it_value), micros(now.it_interval))
+}
+
+/// Arms an interval timer; both in microseconds.
+pub fn set_itimer(which: u32, value: u64, interval: u64) {
+    let time =
+        |us: u64| libc::timeval { tv_sec: (us / 1_000_000).cast_signed(), tv_usec: (us % 1_000_000).cast_signed() };
+    let new = libc::itimerval { it_interval: time(interval), it_value: time(value) };
+    // SAFETY: `new` is a live itimerval and the old one is not asked for.
+    unsafe { libc::syscall(libc::SYS_setitimer, which, &raw const new, 0_usize) };
+}
+
+/// How a POSIX timer tells: `SIGEV_SIGNAL`, `SIGEV_NONE` or `SIGEV_THREAD_ID` with a thread.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Notify {
+    /// Comes back in the siginfo.
+    pub value: u64,
+    /// Signal number.
+    pub signo: i32,
+    /// `SIGEV_…`
+    pub how: i32,
+    /// Thread for `SIGEV_THREAD_ID`.
+    pub tid: i32,
+    /// Fills the kernel's 64 bytes.
+    pub pad: [i32; 11],
+}
+
+const _: () = assert!(size_of::<Notify>() == 64);
+
+/// Creates a POSIX timer; tells the kernel's id, which the C library hides.
+///
+/// # Errors
+/// As the kernel says.
+pub fn timer_create(clock: i32, notify: &Notify) -> io::Result<i32> {
+    let mut id = 0_i32;
+    // SAFETY: `notify` is a whole sigevent, `id` a live int.
+    cvt(unsafe { libc::syscall(libc::SYS_timer_create, clock, &raw const *notify, &raw mut id) })?;
+    Ok(id)
+}
+
+/// Deletes a POSIX timer.
+pub fn timer_delete(id: i32) {
+    // SAFETY: takes a number.
+    unsafe { libc::syscall(libc::SYS_timer_delete, id) };
+}
+
+/// Arms a POSIX timer.
+///
+/// # Errors
+/// As the kernel says.
+pub fn timer_set(id: i32, value: Duration, interval: Duration) -> io::Result<()> {
+    let new = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
+    // SAFETY: `new` is a live itimerspec and the old one is not asked for.
+    cvt(unsafe { libc::syscall(libc::SYS_timer_settime, id, 0, &raw const new, 0_usize) }).map(|_| ())
+}
+
+/// Time left and interval of a POSIX timer.
+///
+/// # Errors
+/// As the kernel says.
+pub fn timer_get(id: i32) -> io::Result<(Duration, Duration)> {
+    let zero = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut now = libc::itimerspec { it_interval: zero, it_value: zero };
+    // SAFETY: the kernel fills a live itimerspec.
+    cvt(unsafe { libc::syscall(libc::SYS_timer_gettime, id, &raw mut now) })?;
+    let duration = |t: libc::timespec| {
+        Duration::from_secs(t.tv_sec.unsigned_abs()) + Duration::from_nanos(t.tv_nsec.unsigned_abs())
+    };
+    Ok((duration(now.it_value), duration(now.it_interval)))
+}
+
+fn timespec(d: Duration) -> libc::timespec {
+    libc::timespec { tv_sec: d.as_secs().cast_signed(), tv_nsec: d.subsec_nanos().into() }
+}
+
+/// clock_nanosleep on the monotonic clock, once: an interruption is an error and not slept out.
+///
+/// # Errors
+/// `EINTR`, if anything interrupts it.
+pub fn sleep_once(time: Duration) -> io::Result<()> {
+    let time = timespec(time);
+    // SAFETY: `time` is a live timespec and the rest is not asked for.
+    match unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, 0, &raw const time, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// The kernel's `sched_attr`, its first version.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SchedAttr {
+    /// Bytes of this struct.
+    pub size: u32,
+    /// `SCHED_…`
+    pub policy: u32,
+    /// `SCHED_FLAG_…`
+    pub flags: u64,
+    /// For the fair policies.
+    pub nice: i32,
+    /// For FIFO and RR.
+    pub priority: u32,
+    /// Deadline's three, in nanoseconds; `runtime` is also the fair slice.
+    pub runtime: u64,
+    /// See `runtime`.
+    pub deadline: u64,
+    /// See `runtime`.
+    pub period: u64,
+}
+
+/// This thread's scheduling attributes.
+pub fn sched_attr() -> SchedAttr {
+    let mut attr = SchedAttr::default();
+    // SAFETY: the kernel writes at most the size it is told, that of the struct.
+    unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, size_of::<SchedAttr>(), 0) };
+    attr
+}
+
+/// Sets this thread's scheduling attributes.
+///
+/// # Errors
+/// As the kernel says.
+pub fn set_sched_attr(attr: SchedAttr) -> io::Result<()> {
+    let attr = SchedAttr { size: 48, ..attr };
+    // SAFETY: a live struct of the size that it names.
+    cvt(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(|_| ())
+}
+
+/// Head and length of this thread's robust futex list.
+pub fn robust_list() -> (u64, u64) {
+    let (mut head, mut len) = (0_u64, 0_u64);
+    // SAFETY: both are live u64, as large as the pointer and the size_t the kernel writes.
+    unsafe { libc::syscall(libc::SYS_get_robust_list, 0, &raw mut head, &raw mut len) };
+    (head, len)
+}
+
+/// The kernel's view of a signal's action.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawAction {
+    /// Address, `SIG_DFL` or `SIG_IGN`.
+    pub handler: u64,
+    /// `SA_…`, `SA_RESTORER` too.
+    pub flags: u64,
+    /// Address of the return trampoline.
+    pub restorer: u64,
+    /// Blocked while the handler runs.
+    pub mask: u64,
+}
+
+/// Reads a signal's action as the kernel has it.
+pub fn action(signal: i32) -> RawAction {
+    let mut old = RawAction::default();
+    // SAFETY: the kernel fills a live struct with an 8-byte mask as told.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, 0_usize, &raw mut old, 8) };
+    old
+}
+
+/// Sets a signal's action.
+///
+/// # Safety
+/// Handler and restorer must be what the kernel may jump to, or the signal must never come.
+pub unsafe fn set_action(signal: i32, new: RawAction) {
+    // SAFETY: the kernel reads a live struct with an 8-byte mask as told; addresses are the caller's promise.
+    unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const new, 0_usize, 8) };
+}
+
+/// Start, flags and size of this thread's alternate signal stack.
+pub fn altstack() -> (u64, i32, usize) {
+    // SAFETY: all zero is a valid stack_t, which the kernel then fills.
+    let old = unsafe {
+        let mut old: libc::stack_t = std::mem::zeroed();
+        libc::sigaltstack(std::ptr::null(), &raw mut old);
+        old
+    };
+    (old.ss_sp as u64, old.ss_flags, old.ss_size)
+}
+
+/// Makes `stack` this thread's alternate signal stack for good.
+pub fn set_altstack(stack: &'static mut [u8]) {
+    let new = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+    // SAFETY: the memory is given away for good, so that nothing else uses it.
+    unsafe { libc::sigaltstack(&raw const new, std::ptr::null_mut()) };
+}
+
+/// A thread that repeats `call`, which must block through the gap: nothing may come back before `wake`, and then `want`.
+pub fn blocked(call: impl Fn() -> Result<u64, rustix::io::Errno> + Send + 'static, mut wake: impl FnMut(), want: u64) {
+    let mut zoo = crate::Zoo::start();
+    let (tx, rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || while tx.send(call()).is_ok() {});
+    std::thread::sleep(Duration::from_millis(30));
+    while zoo.gap() {
+        zoo.eq("before it was woken, the call returned", rx.try_recv().ok(), None);
+        wake();
+        zoo.eq("the call returned", rx.recv_timeout(Duration::from_secs(20)), Ok(Ok(want)));
+        std::thread::sleep(Duration::from_millis(30));
+    }
+}
+
+/// Closes a descriptor of a forked child whose owner lives on in the parent; the owner is never dropped in the child.
+pub fn close_raw(fd: i32) {
+    // SAFETY: the child leaves through _exit, so that the owner never closes the number again.
+    unsafe { libc::close(fd) };
+}

@@ -66,12 +66,12 @@ impl Zoo {
                 leave(&format!("thread {} did not come to round {n}", seat.name));
             }
         }
-        if self.name.is_empty() {
-            for member in &self.members {
-                if wait_for(&self.path(&format!("at.{n}.{member}")), MEMBER_LIMIT).is_none() {
-                    leave(&format!("member {member} did not come to round {n}"));
-                }
+        for member in &self.members {
+            if wait_for(&self.path(&format!("at.{n}.{member}")), MEMBER_LIMIT).is_none() {
+                leave(&format!("member {member} did not come to round {n}"));
             }
+        }
+        if self.name.is_empty() {
             self.write(&format!("ready.{n}"), "");
         } else {
             self.write(&format!("at.{n}.{}", self.name), "");
@@ -146,6 +146,16 @@ impl Zoo {
         if let Err(e) = thread {
             leave(&format!("thread {name}: {e}"));
         }
+    }
+
+    /// Writes a file for the harness or a member; it appears whole.
+    pub fn tell(&self, name: &str, text: &str) {
+        self.write(name, text);
+    }
+
+    /// Waits for a file that a member writes with [`Self::tell`].
+    pub fn hear(&self, name: &str) -> Option<String> {
+        wait_for(&self.path(name), MEMBER_LIMIT)
     }
 
     fn verdict(&mut self) {

@@ -1,5 +1,94 @@
 //! One module per program. A new one costs a file, a line here, and a row in `table.rs`.
+mod blocked_epoll;
+mod blocked_futex;
+mod blocked_poll;
+mod blocked_read;
+mod brk_heap;
+mod children_1000;
+mod chroot_root;
+mod comm_names;
 mod counter;
+mod creds_caps;
+mod creds_ids;
+mod creds_securebits;
+mod creds_user;
+mod ctty;
+mod dev_nodes;
+mod epoll_basic;
+mod epoll_closed_target;
+mod epoll_nested;
+mod eventfd;
+mod fd_big;
+mod fd_cloexec;
+mod fd_dir;
+mod fd_dup;
+mod fd_fork_shared;
+mod fd_path;
+mod fd_twice;
+mod fifo;
+mod file_locks;
+mod files_regular;
+mod itimer_fires;
+mod itimers;
+mod leader_dead_group;
+mod leader_dead_session;
+mod mem_arena;
+mod mem_file_private;
+mod mem_file_shared;
+mod mem_guard;
+mod mem_madvise;
+mod mem_mlock;
+mod mem_private;
+mod mem_shared_devzero;
+mod mem_shared_fork;
+mod memfd;
+mod nanosleep;
+mod oom_score_adj;
+mod orphans;
+mod pending_shared;
+mod pending_thread;
+mod personality;
+mod pipe_closed_end;
+mod pipe_content;
+mod pipe_packets;
+mod pipe_size;
+mod pipe_tasks;
+mod posix_timer_thread;
+mod posix_timers;
+mod prctls;
+mod pty_pair;
+mod refused_io_uring;
+mod refused_landlock;
+mod refused_perf;
+mod refused_socket;
+mod refused_traced;
+mod refused_userfaultfd;
+mod registers_general;
+mod registers_vector;
+mod registers_x87;
+mod rlimits;
+mod robust_list;
+mod rseq;
+mod sched;
+mod self_image;
+mod sessions;
+mod sigactions;
+mod sigaltstack_used;
+mod signal_masks;
+mod signalfd;
+mod stack_deep;
+mod stack_grows;
+mod stopped_task;
+mod threads_500;
+mod threads_tls;
+mod timerfd;
+mod tree_family;
+mod umask_cwd;
+mod unix_pair;
+mod unlinked_file;
+mod vdso_clock;
+mod vmas_5000;
+mod zombies;
 
 macro_rules! dispatch {
     ($($circle:ident $program:ident $($option:literal)*;)*) => {
@@ -14,3 +103,13 @@ macro_rules! dispatch {
     };
 }
 zoo::programs!(dispatch);
+
+/// Holds a descriptor that no dump may accept, and checks that it is still the same one.
+fn hold_refused(zoo: &mut zoo::Zoo, fd: i64, object: &str) {
+    let Ok(fd @ 0..) = i32::try_from(fd) else { zoo.skip(&format!("this kernel gives no {object}")) };
+    zoo.tell("names", &format!("task {}\nfd {fd}\n{object}", zoo::sys::getpid()));
+    let before = zoo::proc::fd_link(fd);
+    while zoo.gap() {
+        zoo.eq("descriptor", zoo::proc::fd_link(fd), before.clone());
+    }
+}
