@@ -129,6 +129,7 @@ impl Room {
             write!(line, "\t{key}={value}").map_err(|e| e.to_string())?;
         }
         for arg in argv {
+            let arg = arg.replace('\n', crate::LINE_BREAK);
             write!(line, "\t{arg}").map_err(|e| e.to_string())?;
         }
         let reply = self.ask(&line, step_limit())?;
@@ -208,6 +209,11 @@ impl Room {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// The text of a file of the program's directory; empty if there is none.
+    pub fn read(&self, name: &str) -> String {
+        fs::read(self.dir.join(name)).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
 
     /// Writes an empty file into the program's directory.
@@ -472,7 +478,10 @@ pub fn finish(room: &mut Room, root: Proc, n: u32) -> Outcome {
 }
 
 /// After a dump: the root was killed and nothing of the tree is left.
-fn expect_gone(room: &mut Room, root: Proc) -> Outcome {
+///
+/// # Errors
+/// What is still there.
+pub fn expect_gone(room: &mut Room, root: Proc) -> Outcome {
     match room.wait(root, step_limit())? {
         End::Signal(9) => expect_empty(room),
         other => Err(format!("after the dump the program ended with {other:?}")),
@@ -562,9 +571,8 @@ fn refusal(case: &Case, tool: &Tool) -> Outcome {
                 return Err("the dump was not refused".to_owned());
             }
             expect_no_images(&room.dir.join(&images))?;
-            let said = fs::read_to_string(room.dir.join(format!("{images}.dump.out"))).unwrap_or_default()
-                + &fs::read_to_string(room.dir.join(format!("{images}.dump.log"))).unwrap_or_default();
-            for name in fs::read_to_string(room.dir.join("names")).unwrap_or_default().lines() {
+            let said = room.read(&format!("{images}.dump.out")) + &room.read(&format!("{images}.dump.log"));
+            for name in room.read("names").lines() {
                 if !said.contains(name) {
                     return Err(format!("the refusal does not name {name:?}"));
                 }
@@ -613,5 +621,5 @@ pub fn rule(program: &str, route: &str) -> Option<Rule> {
 pub fn skipped(what: &str, reason: &str) {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
-    drop(writeln!(io::stderr(), "zoo: skip {n}: {what}: {reason}"));
+    drop(writeln!(io::stderr(), "\nzoo: skip {n}: {what}: {reason}"));
 }

@@ -11,6 +11,9 @@ mod table;
 mod zoo;
 pub use zoo::{Seat, Zoo};
 
+/// Stands for a newline inside the fields of a line that goes to the box.
+pub const LINE_BREAK: &str = "\u{1e}";
+
 /// The value, or the end of a program that could not set up its state: the panic is in the log that the harness shows.
 pub fn must<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| panic!("{e:?}"))

@@ -163,7 +163,9 @@ pub fn vmas() -> Vec<Vma> {
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(last) = found.last_mut() {
-                flags.trim().clone_into(&mut last.flags);
+                // Soft-dirty comes and goes; accounting of what was once writable cannot be seen by the program.
+                let kept = flags.split_whitespace().filter(|f| !matches!(*f, "sd" | "ac"));
+                last.flags = kept.collect::<Vec<_>>().join(" ");
             }
         } else if let Some(((start, end), rest)) =
             line.split_once(' ').and_then(|(range, rest)| Some((range.split_once('-')?, rest)))

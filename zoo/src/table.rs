@@ -87,6 +87,7 @@ macro_rules! programs {
             beyond memfd;
             beyond pipe_packets;
             beyond pty_pair;
+            beyond sched_affinity;
             beyond signalfd;
             beyond timerfd;
             beyond unix_pair;

@@ -76,7 +76,8 @@ fn command(fields: &[&str], ended: &mut Ended) -> io::Result<String> {
         "spawn" | "start" => {
             let (envs, argv) = fields[3..].split_at(number(2)?.unsigned_abs() as usize);
             let log = std::fs::OpenOptions::new().create(true).append(true).open(fields[1])?;
-            let mut command = Command::new(argv[0]);
+            let argv: Vec<String> = argv.iter().map(|arg| arg.replace(zoo::LINE_BREAK, "\n")).collect();
+            let mut command = Command::new(&argv[0]);
             command.args(&argv[1..]).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             command.envs(envs.iter().filter_map(|e| e.split_once('=')));
             if fields[0] == "spawn" {

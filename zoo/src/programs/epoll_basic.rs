@@ -26,7 +26,9 @@ pub(super) fn main() {
     };
     let targets = || {
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ep.as_raw_fd())).unwrap_or_default();
-        let mut lines: Vec<String> = info.lines().filter(|l| l.starts_with("tfd:")).map(str::to_owned).collect();
+        let lines = info.lines().filter(|l| l.starts_with("tfd:"));
+        // What follows the data names inodes, which are new ones after restore.
+        let mut lines: Vec<String> = lines.filter_map(|l| Some(l.split_once(" pos:")?.0.to_owned())).collect();
         lines.sort();
         lines
     };

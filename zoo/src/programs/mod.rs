@@ -70,6 +70,7 @@ mod rlimits;
 mod robust_list;
 mod rseq;
 mod sched;
+mod sched_affinity;
 mod self_image;
 mod sessions;
 mod sigactions;
