@@ -623,3 +623,19 @@ pub fn skipped(what: &str, reason: &str) {
     let n = COUNT.fetch_add(1, Ordering::Relaxed) + 1;
     drop(writeln!(io::stderr(), "\nzoo: skip {n}: {what}: {reason}"));
 }
+
+#[cfg(test)]
+mod tests {
+    //! The list of skips is read by eye as often as by the harness.
+    #[test]
+    fn every_rule_is_well_formed() {
+        let lines = include_str!("../skips.txt").lines().filter(|l| !l.starts_with('#') && !l.is_empty());
+        for line in lines {
+            let words: Vec<&str> = line.splitn(4, ' ').collect();
+            assert_eq!(words.len(), 4, "{line}");
+            assert!(["skip", "xfail"].contains(&words[0]), "{line}");
+            assert!(words[2] == "*" || words[2].contains('-'), "{line}");
+            assert!(words[3].len() > 5, "no reason: {line}");
+        }
+    }
+}
