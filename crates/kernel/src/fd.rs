@@ -101,20 +101,20 @@ pub fn owner_uids(fd: impl AsFd) -> Result<(u32, u32)> {
     Ok((uids[0], uids[1]))
 }
 
-/// Sets owner and signal.
+/// Sets the signal, then the owner.
 ///
 /// # Errors
 /// `ESRCH` if there is no such task or group.
 pub fn set_owner(fd: impl AsFd, owner: Owner) -> Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     let ex = OwnerEx { kind: owner.kind, pid: owner.id };
-    if owner.id != 0 {
-        // SAFETY: F_SETOWN_EX reads a `struct f_owner_ex`; `ex` is that and lives over the call.
-        check(unsafe { libc::fcntl(raw, F_SETOWN_EX, &raw const ex) })?;
-    }
     if owner.signal != 0 {
         // SAFETY: F_SETSIG takes a plain number.
         check(unsafe { libc::fcntl(raw, F_SETSIG, owner.signal) })?;
+    }
+    if owner.id != 0 {
+        // SAFETY: F_SETOWN_EX reads a `struct f_owner_ex`; `ex` is that and lives over the call.
+        check(unsafe { libc::fcntl(raw, F_SETOWN_EX, &raw const ex) })?;
     }
     Ok(())
 }

@@ -19,7 +19,7 @@ mod table;
 
 pub use fs::PathLink;
 pub use restore::{FileImages, TaskFiles};
-pub use table::{FileTable, MadeLinks, Mapped};
+pub use table::{FileTable, MadeLinks};
 
 use crate::Result;
 use crust_image::proto::{FdTypes, FileEntry};

@@ -5,11 +5,12 @@ use super::FdKind;
 use super::ghost;
 use super::look::FdView;
 use super::restore::{FileImages, Opener};
-use super::table::{FileTable, Mapped, Records};
+use super::table::{FileTable, Records};
 use crate::options::FileValidation;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use crust_kernel::maps::Mapping;
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -279,40 +280,60 @@ pub(super) fn special(
     Ok(id)
 }
 
-impl FileTable<'_> {
-    /// The id of the file behind a mapping. Equal files mapped many times get one record.
-    ///
-    /// # Errors
-    /// The file cannot be reached, or is of a kind that cannot be saved.
-    pub fn map_file(&mut self, t: &Target<'_>, vma: &Mapped<'_>) -> Result<u32> {
-        let flags = if vma.shared_write { OFlags::RDWR.bits() } else { OFlags::RDONLY.bits() };
-        let on = |e: Error| e.on(Object::Vma(t.pid.as_raw(), vma.start, vma.end));
+impl crate::memory::FileIds for FileTable<'_> {
+    /// Equal files mapped many times, by many processes, get one record. How a mapping needs its file opened is said by
+    /// the mapping (`fdflags`), not by the file's record.
+    fn map_file(&mut self, t: &Target<'_>, m: &Mapping) -> Result<u32> {
+        let flags = OFlags::RDONLY.bits();
         let out = self.records();
         // What maps says is enough to know a file again, without a look at the file.
-        let quick = SpecialKey { dev: vma.dev, ino: vma.ino, flags, path: [b"maps:", vma.path].concat() };
+        let dev = rustix::fs::makedev(m.dev.0, m.dev.1);
+        let quick = SpecialKey { dev, ino: m.inode, flags, path: [b"maps:", m.name.as_slice()].concat() };
         if let Some(id) = out.special.get(&quick) {
             return Ok(*id);
         }
-        let name = format!("map_files/{:x}-{:x}", vma.start, vma.end);
+        let name = format!("map_files/{:x}-{:x}", m.start, m.end);
         let o_path = OFlags::PATH | OFlags::CLOEXEC;
         let (fd, link) = match (t.proc.open_with(&name, o_path), t.proc.readlink(&name)) {
             (Ok(fd), Ok(link)) => (fd, link),
             // Not ours to follow without privilege: find the file by its name, and make sure that it is the one.
-            _ => (open_by_name(t, vma).map_err(on)?, vma.path.to_vec()),
+            _ => (open_by_name(t, m)?, unescape(&m.name)),
         };
-        let id = special(fd.as_fd(), &link, flags, t, out).map_err(on)?;
+        let id = special(fd.as_fd(), &link, flags, t, out)?;
         out.special.insert(quick, id);
         Ok(id)
     }
+
+    fn exe(&mut self, t: &Target<'_>) -> Result<u32> {
+        self.path_file(t, super::PathLink::Exe)
+    }
 }
 
-fn open_by_name(t: &Target<'_>, vma: &Mapped<'_>) -> Result<OwnedFd> {
-    let name = [b"root".as_slice(), vma.path].concat();
-    let name =
-        String::from_utf8(name).map_err(|_| Error::new(Kind::Permission, "the mapped file cannot be followed"))?;
+/// Undoes the one escape of /proc/PID/maps.
+fn unescape(name: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((&first, tail)) = rest.split_first() {
+        match rest.strip_prefix(b"\\012") {
+            Some(tail) => {
+                out.push(b'\n');
+                rest = tail;
+            }
+            None => {
+                out.push(first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+fn open_by_name(t: &Target<'_>, m: &Mapping) -> Result<OwnedFd> {
+    let name = String::from_utf8([b"root".as_slice(), &unescape(&m.name)].concat())
+        .map_err(|_| Error::new(Kind::Permission, "the mapped file cannot be followed"))?;
     let fd = t.proc.open_with(&name, OFlags::PATH).during("opening the mapped file by its name")?;
     let stat = rustix::fs::fstat(&fd).during("fstat")?;
-    if stat.st_ino != vma.ino {
+    if stat.st_ino != m.inode {
         return Err(Error::new(Kind::Permission, "the mapped file cannot be reached: its name leads to another file")
             .help("run as root (CAP_CHECKPOINT_RESTORE)"));
     }

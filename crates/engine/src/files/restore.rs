@@ -219,19 +219,19 @@ impl FileImages {
     }
 
     /// Builds the descriptor table `table` in this process: closes everything that is neither in `keep` nor shared, then
-    /// puts every descriptor where it was. Numbers in `keep` must be at or above [`FileImages::first_service_fd`].
+    /// puts every descriptor where it was. Numbers in `keep`, and that of the source's directory, must be at or above [`FileImages::first_service_fd`].
     ///
     /// After this call no `OwnedFd` made before it may be used or dropped, except those in `keep` and this structure's.
     ///
     /// # Errors
     /// A file cannot be opened as it was.
     pub fn open_table(&mut self, table: u32, keep: &[RawFd], source: &Source, opts: &Options) -> Result<()> {
-        if let Some(low) = keep.iter().find(|fd| **fd < self.base) {
+        let mut kept: Vec<RawFd> = keep.to_vec();
+        kept.push(source.dir().as_raw_fd());
+        if let Some(low) = kept.iter().find(|fd| **fd < self.base) {
             return Err(Error::new(Kind::Internal, format!("service descriptor {low} is in the way of the target's")));
         }
         let entries = self.tables.get(&table).cloned().unwrap_or_default();
-        let mut kept: Vec<RawFd> = keep.to_vec();
-        kept.push(source.dir().as_raw_fd());
         kept.extend(self.state.shared.values().map(AsRawFd::as_raw_fd));
         kept.extend(self.state.inherited.values().map(AsRawFd::as_raw_fd));
         kept.extend(self.state.ghosts.values().map(|g| g.fd.as_raw_fd()));
@@ -277,6 +277,22 @@ impl FileImages {
     /// It cannot be opened as it was.
     pub fn open_file_id(&mut self, id: u32, source: &Source, opts: &Options) -> Result<OwnedFd> {
         self.with_opener(source, opts, |cx| cx.open_id(id))
+    }
+
+    /// A new descriptor for a mapped file, opened as the mapping needs it (`vma_entry.fdflags`; `None` for O_RDONLY).
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    pub fn open_mapped(&mut self, id: u32, fdflags: Option<u32>, source: &Source, opts: &Options) -> Result<OwnedFd> {
+        self.with_opener(source, opts, |cx| {
+            let is_reg = cx.images.files.get(&id).is_some_and(|f| f.reg.is_some());
+            let flags = fdflags.unwrap_or(libc::O_RDONLY as u32);
+            if is_reg && cx.images.ghost_of(id).is_none() {
+                return regular::open_entry(cx.images.regular(id)?, Some(flags), cx);
+            }
+            let fd = cx.open_id(id)?;
+            cx.reopen(&fd, flags)
+        })
     }
 
     /// Closes what is left of shared files in this process: the table is as imaged then, but for the kept descriptors.

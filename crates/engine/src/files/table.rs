@@ -14,23 +14,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
-/// A file mapping to be saved: what /proc/PID/maps says about one VMA.
-#[derive(Clone, Copy, Debug)]
-pub struct Mapped<'a> {
-    /// First address.
-    pub start: u64,
-    /// Address behind the last.
-    pub end: u64,
-    /// Path as maps shows it, octal escapes undone.
-    pub path: &'a [u8],
-    /// Device as maps shows it, as makedev(3) builds it.
-    pub dev: u64,
-    /// Inode number as maps shows it.
-    pub ino: u64,
-    /// MAP_SHARED and writable (or could become so by mprotect): the file must be opened for writing.
-    pub shared_write: bool,
-}
-
 /// Copies bytes of one file to the current place of another, inside the kernel where it can.
 pub(super) fn copy_range(from: &OwnedFd, at: u64, len: u64, out: &mut std::fs::File) -> Result<()> {
     let (mut at, end) = (at, at + len);

@@ -1,0 +1,297 @@
+//! What the roles hold and check, one case per behaviour.
+use crate::{at, borrowed, read_some};
+use crust_engine::Options;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pipe::{PipeFlags, pipe_with};
+use std::io::Write;
+use std::path::Path;
+
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) options: fn(&mut Options),
+    /// Makes the descriptors.
+    pub(crate) hold: fn(&Path),
+    /// If there is a second process: what it does after the fork.
+    pub(crate) second: Option<fn()>,
+    /// Runs in each restored process, by its number.
+    pub(crate) verify: fn(usize),
+    /// `verify` consumes things, so the outside look differs.
+    pub(crate) verify_changes: bool,
+    /// The dump must be refused with this text.
+    pub(crate) refused: Option<&'static str>,
+    /// Names like `/dir/#123` differ.
+    pub(crate) ignore_ghost_names: bool,
+}
+
+const PLAIN: Case = Case {
+    name: "",
+    options: |_| {},
+    hold: |_| {},
+    second: None,
+    verify: |_| {},
+    verify_changes: false,
+    refused: None,
+    ignore_ghost_names: false,
+};
+
+fn create(path: &Path, flags: OFlags, content: &[u8]) -> std::fs::File {
+    std::fs::write(path, content).unwrap();
+    std::fs::File::from(open(path, flags, Mode::empty()).unwrap())
+}
+
+pub(crate) static CASES: &[Case] = &[
+    Case {
+        name: "regular_flags_and_positions",
+        hold: |dir| {
+            let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
+            rustix::fs::seek(&f, rustix::fs::SeekFrom::Start(4)).unwrap();
+            let twin = f.try_clone().unwrap();
+            at(twin, 40, false);
+            at(f, 7, true);
+            at(create(&dir.join("b"), OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK, b"xy"), 5, false);
+            at(open(dir, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap(), 300, true);
+            at(open(dir.join("a"), OFlags::PATH, Mode::empty()).unwrap(), 301, false);
+            std::os::unix::fs::symlink("a", dir.join("l")).unwrap();
+            at(open(dir.join("l"), OFlags::PATH | OFlags::NOFOLLOW, Mode::empty()).unwrap(), 302, false);
+            for (n, dev) in ["null", "zero", "full", "random", "urandom"].iter().enumerate() {
+                at(open(format!("/dev/{dev}"), OFlags::RDONLY, Mode::empty()).unwrap(), 20 + n as i32, false);
+            }
+        },
+        verify: |_| {
+            rustix::io::write(borrowed(40), b"4").unwrap();
+            rustix::fs::seek(borrowed(7), rustix::fs::SeekFrom::Current(-1)).unwrap();
+            assert_eq!(read_some(7), b"456789");
+            rustix::fs::seek(borrowed(7), rustix::fs::SeekFrom::Start(4)).unwrap();
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "deleted_files",
+        hold: |dir| {
+            let f = create(&dir.join("gone"), OFlags::RDWR, b"deleted content");
+            at(open(dir.join("gone"), OFlags::RDONLY, Mode::empty()).unwrap(), 11, false);
+            rustix::fs::seek(&f, rustix::fs::SeekFrom::Start(3)).unwrap();
+            std::fs::remove_file(dir.join("gone")).unwrap();
+            at(f, 10, false);
+            let tmp = open(dir, OFlags::RDWR | OFlags::TMPFILE, Mode::RUSR).unwrap();
+            rustix::io::write(&tmp, b"nameless").unwrap();
+            at(tmp, 12, true);
+            std::fs::create_dir(dir.join("sub")).unwrap();
+            at(open(dir.join("sub"), OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap(), 13, false);
+            std::fs::remove_dir(dir.join("sub")).unwrap();
+        },
+        verify: |_| {
+            let mut buf = [0; 64];
+            let n = rustix::io::pread(borrowed(11), &mut buf, 0).unwrap();
+            assert_eq!(&buf[..n], b"deleted content");
+            rustix::io::pwrite(borrowed(10), b"DELETED", 0).unwrap();
+            let n = rustix::io::pread(borrowed(11), &mut buf, 0).unwrap();
+            assert_eq!(&buf[..n], b"DELETED content", "both are one inode");
+            let n = rustix::io::pread(borrowed(12), &mut buf, 0).unwrap();
+            assert_eq!(&buf[..n], b"nameless");
+            assert_eq!(rustix::fs::fstat(borrowed(13)).unwrap().st_nlink, 0);
+        },
+        ignore_ghost_names: true,
+        ..PLAIN
+    },
+    Case {
+        name: "deleted_file_with_holes",
+        options: |o| o.ghost_limit = Some(1 << 30),
+        hold: |dir| {
+            let f = create(&dir.join("big"), OFlags::RDWR, b"head");
+            rustix::io::pwrite(&f, b"middle", 5 << 20).unwrap();
+            rustix::fs::ftruncate(&f, 9 << 20).unwrap();
+            std::fs::remove_file(dir.join("big")).unwrap();
+            at(f, 10, false);
+        },
+        verify: |_| {
+            let mut buf = [0; 6];
+            rustix::io::pread(borrowed(10), &mut buf, 5 << 20).unwrap();
+            assert_eq!(&buf, b"middle");
+            let stat = rustix::fs::fstat(borrowed(10)).unwrap();
+            assert_eq!(stat.st_size, 9 << 20);
+            assert!(stat.st_blocks * 512 < 1 << 20, "holes stay holes: {} blocks", stat.st_blocks);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "deleted_file_over_the_limit",
+        hold: |dir| {
+            let f = create(&dir.join("big"), OFlags::RDWR, &vec![1; 2 << 20]);
+            std::fs::remove_file(dir.join("big")).unwrap();
+            at(f, 10, false);
+        },
+        refused: Some("--ghost-limit"),
+        ..PLAIN
+    },
+    Case {
+        name: "renamed_over",
+        hold: |dir| {
+            at(create(&dir.join("a"), OFlags::RDWR, b"a"), 10, false);
+            std::fs::hard_link(dir.join("a"), dir.join("other")).unwrap();
+            std::fs::remove_file(dir.join("a")).unwrap();
+        },
+        refused: Some("--link-remap"),
+        ..PLAIN
+    },
+    Case {
+        name: "link_remap",
+        options: |o| o.link_remap = true,
+        hold: |dir| {
+            at(create(&dir.join("a"), OFlags::RDWR, b"content"), 10, false);
+            std::fs::hard_link(dir.join("a"), dir.join("other")).unwrap();
+            std::fs::remove_file(dir.join("a")).unwrap();
+        },
+        verify: |_| {
+            let stat = rustix::fs::fstat(borrowed(10)).unwrap();
+            assert_eq!(
+                std::fs::metadata("other").map(|m| std::os::unix::fs::MetadataExt::ino(&m)).unwrap(),
+                stat.st_ino
+            );
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "pipes",
+        hold: |_| {
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            rustix::io::write(&w, b"waiting bytes").unwrap();
+            rustix::pipe::fcntl_setpipe_size(&w, 1 << 18).unwrap();
+            crust_kernel::fd::set_owner(
+                &r,
+                crust_kernel::fd::Owner { kind: 1, id: std::process::id() as i32, signal: 10 },
+            )
+            .unwrap();
+            at(r, 8, false);
+            at(w, 3, true);
+            let (r, w) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+            drop(w);
+            at(r, 9, false);
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            at(
+                open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&r)), OFlags::RDWR, Mode::empty())
+                    .unwrap(),
+                31,
+                false,
+            );
+            at(open("/proc/self/fd/31", OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap(), 32, false);
+            drop(r);
+            at(w, 30, false);
+        },
+        verify: |_| assert_eq!(rustix::io::read(borrowed(9), &mut [0; 1]), Ok(0), "the other end is closed"),
+        ..PLAIN
+    },
+    Case {
+        name: "pipe_content",
+        hold: |_| {
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            rustix::io::write(&w, &vec![7; 65536]).unwrap();
+            at(r, 8, false);
+            at(w, 9, false);
+            let (r, w) = pipe_with(PipeFlags::DIRECT).unwrap();
+            for packet in ["one", "two", "three"] {
+                rustix::io::write(&w, packet.as_bytes()).unwrap();
+            }
+            at(r, 10, false);
+            at(w, 11, false);
+        },
+        verify: |_| {
+            assert_eq!(read_some(8), vec![7; 65536]);
+            for packet in ["one", "two", "three"] {
+                assert_eq!(read_some(10), packet.as_bytes());
+            }
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "fifos",
+        hold: |dir| {
+            let path = dir.join("fifo");
+            rustix::fs::mkfifoat(rustix::fs::CWD, &path, Mode::RUSR | Mode::WUSR).unwrap();
+            let both = open(&path, OFlags::RDWR, Mode::empty()).unwrap();
+            rustix::io::write(&both, b"in the fifo").unwrap();
+            at(open(&path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()).unwrap(), 10, false);
+            at(open(&path, OFlags::WRONLY, Mode::empty()).unwrap(), 11, true);
+            drop(both);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "eventfds",
+        hold: |_| {
+            use rustix::event::{EventfdFlags, eventfd};
+            at(eventfd(30, EventfdFlags::NONBLOCK).unwrap(), 10, false);
+            let e = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+            rustix::io::write(&e, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            at(e, 11, true);
+            at(eventfd(0, EventfdFlags::empty()).unwrap(), 12, false);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "eventfd_semaphore",
+        hold: |_| {
+            use rustix::event::{EventfdFlags, eventfd};
+            at(eventfd(3, EventfdFlags::SEMAPHORE).unwrap(), 10, false);
+        },
+        refused: Some("semaphore"),
+        ..PLAIN
+    },
+    Case {
+        name: "shared_by_two_processes",
+        hold: |dir| {
+            let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
+            rustix::fs::seek(&f, rustix::fs::SeekFrom::Start(2)).unwrap();
+            at(f, 10, false);
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            at(r, 11, false);
+            at(w, 12, false);
+            let g = create(&dir.join("g"), OFlags::RDWR, b"ghost");
+            std::fs::remove_file(dir.join("g")).unwrap();
+            at(g, 13, false);
+        },
+        second: Some(|| {
+            // One end each; the ghost opened again here, a private file beside it.
+            crust_kernel::fd::close_range(11, 11).unwrap();
+            at(open("/proc/self/fd/13", OFlags::RDONLY, Mode::empty()).unwrap(), 14, false);
+            at(open("/dev/null", OFlags::RDWR, Mode::empty()).unwrap(), 15, false);
+        }),
+        ..PLAIN
+    },
+    Case {
+        name: "working_directory_and_umask",
+        hold: |dir| {
+            std::fs::create_dir(dir.join("cwd")).unwrap();
+            std::env::set_current_dir(dir.join("cwd")).unwrap();
+            rustix::process::umask(Mode::from_bits_retain(0o27));
+        },
+        verify: |_| {
+            assert!(std::env::current_dir().unwrap().ends_with("cwd"));
+            assert_eq!(rustix::process::umask(Mode::empty()).bits(), 0o27);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "a_thousand",
+        hold: |dir| {
+            rustix::process::setrlimit(
+                rustix::process::Resource::Nofile,
+                rustix::process::Rlimit { current: Some(1 << 12), maximum: Some(1 << 13) },
+            )
+            .unwrap();
+            for n in 0..1000 {
+                let f = create(&dir.join(format!("f{n}")), OFlags::RDWR, b"x");
+                at(f, 1000 + n * 2, n % 2 == 0);
+            }
+            for n in 0..100 {
+                let (r, mut w) = std::io::pipe().unwrap();
+                w.write_all(b"data").unwrap();
+                at(r, 600 + n, false);
+                at(w, 800 + n - 50, false);
+            }
+        },
+        ..PLAIN
+    },
+];
