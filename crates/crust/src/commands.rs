@@ -3,8 +3,8 @@ use crate::cli::settings::Settings;
 use crate::cli::{Invocation, Verb};
 use crate::events::{CliEvents, Scripts};
 use crate::exit::Exit;
-use crate::{logging, out};
-use crust_engine::{DumpReport, Error, Kind, Object, OnObject, RestoreReport, Result, ResultExt, check};
+use crate::{logging, out, stats};
+use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt, check};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -191,9 +191,9 @@ fn dump(invocation: Invocation) -> Result<Exit> {
     events.done();
     match done {
         Ok(report) => {
-            log::info!("Dumping finished successfully");
+            stats::dumped(&s.engine, &report);
             if s.display_stats {
-                out(&dump_stats(&report));
+                out(&stats::dump_text(&report));
             }
             Ok(Exit::Good)
         }
@@ -218,9 +218,9 @@ fn restore(invocation: Invocation) -> Result<Exit> {
             return Ok(Exit::Failure);
         }
     };
-    log::info!("Restore finished successfully. Tasks resumed.");
+    stats::restored(&s.engine, &restored);
     if s.display_stats {
-        out(&restore_stats(&restored));
+        out(&stats::restore_text(&restored));
     }
     if s.exec_cmd {
         return Err(become_command(&command, &events.scripts));
@@ -249,48 +249,6 @@ fn become_command(command: &[OsString], scripts: &Scripts) -> Error {
     match failed.on_path(&program.to_string_lossy()) {
         Err(e) => e,
         Ok(()) => Error::new(Kind::Internal, "exec returned"),
-    }
-}
-
-fn dump_stats(r: &DumpReport) -> String {
-    let mut text = String::from("Displaying dump stats:\n");
-    let _infallible = write!(
-        text,
-        "Freezing time: {} us\nFrozen time: {} us\nMemory dump time: {} us\nMemory write time: {} us\n\
-         Memory pages scanned: {} (0x{:x})\nMemory pages skipped from parent: {} (0x{:x})\n\
-         Memory pages written: {} (0x{:x})\n",
-        r.freezing.as_micros(),
-        r.frozen.as_micros(),
-        r.memdump.as_micros(),
-        r.memwrite.as_micros(),
-        r.pages_scanned,
-        r.pages_scanned,
-        r.pages_skipped_parent,
-        r.pages_skipped_parent,
-        r.pages_written,
-        r.pages_written,
-    );
-    phases(&mut text, &r.phases);
-    text
-}
-
-fn restore_stats(r: &RestoreReport) -> String {
-    let mut text = String::from("Displaying restore stats:\n");
-    let _infallible = write!(
-        text,
-        "Pages restored: {} (0x{:x})\nRestore time: {} us\nForking time: {} us\n",
-        r.pages_restored,
-        r.pages_restored,
-        r.restoring.as_micros(),
-        r.forking.as_micros(),
-    );
-    phases(&mut text, &r.phases);
-    text
-}
-
-fn phases(text: &mut String, phases: &[(&'static str, std::time::Duration)]) {
-    for (name, time) in phases {
-        let _infallible = writeln!(text, "Phase {name}: {} us", time.as_micros());
     }
 }
 

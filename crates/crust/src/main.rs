@@ -6,6 +6,7 @@ mod events;
 mod exit;
 mod logging;
 mod service;
+mod stats;
 
 use std::io::Write;
 use std::process::ExitCode;

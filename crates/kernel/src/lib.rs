@@ -16,6 +16,7 @@ pub mod procfs;
 pub mod ptrace;
 pub mod remote_mem;
 pub mod signals;
+pub mod unshare;
 pub mod writeback;
 pub use deadline::{Backoff, Deadline};
 pub use ids::{HostTid, NsTid, TargetFd, VirtAddr};

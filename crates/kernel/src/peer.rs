@@ -26,9 +26,8 @@ unsafe fn option<T: Copy>(socket: BorrowedFd<'_>, name: libc::c_int, mut value: 
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: `value` is writable and `len` is its size; the kernel writes no more than that, and whatever it writes is
     // a valid T, as our caller promises.
-    let result = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len)
-    };
+    let result =
+        unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut len) };
     match result {
         0 if len as usize == size_of::<T>() => Ok(value),
         0 => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -72,7 +71,11 @@ mod tests {
         assert_eq!(cred.pid.map(HostTid::as_raw), Some(std::process::id() as i32));
         assert_eq!(cred.uid, rustix::process::geteuid().as_raw());
         match peer_pidfd(&a) {
-            Ok(fd) => assert!(std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap().contains(&format!("Pid:\t{}", std::process::id()))),
+            Ok(fd) => assert!(
+                std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                    .unwrap()
+                    .contains(&format!("Pid:\t{}", std::process::id()))
+            ),
             Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOPROTOOPT)),
         }
         assert!(peer_cred(std::fs::File::open("/dev/null").unwrap()).is_err());

@@ -4,7 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::ptr;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::time::Duration;
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
 
@@ -42,6 +43,29 @@ pub fn caught() -> Option<i32> {
     match CAUGHT.load(Ordering::Relaxed) {
         0 => None,
         signal => Some(signal),
+    }
+}
+
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn tick(_: libc::c_int) {
+    TICKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts SIGALRMs of an interval timer (ITIMER_REAL) from now on; the count goes on with the timer.
+///
+/// # Errors
+/// `EINVAL` for an interval that the timer cannot have.
+pub fn tick_every(interval: Duration) -> io::Result<&'static AtomicU64> {
+    let handler: extern "C" fn(libc::c_int) = tick;
+    act(libc::SIGALRM, handler as libc::sighandler_t)?;
+    let seconds = i64::try_from(interval.as_secs()).map_err(io::Error::other)?;
+    let time = libc::timeval { tv_sec: seconds, tv_usec: interval.subsec_micros().into() };
+    let value = libc::itimerval { it_interval: time, it_value: time };
+    // SAFETY: `value` is initialised and outlives the call; the old value is not asked for.
+    match unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const value, ptr::null_mut()) } {
+        0 => Ok(&TICKS),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

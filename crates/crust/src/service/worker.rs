@@ -6,7 +6,7 @@ use crate::cli::settings::Settings;
 use crate::cli::{self, Verb};
 use crate::events::Scripts;
 use crate::exit::Exit;
-use crate::logging;
+use crate::{logging, stats};
 use crust_engine::{Error, Kind, Result, ResultExt, check};
 use crust_rpc::{
     Connection, DumpResponse, Features, MAX_REPLY_BYTES, Packet, Request, RequestType, Response, RestoreResponse,
@@ -243,8 +243,8 @@ impl Worker {
         };
         self.result(
             kind,
-            done.map(|_| {
-                log::info!("Dumping finished successfully");
+            done.map(|report| {
+                stats::dumped(&job.settings.engine, &report);
                 let mut response = reply(kind);
                 if kind == RequestType::Dump {
                     response.dump = Some(DumpResponse { restored: Some(false) });
@@ -264,7 +264,7 @@ impl Worker {
         let exit = self.result(
             RequestType::Restore,
             done.map(|restored| {
-                log::info!("Restore finished successfully. Tasks resumed.");
+                stats::restored(&job.settings.engine, &restored);
                 let mut response = reply(RequestType::Restore);
                 response.restore = Some(RestoreResponse { pid: restored.pid });
                 response
