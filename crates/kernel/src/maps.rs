@@ -233,6 +233,18 @@ pub fn read_maps(proc: &ProcDir) -> Result<Vec<Mapping>> {
     Ok(parser.all)
 }
 
+/// The mappings of this process, as [`read_maps`].
+///
+/// # Errors
+/// As [`read_maps`].
+pub fn read_own_maps() -> Result<Vec<Mapping>> {
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
+    let mut parser = Parser { all: Vec::new(), smaps: false };
+    let file = rustix::fs::open("/proc/self/maps", flags, rustix::fs::Mode::empty())?;
+    each_line(file, 64 << 10, |line| parser.line(line))?;
+    Ok(parser.all)
+}
+
 struct Parser {
     all: Vec<Mapping>,
     smaps: bool,

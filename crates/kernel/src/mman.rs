@@ -229,6 +229,18 @@ pub unsafe fn madvise(at: u64, len: u64, advice: i32) -> Result<()> {
     if unsafe { libc::madvise(at as *mut _, len as usize, advice) } == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
+/// mlock(2).
+///
+/// # Errors
+/// As mlock(2).
+///
+/// # Safety
+/// The range must be mapped by the caller; nothing is changed in it.
+pub unsafe fn mlock(at: u64, len: u64) -> Result<()> {
+    // SAFETY: by this function's own contract.
+    if unsafe { libc::mlock(at as *const _, len as usize) } == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
 /// preadv(2) into ranges given as address and length; at most 1024 of them. Returns the bytes read.
 ///
 /// # Errors

@@ -90,6 +90,93 @@ impl Source for Remote {
     }
 }
 
+/// A file's bytes; ranges are offsets.
+struct Content<'a> {
+    file: BorrowedFd<'a>,
+    len: u64,
+}
+
+impl Source for Content<'_> {
+    fn read(&self, ranges: &[(u64, u64)], _: How, into: &mut [u8]) -> Result<()> {
+        let mut at = 0;
+        for &(start, len) in ranges {
+            let part = &mut into[at..at + len as usize];
+            let mut done = 0;
+            while done < part.len() {
+                let from = start + done as u64;
+                let n = rustix::io::retry_on_intr(|| rustix::io::pread(self.file, &mut part[done..], from))
+                    .during("reading shared memory")?;
+                if n == 0 {
+                    if from < self.len {
+                        return Err(Error::new(Kind::TargetChanged, "a shared segment became shorter"));
+                    }
+                    part[done..].fill(0);
+                    break;
+                }
+                done += n;
+            }
+            at += len as usize;
+        }
+        Ok(())
+    }
+}
+
+/// A segment seen through one process's windows; ranges are offsets in the segment.
+struct Windows<'a> {
+    mem: BorrowedFd<'a>,
+    windows: &'a [(u64, u64, u64)],
+    pid: i32,
+}
+
+impl Source for Windows<'_> {
+    fn read(&self, ranges: &[(u64, u64)], _: How, into: &mut [u8]) -> Result<()> {
+        into.fill(0);
+        let mut at = 0;
+        for &(start, len) in ranges {
+            for &(from, to, offset) in self.windows {
+                let first = start.max(offset);
+                let last = (start + len).min(offset + (to - from));
+                if first < last {
+                    let part = &mut into[(at + first - start) as usize..(at + last - start) as usize];
+                    mman::read_mem(self.mem, from + (first - offset), part).map_err(|e| {
+                        Error::kernel("reading shared memory failed", e).on(Object::Vma(self.pid, from, to))
+                    })?;
+                }
+            }
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+const SEGMENT: How = How { by_mem: true, drop_zeros: true, lazy: false };
+
+pub(super) fn copy_file(file: BorrowedFd<'_>, len: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+    let ranges = super::shared::data_ranges(file, len.next_multiple_of(PAGE_SIZE)).during("looking for data")?;
+    let runs: Vec<Run> = ranges.iter().map(|&(start, end)| Run { start, end, how: SEGMENT }).collect();
+    let mut dump = copy(&Content { file, len }, &runs, out)?;
+    dump.scanned = runs.iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum();
+    Ok(dump)
+}
+
+pub(super) fn copy_segment(
+    file: Option<&OwnedFd>,
+    mem: Option<&OwnedFd>,
+    windows: &[(u64, u64, u64)],
+    len: u64,
+    pid: i32,
+    out: BorrowedFd<'_>,
+) -> Result<PagesDump> {
+    if let Some(file) = file {
+        return copy_file(file.as_fd(), len, out);
+    }
+    let Some(mem) = mem else { return Err(Error::new(Kind::Internal, "a shared segment without a way to read it")) };
+    let runs = [Run { start: 0, end: len.next_multiple_of(PAGE_SIZE), how: SEGMENT }];
+    let mut dump = copy(&Windows { mem: mem.as_fd(), windows, pid }, &runs, out)?;
+    dump.scanned = len / PAGE_SIZE;
+    Ok(dump)
+}
+
 /// Bytes read at once. Buffers stay in the second-level cache; windows need whole huge pages.
 const BUFFER_CHUNK: u64 = 512 << 10;
 const WINDOW_CHUNK: u64 = 2 << 20;
@@ -327,8 +414,10 @@ impl Job<'_> {
         }
         let at = state.end;
         let len: u64 = kept.iter().map(|k| k.1).sum();
-        if let Some(window) = &self.window {
-            if at != chunk.at || zeros > 0 {
+        if let Some(window) = &self.window
+            && (at != chunk.at || zeros > 0)
+        {
+            {
                 let base = window.area.start();
                 let mut to = at;
                 for &(from, n) in kept {

@@ -4,14 +4,23 @@
 //! content of private memory; [`SharedMemory`] gathers the anonymous shared segments of the whole tree and writes each once.
 //! Everything is seen from outside: nothing runs in the target.
 //!
-//! Restore: [`SharedMemory`]'s counterpart makes the segments before the first fork; in each task [`stage`] maps and fills
-//! everything that may already stand at its final address and parks the rest; the plan then clears and moves.
-pub mod collect;
-pub mod dump;
-pub mod pages;
+//! Restore: [`Images::read`] checks the records; [`Segments`] makes shared memory before the first fork; in each task
+//! [`stage()`] maps and fills everything that may already stand at its final address and parks the rest; the plan then
+//! clears and moves.
+mod collect;
+mod dump;
+mod fill;
+pub mod layout;
+mod load;
+mod pages;
+mod shared;
+mod stage;
 
 pub use collect::{FileIds, Mm, Vma, collect};
 pub use dump::{PagesDump, dump_pages};
+pub use load::{Images, Pages};
+pub use shared::{Segments, SharedMemory, dump_file, fill_file};
+pub use stage::{MapFiles, StageOptions, Staged, stage};
 
 /// Bits of `vma_entry.status`.
 pub mod status {

@@ -1,0 +1,132 @@
+//! Address ranges: what this process occupies, what the restored one will, and holes that are free in both.
+use crate::Result;
+use crate::error::ResultExt;
+use crust_kernel::maps::{self, Mapping};
+use crust_kernel::{HostTid, mman};
+
+/// Sorts ranges and joins those that touch or overlap.
+pub fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut out: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (start, end) in ranges {
+        match out.last_mut() {
+            Some(last) if start <= last.1 => last.1 = last.1.max(end),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
+/// True if `start..end` meets none of the merged ranges.
+pub fn is_free(ranges: &[(u64, u64)], start: u64, end: u64) -> bool {
+    let next = ranges.partition_point(|r| r.1 <= start);
+    ranges.get(next).is_none_or(|r| r.0 >= end)
+}
+
+/// The lowest free range of `len` bytes at `align`, far above the addresses of null and small programs and away from where
+/// the kernel itself likes to put new mappings. `occupied` is merged.
+pub fn find_hole(occupied: &[(u64, u64)], len: u64, align: u64) -> Option<u64> {
+    const LOWEST: u64 = 0x10_0000_0000;
+    // A stack may grow into what lies below a range.
+    const MARGIN: u64 = 16 << 20;
+    let mut at = LOWEST.next_multiple_of(align);
+    for &(start, end) in occupied {
+        if at + len + MARGIN <= start {
+            return Some(at);
+        }
+        at = at.max((end + MARGIN).next_multiple_of(align));
+    }
+    (at + len + MARGIN <= super::TASK_SIZE).then_some(at)
+}
+
+/// This process's mappings now, below the end of user space.
+///
+/// # Errors
+/// If /proc/self/maps cannot be read.
+pub fn own() -> Result<Vec<Mapping>> {
+    let mut all = maps::read_own_maps().during("reading our own mappings")?;
+    all.retain(|m| m.end <= super::TASK_SIZE);
+    Ok(all)
+}
+
+/// The ranges that must not be mapped over while this process still runs its own code.
+pub fn busy(own: &[Mapping]) -> Vec<(u64, u64)> {
+    // The kernel grows our stack downwards, and refuses to if something comes near.
+    const STACK: u64 = 8 << 20;
+    const GAP: u64 = 2 << 20;
+    let ranges = own.iter().map(|m| match m.name.as_slice() {
+        b"[stack]" => (m.end.saturating_sub(STACK + GAP).min(m.start), m.end),
+        _ => (m.start, m.end),
+    });
+    merged(ranges.collect())
+}
+
+/// The kernel's own mappings of a process: the vDSO's data, in one or more parts, and its code.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Special {
+    /// `[vvar]` and its neighbours, in address order.
+    pub vvar: Vec<(u64, u64)>,
+    /// `[vdso]`.
+    pub vdso: Option<(u64, u64)>,
+}
+
+impl Special {
+    /// Finds them by name.
+    pub fn of(own: &[Mapping]) -> Self {
+        let mut found = Self::default();
+        for m in own {
+            match m.name.as_slice() {
+                b"[vvar]" | b"[vvar_vclock]" => found.vvar.push((m.start, m.end)),
+                b"[vdso]" => found.vdso = Some((m.start, m.end)),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// First address and length of both together, if there are any.
+    pub fn span(&self) -> Option<(u64, u64)> {
+        let all = self.vvar.iter().copied().chain(self.vdso);
+        let start = all.clone().map(|r| r.0).min()?;
+        Some((start, all.map(|r| r.1).max()? - start))
+    }
+}
+
+/// The bytes of our own vDSO.
+pub(super) fn own_vdso(special: &Special) -> Option<Vec<u8>> {
+    let (start, end) = special.vdso?;
+    let mut bytes = vec![0; (end - start) as usize];
+    let id = HostTid::new(rustix::process::getpid().as_raw_nonzero().get())?;
+    let n = mman::process_vm_readv(id, &[(start, end - start)], &mut bytes).ok()?;
+    (n == end - start).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let all = merged(vec![(0x30, 0x40), (0x10, 0x20), (0x20, 0x28), (0x35, 0x38)]);
+        assert_eq!(all, [(0x10, 0x28), (0x30, 0x40)]);
+        assert!(is_free(&all, 0x28, 0x30) && is_free(&all, 0, 0x10) && is_free(&all, 0x40, 0x50));
+        assert!(!is_free(&all, 0x27, 0x30) && !is_free(&all, 0, 0x100) && !is_free(&all, 0x32, 0x33));
+    }
+
+    #[test]
+    fn holes_are_free() {
+        let own = own().expect("own mappings");
+        let busy = busy(&own);
+        let at = find_hole(&busy, 1 << 30, 2 << 20).expect("there is room");
+        assert!(at % (2 << 20) == 0 && is_free(&busy, at, at + (1 << 30)));
+        assert_eq!(find_hole(&[(0, super::super::TASK_SIZE)], 4096, 4096), None);
+    }
+
+    #[test]
+    fn our_own_vdso_is_found() {
+        let own = own().expect("own mappings");
+        let special = Special::of(&own);
+        assert!(special.vdso.is_some() && !special.vvar.is_empty());
+        assert_eq!(own_vdso(&special).expect("readable")[..4], *b"\x7fELF");
+    }
+}

@@ -1,0 +1,208 @@
+//! Anonymous shared memory: one segment for all the processes that map it. Dump writes each once; restore makes each once,
+//! before the first fork, and every task takes its windows from the inherited mapping.
+#![allow(unsafe_code, reason = "windows of inherited mappings are placed by address")]
+use super::collect::Mm;
+use super::dump::{self, PagesDump};
+use super::fill::Filler;
+use super::load::{Images, Pages};
+use super::status as st;
+use crate::error::{Error, Kind, ResultExt};
+use crate::images::Source;
+use crate::task::Target;
+use crate::{OnObject, Result};
+use crust_image::ImageKind;
+use crust_image::proto::VmaEntry;
+use crust_kernel::ids::PAGE_SIZE;
+use crust_kernel::mman::{self, Area};
+use rustix::io::Errno;
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The anonymous shared segments of a tree, gathered process by process.
+#[derive(Debug, Default)]
+pub struct SharedMemory {
+    segments: BTreeMap<u64, Segment>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    /// Bytes, as far as anybody maps it.
+    len: u64,
+    /// The segment itself, from /proc/PID/map_files, where we may open that.
+    file: Option<OwnedFd>,
+    /// Windows of some process, for reading without the file: start, end, offset.
+    mem: Option<OwnedFd>,
+    windows: Vec<(u64, u64, u64)>,
+    pid: i32,
+}
+
+impl SharedMemory {
+    /// Notes the segments that `t` maps. Descriptors are kept, so the process may be gone when they are written.
+    ///
+    /// # Errors
+    /// If neither the segment nor the process's memory can be opened.
+    pub fn collect(&mut self, t: &Target<'_>, mm: &Mm) -> Result<()> {
+        for vma in mm.vmas.iter().filter(|v| v.is(st::ANON_SHARED)) {
+            let e = &vma.entry;
+            let len = e.pgoff + (e.end - e.start);
+            let pid = t.pid.as_raw();
+            let segment = match self.segments.entry(e.shmid) {
+                std::collections::btree_map::Entry::Occupied(o) => o.into_mut(),
+                std::collections::btree_map::Entry::Vacant(v) => {
+                    let name = format!("map_files/{:x}-{:x}", e.start, e.end);
+                    let (file, mem) = match t.proc.open_file(&name) {
+                        Ok(file) => (Some(file), None),
+                        Err(_) => {
+                            (None, Some(t.proc.open_file("mem").during("opening the task's memory").on_task(pid)?))
+                        }
+                    };
+                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid })
+                }
+            };
+            segment.len = segment.len.max(len);
+            if segment.pid == pid {
+                segment.windows.push((e.start, e.end, e.pgoff));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ids of all segments: the number in `pagemap-shmem-ID.img`.
+    pub fn ids(&self) -> Vec<u64> {
+        self.segments.keys().copied().collect()
+    }
+
+    /// Writes the content of a segment into `out`, an empty file open for reading and writing.
+    ///
+    /// # Errors
+    /// As [`super::dump_pages`].
+    pub fn dump(&self, id: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+        let segment =
+            self.segments.get(&id).ok_or_else(|| Error::new(Kind::Internal, format!("no shared segment {id}")))?;
+        dump::copy_segment(segment.file.as_ref(), segment.mem.as_ref(), &segment.windows, segment.len, segment.pid, out)
+    }
+}
+
+/// The data of a file, hole by hole: nothing is allocated by looking.
+pub(super) fn data_ranges(file: BorrowedFd<'_>, len: u64) -> rustix::io::Result<Vec<(u64, u64)>> {
+    use rustix::fs::SeekFrom;
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < len {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start / PAGE_SIZE * PAGE_SIZE,
+            Err(Errno::NXIO) => break,
+            Err(e) => return Err(e),
+        };
+        let end = rustix::fs::seek(file, SeekFrom::Hole(start))?.next_multiple_of(PAGE_SIZE).min(len);
+        if start >= end {
+            break;
+        }
+        found.push((start, end));
+        at = end;
+    }
+    Ok(found)
+}
+
+/// The anonymous shared segments of a tree, made in the coordinator and inherited by every task.
+#[derive(Debug, Default)]
+pub struct Segments {
+    by_id: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Segments {
+    /// Makes and fills every segment that the tree's images name. To be called before the first fork, once.
+    ///
+    /// # Errors
+    /// If memory or images are missing.
+    pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>) -> Result<Self> {
+        let mut lengths: BTreeMap<u64, u64> = BTreeMap::new();
+        for vma in tree.into_iter().flat_map(|i| &i.mm.vmas) {
+            if vma.status & st::ANON_SHARED != 0 {
+                let len = vma
+                    .pgoff
+                    .checked_add(vma.end - vma.start)
+                    .filter(|&len| len <= super::TASK_SIZE)
+                    .ok_or_else(|| Error::new(Kind::BadImage, "a shared mapping has an impossible offset"))?;
+                let known = lengths.entry(vma.shmid).or_default();
+                *known = len.max(*known);
+            }
+        }
+        let mut made = Self::default();
+        for (id, len) in lengths {
+            let pages = Pages::read(source, ImageKind::ShmemPagemap, id)?;
+            let area = Area::shared_anonymous(len).during("mapping shared memory")?;
+            fill_area(source, &pages, &area, &ImageKind::ShmemPagemap.file_name(id))?;
+            made.by_id.insert(id, area.leak());
+        }
+        Ok(made)
+    }
+
+    /// Puts a window of the segment at `at`.
+    pub(super) fn place(&self, vma: &VmaEntry, at: u64) -> Result<()> {
+        let (base, len) = self
+            .by_id
+            .get(&vma.shmid)
+            .copied()
+            .ok_or_else(|| Error::new(Kind::BadImage, format!("no shared segment {}", vma.shmid)))?;
+        let window = vma.end - vma.start;
+        if vma.pgoff + window > len {
+            return Err(Error::new(Kind::Internal, "a window reaches beyond its segment"));
+        }
+        // Reserve first: mremap would replace whatever stands there.
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
+        // SAFETY: FIXED_NOREPLACE takes only what is free.
+        unsafe { mman::mmap(at, window, libc::PROT_NONE, flags, None, 0) }.during("reserving addresses")?;
+        // SAFETY: length 0 duplicates the shared mapping at `base`, made by `create` and never unmapped; the reservation
+        // at `at` was made just now and holds nothing.
+        unsafe { mman::mremap(base + vma.pgoff, 0, window, at) }.during("placing shared memory")
+    }
+}
+
+/// Fills a shared mapping from images, and lets go of the pages (the segment keeps them).
+pub(super) fn fill_area(source: &Source, pages: &Pages, area: &Area, name: &str) -> Result<()> {
+    let mut filler = Filler::default();
+    for e in &pages.extents {
+        if e.end > area.len_bytes().next_multiple_of(PAGE_SIZE) {
+            return Err(Error::bad_image(name, format!("it has content at {:#x}, beyond the segment", e.start)));
+        }
+        filler.add(e.file, e.offset, area.start() + e.start, e.end - e.start, false);
+    }
+    if filler.bytes() > 0 {
+        filler.run(pages, &pages.open(source)?)?;
+        area.advise(0, area.len_bytes(), libc::MADV_DONTNEED).during("letting go of filled memory")?;
+    }
+    Ok(())
+}
+
+/// Writes the data of a file (a memfd, a deleted file on tmpfs) as a segment of `len` bytes.
+///
+/// # Errors
+/// As [`super::dump_pages`].
+pub fn dump_file(file: BorrowedFd<'_>, len: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+    dump::copy_file(file, len, out)
+}
+
+/// Fills a file from the pagemap `kind`/`id`: the counterpart of [`dump_file`].
+///
+/// # Errors
+/// If images or room are missing.
+pub fn fill_file(source: &Source, kind: ImageKind, id: u64, file: BorrowedFd<'_>, len: u64) -> Result<()> {
+    let pages = Pages::read(source, kind, id)?;
+    if pages.bytes() == 0 || len == 0 {
+        return Ok(());
+    }
+    // Allocated first: a full file system is an error here and would be a signal below.
+    for e in &pages.extents {
+        let end = e.end.min(len);
+        if e.start < end {
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(file, flags, e.start, end - e.start) {
+                Ok(()) | Err(Errno::OPNOTSUPP) => {}
+                Err(err) => return Err(Error::kernel("allocating a file's content failed", err)),
+            }
+        }
+    }
+    let area = Area::file(file.as_fd(), 0, len, true).during("mapping a file to fill it")?;
+    fill_area(source, &pages, &area, &kind.file_name(id))
+}
