@@ -13,6 +13,7 @@ pub mod peer;
 pub mod pidfd;
 pub mod process;
 pub mod procfs;
+pub mod procmap;
 pub mod ptrace;
 pub mod remote_mem;
 pub mod signals;

@@ -173,7 +173,7 @@ mod tests {
         assert_eq!((one, two), (here, here));
         assert_eq!(process_vm_read(me, VirtAddr(8), &mut one), Err(Errno::FAULT));
         assert_eq!(mem.read(VirtAddr(8), &mut one), Err(Errno::IO));
-        assert_eq!(mem.read(VirtAddr(u64::MAX - 3), &mut one).is_err(), true);
+        assert!(mem.read(VirtAddr(u64::MAX - 3), &mut one).is_err());
     }
 
     #[test]

@@ -1,0 +1,192 @@
+//! General registers and the XSAVE area of a stopped thread, and how a syscall is put into registers.
+#![allow(unsafe_code, reason = "the register struct goes to and from the kernel as bytes")]
+use crust_kernel::HostTid;
+use crust_kernel::ptrace::{self, RegSet};
+use rustix::io::{Errno, Result};
+
+/// General registers as the kernel gives them (`NT_PRSTATUS`).
+pub type Regs = libc::user_regs_struct;
+
+/// Bytes of [`Regs`]; a shorter set means a 32-bit task.
+pub const REGS_BYTES: usize = size_of::<Regs>();
+
+const USER_CS_64: u64 = 0x33;
+/// Direction flag: string instructions of borrowed code expect it clear.
+const EFLAGS_DF: u64 = 1 << 10;
+
+/// The kernel's codes for "start this call again", seen only by tracers.
+const ERESTARTSYS: i64 = 512;
+const ERESTARTNOINTR: i64 = 513;
+const ERESTARTNOHAND: i64 = 514;
+const ERESTART_RESTARTBLOCK: i64 = 516;
+
+/// All registers zero.
+pub fn zeroed() -> Regs {
+    // SAFETY: the struct holds integers only, for which all-zero bytes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Reads the registers of a stopped thread.
+///
+/// # Errors
+/// `ENOEXEC`: a 32-bit task. `ESRCH`: gone or running.
+pub fn read(tid: HostTid) -> Result<Regs> {
+    let mut regs = zeroed();
+    // SAFETY: the slice covers exactly `regs`, which lives longer; any bytes are valid integers.
+    let bytes = unsafe { std::slice::from_raw_parts_mut((&raw mut regs).cast::<u8>(), REGS_BYTES) };
+    let got = ptrace::get_regset(tid, RegSet::General, bytes)?;
+    if got != REGS_BYTES || regs.cs != USER_CS_64 { Err(Errno::NOEXEC) } else { Ok(regs) }
+}
+
+/// Writes the registers of a stopped thread, `orig_rax` included.
+///
+/// # Errors
+/// `ESRCH`: gone or running. `EIO`: values no task may have.
+pub fn write(tid: HostTid, regs: &Regs) -> Result<()> {
+    // SAFETY: the slice covers exactly `regs`, borrowed for the call; the struct has no padding (27 words).
+    let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(regs).cast::<u8>(), REGS_BYTES) };
+    ptrace::set_regset(tid, RegSet::General, bytes)
+}
+
+/// Reads the vector and floating point state: NT_X86_XSTATE, or the 512 bytes of FXSAVE where the CPU has no XSAVE.
+///
+/// # Errors
+/// `ESRCH`: gone or running.
+pub fn read_xsave(tid: HostTid) -> Result<Vec<u8>> {
+    /// NT_PRFPREG: the FXSAVE image.
+    const FXSAVE: RegSet = RegSet::Note(2);
+    // AVX-512 takes 2.7 KiB, AMX 11 KiB.
+    let mut area = vec![0; 4096];
+    loop {
+        let got = match ptrace::get_regset(tid, RegSet::XState, &mut area) {
+            Ok(got) => got,
+            Err(Errno::NODEV | Errno::INVAL) => ptrace::get_regset(tid, FXSAVE, &mut area)?,
+            Err(errno) => return Err(errno),
+        };
+        if got < area.len() {
+            area.truncate(got);
+            return Ok(area);
+        }
+        let double = area.len() * 2;
+        area.resize(double, 0);
+    }
+}
+
+/// True if the thread was stopped inside a system call (as opposed to user mode).
+pub fn in_syscall(regs: &Regs) -> bool {
+    regs.orig_rax as i64 >= 0
+}
+
+/// The number of the interrupted call.
+pub fn syscall_nr(regs: &Regs) -> u64 {
+    regs.orig_rax
+}
+
+/// What a finished call returned.
+pub fn result(regs: &Regs) -> i64 {
+    regs.rax as i64
+}
+
+/// True for results that ask for a restart and must never be taken for an answer.
+pub fn wants_restart(value: i64) -> bool {
+    matches!(-value, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
+}
+
+/// Where the thread would go on.
+pub fn ip(regs: &Regs) -> u64 {
+    regs.rip
+}
+
+/// Sets where it goes on.
+pub fn set_ip(regs: &mut Regs, ip: u64) {
+    regs.rip = ip;
+}
+
+/// Where the stack is.
+pub fn sp(regs: &Regs) -> u64 {
+    regs.rsp
+}
+
+/// The thread-local base registers: fs and gs.
+pub fn tls(regs: &Regs) -> (u64, u64) {
+    (regs.fs_base, regs.gs_base)
+}
+
+/// `from`, about to make system call `nr` with the syscall instruction at `at`. The kernel must not think that an older
+/// call waits for its restart, hence `orig_rax`.
+pub fn with_syscall(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
+    let mut regs = *from;
+    regs.rip = at;
+    regs.rax = nr;
+    regs.orig_rax = u64::MAX;
+    [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+    regs
+}
+
+/// `from`, about to enter the plan interpreter at `at` with the header at `header`.
+pub fn with_plan(from: &Regs, at: u64, header: u64) -> Regs {
+    let mut regs = *from;
+    regs.rip = at;
+    regs.r14 = header;
+    regs.orig_rax = u64::MAX;
+    regs.eflags &= !EFLAGS_DF;
+    regs
+}
+
+/// What the registers become when user code itself, not the kernel, has to carry on: an interrupted call that the kernel
+/// would start again is put right before its syscall instruction.
+pub fn as_resumed_by_hand(regs: &Regs) -> Regs {
+    const SYSCALL_INSN_BYTES: u64 = 2;
+    const NR_RESTART_SYSCALL: u64 = 219;
+    let mut out = *regs;
+    if in_syscall(regs) {
+        match -(regs.rax as i64) {
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+                out.rax = regs.orig_rax;
+                out.rip = regs.rip.wrapping_sub(SYSCALL_INSN_BYTES);
+            }
+            ERESTART_RESTARTBLOCK => {
+                out.rax = NR_RESTART_SYSCALL;
+                out.rip = regs.rip.wrapping_sub(SYSCALL_INSN_BYTES);
+            }
+            _ => {}
+        }
+    }
+    out.orig_rax = u64::MAX;
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocked_in(nr: u64, rax: i64) -> Regs {
+        Regs { rip: 0x1002, orig_rax: nr, rax: rax as u64, ..zeroed() }
+    }
+
+    #[test]
+    fn interrupted_calls_start_again_and_finished_ones_do_not() {
+        for code in [ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND] {
+            let out = as_resumed_by_hand(&blocked_in(0, -code));
+            assert_eq!((out.rip, out.rax), (0x1000, 0));
+        }
+        let out = as_resumed_by_hand(&blocked_in(35, -ERESTART_RESTARTBLOCK));
+        assert_eq!((out.rip, out.rax), (0x1000, 219));
+        let out = as_resumed_by_hand(&blocked_in(35, -4));
+        assert_eq!((out.rip, out.rax as i64), (0x1002, -4));
+        // In user mode rax is the program's own, whatever it looks like.
+        let out = as_resumed_by_hand(&blocked_in(u64::MAX, -512));
+        assert_eq!((out.rip, out.rax as i64), (0x1002, -512));
+    }
+
+    #[test]
+    fn a_syscall_keeps_everything_it_does_not_need() {
+        let from = Regs { rbx: 7, rsp: 9, eflags: 0x246, fs_base: 5, orig_rax: 35, ..zeroed() };
+        let regs = with_syscall(&from, 0x77, 9, [1, 2, 3, 4, 5, 6]);
+        assert_eq!((regs.rip, regs.rax, regs.orig_rax as i64), (0x77, 9, -1));
+        assert_eq!((regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9), (1, 2, 3, 4, 5, 6));
+        assert_eq!((regs.rbx, regs.rsp, regs.eflags, regs.fs_base), (7, 9, 0x246, 5));
+        let regs = with_plan(&Regs { eflags: 0x646, ..from }, 0x88, 0x99);
+        assert_eq!((regs.rip, regs.r14, regs.eflags, regs.orig_rax as i64), (0x88, 0x99, 0x246, -1));
+    }
+}

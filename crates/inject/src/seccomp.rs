@@ -1,0 +1,114 @@
+//! Seccomp filters of a target: switched off while we borrow a thread, and read to know what a crash of ours would mean.
+//!
+//! With CAP_SYS_ADMIN filters are suspended for as long as we trace. If we die while a borrowed call has yet to be made,
+//! suspension dies with us: a filter that kills that call kills the target. So the filters are evaluated beforehand.
+use crate::arch::AUDIT_ARCH;
+use crate::bpf::{Action, Data};
+use crate::error::{Error, Kind, Result};
+use crate::seize::{SeizedProcess, SeizedThread};
+use crust_kernel::HostTid;
+use crust_kernel::procfs::{ProcDir, Status};
+use crust_kernel::ptrace::{self, BpfInsn, Options};
+use rustix::io::Errno;
+
+/// The calls that borrowing itself makes, whatever is asked of the thread.
+const OWN_CALLS: [i64; 7] = [
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_mmap,
+    libc::SYS_mprotect,
+    libc::SYS_munmap,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_tgkill,
+];
+
+/// Whether the target would survive our sudden death while one of its threads makes calls for us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CrashSafety {
+    /// No filter, or filters that allow all of it.
+    Safe,
+    /// A filter would kill the process, or answer wrongly, for this call.
+    Unsafe {
+        /// The first such call.
+        nr: i64,
+    },
+    /// There are filters that we have no right to read.
+    Unknown,
+}
+
+/// Mode as in `Seccomp:` of /proc/PID/status: 0 none, 1 strict, 2 filter.
+fn mode(pid: HostTid, tid: HostTid) -> i64 {
+    let status = ProcDir::open_thread(pid, tid).and_then(|d| d.read_text("status"));
+    // A kernel without the line has no seccomp.
+    status.ok().and_then(|text| Status::new(text).number("Seccomp")).unwrap_or(0)
+}
+
+fn filters(tid: HostTid) -> Option<Vec<Vec<BpfInsn>>> {
+    let mut all = Vec::new();
+    loop {
+        match ptrace::get_seccomp_filter(tid, u32::try_from(all.len()).ok()?) {
+            Ok(filter) => all.push(filter),
+            Err(Errno::NOENT) => return Some(all),
+            Err(_) => return None,
+        }
+    }
+}
+
+fn judge(tid: HostTid, mode: i64, calls: &[i64]) -> CrashSafety {
+    match mode {
+        0 => CrashSafety::Safe,
+        2 => match filters(tid) {
+            None => CrashSafety::Unknown,
+            Some(filters) => {
+                let refused = OWN_CALLS.iter().chain(calls).find(|&&nr| {
+                    let data = Data { nr: nr as i32, arch: AUDIT_ARCH, ip: 0, args: [0; 6] };
+                    crate::bpf::run_all(&filters, &data) != Some(Action::Allow)
+                });
+                refused.map_or(CrashSafety::Safe, |&nr| CrashSafety::Unsafe { nr })
+            }
+        },
+        _ => CrashSafety::Unsafe { nr: libc::SYS_rt_sigprocmask },
+    }
+}
+
+/// Suspends the filters of a stopped thread, if it has any, before it is borrowed.
+pub(crate) fn make_way(pid: HostTid, thread: &mut SeizedThread, options: Options) -> Result<()> {
+    if thread.suspended_seccomp || options.suspend_seccomp {
+        return Ok(());
+    }
+    let mode = mode(pid, thread.tid);
+    if mode == 0 {
+        thread.suspended_seccomp = true;
+        return Ok(());
+    }
+    match ptrace::set_options(thread.tid, Options { suspend_seccomp: true, ..options }) {
+        Ok(()) => {
+            if judge(thread.tid, mode, &[]) != CrashSafety::Safe {
+                log::warn!(
+                    "thread {}: its seccomp filter would not allow our calls; it survives them, but not our death",
+                    thread.tid
+                );
+            }
+            thread.suspended_seccomp = true;
+            Ok(())
+        }
+        Err(Errno::SRCH) => Err(Error::call(thread.tid, "suspending its seccomp filter", Errno::SRCH)),
+        Err(errno) => {
+            // Arguments are not known here, so only filters that allow every call we make could be trusted; without the
+            // right to suspend there is mostly no right to read them either.
+            if judge(thread.tid, mode, &[]) == CrashSafety::Safe {
+                thread.suspended_seccomp = true;
+                return Ok(());
+            }
+            let what = format!("it runs under seccomp (mode {mode}), which cannot be suspended: {errno}");
+            Err(Error::new(Kind::Unsupported, thread.tid, what))
+        }
+    }
+}
+
+impl SeizedProcess {
+    /// Whether thread `tid` would survive our death while it makes `calls` for us. Arguments are taken as zero.
+    pub fn crash_safety(&self, tid: HostTid, calls: &[i64]) -> CrashSafety {
+        judge(tid, mode(self.pid, tid), calls)
+    }
+}

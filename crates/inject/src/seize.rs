@@ -1,0 +1,556 @@
+//! All threads of a process stopped without it noticing, and let go again as if nothing had been.
+//!
+//! Stopping is PTRACE_SEIZE and INTERRUPT: no signal is sent, a stopped (SIGSTOP) task stays stopped, a blocked call is
+//! restarted by the kernel itself on release. All requests are issued first and the stops collected afterwards, so many
+//! threads stop at once. Threads started meanwhile are found by looking again until nothing is new.
+//!
+//! Everything here is bound to the calling thread, which becomes the tracer.
+use crate::arch::regs::{self, Regs};
+use crate::error::{During, Error, Kind, Result};
+use crate::home::Away;
+use crate::site::Site;
+use crust_kernel::procfs::{ProcDir, Stat, Status};
+use crust_kernel::ptrace::{self, Options, RseqConfig, SigInfo, Stop, Waited};
+use crust_kernel::remote_mem::RemoteMem;
+use crust_kernel::{Backoff, Deadline, HostTid, VirtAddr};
+use rustix::io::Errno;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+/// How long putting things back may take once the request's own deadline has passed.
+pub(crate) const GRACE: Duration = Duration::from_secs(2);
+
+/// One stopped thread. `regs` and `sigmask` are what it goes on with.
+#[derive(Debug)]
+pub struct SeizedThread {
+    pub(crate) tid: HostTid,
+    pub(crate) regs: Regs,
+    pub(crate) sigmask: u64,
+    pub(crate) rseq: RseqConfig,
+    pub(crate) in_rseq: bool,
+    pub(crate) stopped: Option<Stop>,
+    pub(crate) group_stop: Option<i32>,
+    pub(crate) away: Option<Away>,
+    pub(crate) gone: bool,
+    pub(crate) suspended_seccomp: bool,
+}
+
+impl SeizedThread {
+    fn new(tid: HostTid) -> Self {
+        Self {
+            tid,
+            regs: regs::zeroed(),
+            sigmask: 0,
+            rseq: RseqConfig::default(),
+            in_rseq: false,
+            stopped: None,
+            group_stop: None,
+            away: None,
+            gone: false,
+            suspended_seccomp: false,
+        }
+    }
+
+    /// Its id here.
+    pub fn tid(&self) -> HostTid {
+        self.tid
+    }
+
+    /// General registers as stopped: an interrupted call still shows its kernel-internal result and its number in
+    /// `orig_rax`. Only a restartable sequence that was cut is already at its abort handler.
+    pub fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// Blocked signals, bit `n - 1` for signal `n`; inside sigsuspend and the like the mask that comes back afterwards.
+    pub fn sigmask(&self) -> u64 {
+        self.sigmask
+    }
+
+    /// True if it was stopped inside a system call.
+    pub fn in_syscall(&self) -> bool {
+        regs::in_syscall(&self.regs)
+    }
+
+    /// Its rseq registration; `address` 0 if there is none.
+    pub fn rseq(&self) -> &RseqConfig {
+        &self.rseq
+    }
+
+    /// True if it was cut inside a restartable sequence, so that [`SeizedThread::regs`] point at the abort handler.
+    pub fn rseq_aborted(&self) -> bool {
+        self.in_rseq
+    }
+
+    /// The signal whose group stop it is part of.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// Vector and floating point state (`NT_X86_XSTATE`). Injection never touches it, so it may be read at any time.
+    ///
+    /// # Errors
+    /// `Died` if the thread is gone.
+    pub fn xsave(&self) -> Result<Vec<u8>> {
+        regs::read_xsave(self.tid).during(self.tid, "reading the XSAVE area")
+    }
+
+    /// Signals queued for this thread alone, oldest first, without taking them.
+    ///
+    /// # Errors
+    /// `Died` if the thread is gone.
+    pub fn pending_signals(&self) -> Result<Vec<SigInfo>> {
+        ptrace::peek_siginfo(self.tid, false).during(self.tid, "reading its pending signals")
+    }
+
+    /// Reads everything that is read of each thread. The thread stands still.
+    fn look(&mut self) -> rustix::io::Result<()> {
+        self.regs = regs::read(self.tid)?;
+        self.sigmask = ptrace::get_sigmask(self.tid)?;
+        self.rseq = match ptrace::get_rseq_configuration(self.tid) {
+            Err(Errno::IO | Errno::INVAL | Errno::OPNOTSUPP) => RseqConfig::default(),
+            other => other?,
+        };
+        self.in_rseq = false;
+        Ok(())
+    }
+
+    /// If the thread was cut inside a restartable sequence, the registers are moved to its abort handler: what the kernel
+    /// does on the way back to user mode, but it cannot once the registers have been elsewhere.
+    fn abort_rseq(&mut self, pid: HostTid) {
+        const RSEQ_CS: u64 = 8;
+        let Some(pointer) = self.rseq.area().and_then(|a| a.checked_add(RSEQ_CS)) else { return };
+        let mut word = [0; 8];
+        let mut section = [0; 32];
+        // What cannot be read is not in force: the kernel would kill the task for it at its next preemption.
+        if crust_kernel::remote_mem::process_vm_read(pid, pointer, &mut word) != Ok(8) {
+            return;
+        }
+        let at = VirtAddr(u64::from_ne_bytes(word));
+        if at.as_raw() == 0 || crust_kernel::remote_mem::process_vm_read(pid, at, &mut section) != Ok(32) {
+            return;
+        }
+        if let Some(abort) = rseq_abort_ip(&section, regs::ip(&self.regs)) {
+            regs::set_ip(&mut self.regs, abort);
+            self.in_rseq = true;
+        }
+    }
+}
+
+/// Where a thread at `ip` has to go on, if that lies inside the `struct rseq_cs` given as bytes.
+fn rseq_abort_ip(section: &[u8; 32], ip: u64) -> Option<u64> {
+    let word = |at: usize| Some(u64::from_ne_bytes(section.get(at..at + 8)?.try_into().ok()?));
+    let (start, length, abort) = (word(8)?, word(16)?, word(24)?);
+    (ip.wrapping_sub(start) < length).then_some(abort)
+}
+
+/// A process all of whose threads stand still. Dropping it lets them run on; [`SeizedProcess::release`] reports how that went.
+#[derive(Debug)]
+#[must_use = "dropping a seized process lets it run again"]
+pub struct SeizedProcess {
+    pub(crate) pid: HostTid,
+    pub(crate) threads: Vec<SeizedThread>,
+    pub(crate) deadline: Deadline,
+    pub(crate) options: Options,
+    pub(crate) leader_is_zombie: bool,
+    pub(crate) mem: Option<RemoteMem>,
+    pub(crate) site: Option<Site>,
+    /// ptrace obeys only the thread that seized.
+    not_send: PhantomData<*const ()>,
+}
+
+impl SeizedProcess {
+    /// Stops all threads of `pid`.
+    ///
+    /// # Errors
+    /// `Gone`, `Zombie`, `Traced` (names the tracer), `Permission`, `Timeout` (names the thread that did not stop),
+    /// `Unsupported` for 32-bit tasks. In all cases every thread that was stopped runs again.
+    pub fn seize(pid: HostTid, deadline: Deadline) -> Result<Self> {
+        Self::seize_with(pid, Options::default(), deadline)
+    }
+
+    /// As [`SeizedProcess::seize`], with options: restore sets `exit_kill`, so that a dead coordinator leaves nothing.
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::seize`].
+    pub fn seize_with(pid: HostTid, options: Options, deadline: Deadline) -> Result<Self> {
+        let mut process = Self::ask(pid, options, deadline);
+        process.collect()?;
+        Ok(process)
+    }
+
+    /// Stops several processes, all at once: requests to all of them go out before the first stop is awaited.
+    /// One result per pid, in order.
+    pub fn seize_all(pids: &[HostTid], options: Options, deadline: Deadline) -> Vec<Result<Self>> {
+        let mut asked: Vec<Self> = pids.iter().map(|&pid| Self::ask(pid, options, deadline)).collect();
+        // The first look at each leader and its threads.
+        for process in &mut asked {
+            // Errors come back from `collect`, which asks again.
+            if process.rescan().is_err() {
+                continue;
+            }
+        }
+        asked
+            .into_iter()
+            .map(|mut process| {
+                process.collect()?;
+                Ok(process)
+            })
+            .collect()
+    }
+
+    fn ask(pid: HostTid, options: Options, deadline: Deadline) -> Self {
+        Self {
+            pid,
+            threads: Vec::new(),
+            deadline,
+            options,
+            leader_is_zombie: false,
+            mem: None,
+            site: None,
+            not_send: PhantomData,
+        }
+    }
+
+    /// Seizes and interrupts threads not seen so far; true if there were any.
+    fn rescan(&mut self) -> Result<bool> {
+        let dir = ProcDir::open(self.pid).map_err(|_| Error::new(Kind::Gone, self.pid, "no such process"))?;
+        let tids = match dir.threads() {
+            Ok(tids) => tids,
+            Err(Errno::NOENT | Errno::SRCH) => return Err(Error::new(Kind::Gone, self.pid, "no such process")),
+            Err(errno) => return Err(Error::call(self.pid, "listing its threads", errno)),
+        };
+        let known: std::collections::HashSet<HostTid> = self.threads.iter().map(|t| t.tid).collect();
+        let mut new = false;
+        for tid in tids.into_iter().filter(|t| !known.contains(t)) {
+            if tid == self.pid && self.leader_is_zombie {
+                continue;
+            }
+            match ptrace::seize(tid, self.options) {
+                Ok(()) => {
+                    self.threads.push(SeizedThread::new(tid));
+                    new = true;
+                    match ptrace::interrupt(tid) {
+                        // ESRCH: ended just now; collecting will see it.
+                        Ok(()) | Err(Errno::SRCH) => {}
+                        Err(errno) => return Err(Error::call(tid, "interrupting it", errno)),
+                    }
+                }
+                Err(Errno::SRCH) => {}
+                Err(errno) => self.refused(tid, errno)?,
+            }
+        }
+        Ok(new)
+    }
+
+    /// Finds out why a seize was refused. `Ok`: the thread is dead or dying, go on without it.
+    fn refused(&mut self, tid: HostTid, errno: Errno) -> Result<()> {
+        let Ok(dir) = ProcDir::open_thread(self.pid, tid) else { return Ok(()) };
+        let Ok(status) = dir.read_text("status").map(Status::new) else { return Ok(()) };
+        if let Some(tracer) = status.number("TracerPid").filter(|&t| t != 0) {
+            let tracer = i32::try_from(tracer).unwrap_or(0);
+            let comm = HostTid::new(tracer)
+                .and_then(|t| ProcDir::open(t).ok()?.read_text("comm").ok())
+                .map_or_else(String::new, |c| c.trim_end().to_owned());
+            return Err(Error::new(Kind::Traced { tracer, comm }, tid, "it is traced already"));
+        }
+        match status.get("State").and_then(|s| s.bytes().next()) {
+            Some(b'Z') if tid == self.pid => {
+                if status.number("Threads").unwrap_or(1) <= 1 {
+                    return Err(Error::new(Kind::Zombie, tid, "it is a zombie"));
+                }
+                // The leader has called pthread_exit: its threads live on without it.
+                self.leader_is_zombie = true;
+                Ok(())
+            }
+            Some(b'Z' | b'X') | None => Ok(()),
+            _ => Err(Error::call(tid, "seizing it", errno)),
+        }
+    }
+
+    /// Waits for all stops, looking for new threads until there are none, then reads registers.
+    fn collect(&mut self) -> Result<()> {
+        loop {
+            let new = self.rescan()?;
+            self.await_stops()?;
+            if !new && self.read_all()? {
+                break;
+            }
+        }
+        if self.threads.is_empty() {
+            let kind = if self.leader_is_zombie { Kind::Zombie } else { Kind::Gone };
+            return Err(Error::new(kind, self.pid, "none of its threads is alive"));
+        }
+        Ok(())
+    }
+
+    /// Reads every thread's state. False if one was not where it should be (an exec takes over the leader's id), or
+    /// is gone: then everything must be looked at again.
+    fn read_all(&mut self) -> Result<bool> {
+        let pid = self.pid;
+        for thread in &mut self.threads {
+            match thread.look() {
+                Ok(()) => thread.abort_rseq(pid),
+                Err(Errno::SRCH) => {
+                    thread.stopped = None;
+                    return Ok(false);
+                }
+                Err(Errno::NOEXEC) => {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        thread.tid,
+                        "it runs 32-bit code, which crust cannot borrow",
+                    ));
+                }
+                Err(errno) => return Err(Error::call(thread.tid, "reading its registers", errno)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until all known threads stand still or are gone.
+    fn await_stops(&mut self) -> Result<()> {
+        let mut backoff = Backoff::new();
+        loop {
+            let mut waiting = None;
+            let mut progress = false;
+            for thread in self.threads.iter_mut().filter(|t| t.stopped.is_none() && !t.gone) {
+                match ptrace::poll_wait(thread.tid) {
+                    Ok(None) => {
+                        waiting = Some(thread.tid);
+                        continue;
+                    }
+                    Ok(Some(Waited::Stopped(stop @ (Stop::Interrupted | Stop::GroupStop(_))))) => {
+                        thread.stopped = Some(stop);
+                        thread.group_stop = if let Stop::GroupStop(signal) = stop { Some(signal) } else { None };
+                    }
+                    // A signal on its way, or another stop: it takes its course. Any stop clears the pending interrupt.
+                    Ok(Some(Waited::Stopped(stop))) => {
+                        waiting = Some(thread.tid);
+                        let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+                        match ptrace::interrupt(thread.tid).and_then(|()| ptrace::resume(thread.tid, signal)) {
+                            Ok(()) | Err(Errno::SRCH) => {}
+                            Err(errno) => return Err(Error::call(thread.tid, "passing on a signal", errno)),
+                        }
+                    }
+                    Ok(Some(Waited::Exited(_) | Waited::Killed(_))) | Err(Errno::CHILD) => thread.gone = true,
+                    Err(errno) => return Err(Error::call(thread.tid, "waiting for it to stop", errno)),
+                }
+                progress = true;
+            }
+            let Some(tid) = waiting else { break };
+            if progress {
+                backoff.reset();
+            }
+            if !backoff.pause(self.deadline) {
+                return Err(self.did_not_stop(tid));
+            }
+        }
+        let before = self.threads.len();
+        self.threads.retain(|t| !t.gone);
+        if self.threads.len() != before {
+            // A vanished id may mean an exec, whose thread now goes by the leader's id and has not been waited for.
+            for thread in &mut self.threads {
+                if let Ok(Some(Waited::Stopped(stop))) = ptrace::poll_wait(thread.tid) {
+                    thread.stopped = Some(stop);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn did_not_stop(&self, tid: HostTid) -> Error {
+        let state = ProcDir::open_thread(self.pid, tid)
+            .and_then(|d| d.read("stat"))
+            .ok()
+            .and_then(|text| Stat::parse(&text))
+            .map_or('?', |s| char::from(s.state));
+        let call = ProcDir::open_thread(self.pid, tid).and_then(|d| d.read_text("syscall")).unwrap_or_default();
+        let vfork = call.split_ascii_whitespace().next().is_some_and(|nr| nr == libc::SYS_vfork.to_string());
+        let why = if vfork { "it waits for its vfork child" } else { "it does not come out of the kernel" };
+        Error::new(Kind::Timeout, tid, format!("it did not stop (state {state}): {why}"))
+    }
+
+    /// The process.
+    pub fn pid(&self) -> HostTid {
+        self.pid
+    }
+
+    /// Its threads, all stopped, in the order of their ids.
+    pub fn threads(&self) -> &[SeizedThread] {
+        &self.threads
+    }
+
+    /// One thread.
+    pub fn thread(&self, tid: HostTid) -> Option<&SeizedThread> {
+        self.threads.iter().find(|t| t.tid == tid)
+    }
+
+    /// True if the leader has ended while other threads live on: it has an exit status and nothing else.
+    pub fn leader_is_zombie(&self) -> bool {
+        self.leader_is_zombie
+    }
+
+    /// The signal that had stopped the whole process before we came.
+    pub fn group_stop(&self) -> Option<i32> {
+        self.threads.iter().find_map(SeizedThread::group_stop)
+    }
+
+    /// Signals queued for the process as a whole, oldest first, without taking them.
+    ///
+    /// # Errors
+    /// `Died` if it is gone.
+    pub fn shared_pending_signals(&self) -> Result<Vec<SigInfo>> {
+        let thread = self.threads.first().ok_or_else(|| Error::new(Kind::Died, self.pid, "it is gone"))?;
+        ptrace::peek_siginfo(thread.tid, true).during(thread.tid, "reading its shared pending signals")
+    }
+
+    /// Replaces the deadline that bounds every further wait.
+    pub fn set_deadline(&mut self, deadline: Deadline) {
+        self.deadline = deadline;
+    }
+
+    /// Puts everything back and lets all threads run: removes what was mapped, restores registers and masks, detaches.
+    /// Interrupted calls are started again by the kernel, without EINTR. A process in group stop stays in it.
+    ///
+    /// # Errors
+    /// What could not be put back. Every thread is let go nevertheless.
+    pub fn release(mut self) -> Result<()> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        let cleaned = self.clean_up();
+        self.mem = None;
+        self.site = None;
+        let mut first = cleaned.err().filter(|e| *e.kind() != Kind::Died);
+        let deadline = Deadline::after(GRACE);
+        for mut thread in std::mem::take(&mut self.threads) {
+            match thread.let_go(deadline) {
+                Ok(()) => {}
+                Err(e) if *e.kind() == Kind::Died => {}
+                Err(e) => {
+                    first.get_or_insert(e);
+                }
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Kills the process and waits until all of it is gone. Returns once the leader is a zombie for its parent, or was
+    /// reaped here because the parent is us.
+    ///
+    /// # Errors
+    /// `Timeout` if the kernel does not let it die.
+    pub fn kill(mut self) -> Result<()> {
+        self.kill_now()?;
+        self.await_death()
+    }
+
+    /// The first half of [`SeizedProcess::kill`]: for many processes, kill all, then wait for each with
+    /// [`SeizedProcess::await_death`].
+    ///
+    /// # Errors
+    /// `Permission` or `Kernel` if the signal could not be sent.
+    pub fn kill_now(&mut self) -> Result<()> {
+        match ptrace::tgkill(self.pid, self.threads.first().map_or(self.pid, |t| t.tid), libc::SIGKILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::call(self.pid, "killing it", errno)),
+        }
+    }
+
+    /// The second half of [`SeizedProcess::kill`].
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::kill`].
+    pub fn await_death(mut self) -> Result<()> {
+        let deadline = Deadline::after(self.deadline.remaining().max(GRACE));
+        let mut threads = std::mem::take(&mut self.threads);
+        self.mem = None;
+        self.site = None;
+        // Other threads first: a traced leader is not reported while one of them has not been waited for.
+        threads.sort_by_key(|t| t.tid == self.pid);
+        for thread in threads.iter().filter(|t| !t.gone) {
+            loop {
+                match ptrace::wait(thread.tid, deadline) {
+                    Ok(Waited::Exited(_) | Waited::Killed(_)) | Err(Errno::CHILD) => break,
+                    Ok(Waited::Stopped(_)) => {}
+                    Err(errno) => return Err(Error::call(thread.tid, "waiting for its death", errno)),
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl SeizedThread {
+    /// Home, if it was away, and free.
+    fn let_go(&mut self, deadline: Deadline) -> Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        let mut home = Ok(());
+        if self.stopped.is_none() {
+            // It was asked to stop and has not so far: only a stopped thread can be let go.
+            home = self.await_any_stop(deadline);
+        }
+        if home.is_ok() && self.away.is_some() {
+            home = self.bring_home(deadline);
+        }
+        let freed = match ptrace::detach(self.tid, self.pass_on()) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::call(self.tid, "letting it go", errno)),
+        };
+        home.and(freed)
+    }
+
+    /// The signal to hand over when it leaves its present stop.
+    fn pass_on(&self) -> i32 {
+        match self.stopped {
+            Some(Stop::Signal(signal)) if self.away.is_none() => signal,
+            _ => 0,
+        }
+    }
+
+    fn await_any_stop(&mut self, deadline: Deadline) -> Result<()> {
+        match ptrace::wait(self.tid, deadline.capped(GRACE)) {
+            Ok(Waited::Stopped(stop)) => {
+                self.stopped = Some(stop);
+                Ok(())
+            }
+            Ok(Waited::Exited(_) | Waited::Killed(_)) | Err(Errno::CHILD) => {
+                self.gone = true;
+                Ok(())
+            }
+            Err(errno) => Err(Error::call(self.tid, "waiting for it, to let it go", errno)),
+        }
+    }
+}
+
+impl Drop for SeizedProcess {
+    fn drop(&mut self) {
+        if self.threads.is_empty() {
+            return;
+        }
+        if let Err(e) = self.let_go() {
+            log::error!("while letting process {} go: {e}; the kernel lets it go when we end", self.pid);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rseq_sections_are_half_open() {
+        let mut section = [0; 32];
+        section[8..16].copy_from_slice(&0x1000u64.to_ne_bytes());
+        section[16..24].copy_from_slice(&0x20u64.to_ne_bytes());
+        section[24..].copy_from_slice(&0x9000u64.to_ne_bytes());
+        assert_eq!(rseq_abort_ip(&section, 0x1000), Some(0x9000));
+        assert_eq!(rseq_abort_ip(&section, 0x101f), Some(0x9000));
+        assert_eq!(rseq_abort_ip(&section, 0x1020), None);
+        assert_eq!(rseq_abort_ip(&section, 0xfff), None);
+    }
+}

@@ -1,0 +1,388 @@
+//! Where landings lie in the target: first in the zero padding behind the vDSO's contents, then in an area of our own.
+//!
+//! Rules, each paid for with lost targets in the prototype:
+//! a place for a landing is used only while all of it is zero; an orderly end makes it zero again; a crash burns it, because
+//! a thread may still be inside. An area left by a crash is found again through the registry word in the vDSO padding
+//! and is only ever appended to. So whatever a dead tracer left is never changed under a thread that might run in it.
+use crate::arch::{interp, landing};
+use crate::error::{During, Error, Kind, Result};
+use crust_kernel::maps;
+use crust_kernel::procfs::ProcDir;
+use crust_kernel::remote_mem::RemoteMem;
+use crust_kernel::{HostTid, VirtAddr, procmap};
+use rustix::io::Errno;
+
+const PAGE: u64 = crust_kernel::ids::PAGE_SIZE;
+const REGISTRY_BYTES: u64 = 16;
+/// First word of the registry and of an area. Changes with the layout of either.
+const MAGIC: u64 = u64::from_le_bytes(*b"crustA01");
+/// Head of an area: magic, bytes, start of data, next free landing, next free data.
+const HEAD_BYTES: u64 = 64;
+/// Room for landings in a new area: enough for hundreds of crashes before another area is needed.
+const CODE_ROOM: u64 = 256 * 1024;
+/// Room for plans and scratch memory in a new area. Untouched pages cost nothing.
+const DATA_ROOM: u64 = 768 * 1024;
+
+/// The padding behind the vDSO's contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Padding {
+    start: u64,
+    end: u64,
+}
+
+/// An area of ours inside the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Area {
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+    data_at: u64,
+    code_next: u64,
+    data_next: u64,
+    /// Mapped by us, so that nobody else's leftovers can be in it and it may go again.
+    fresh: bool,
+    /// What was taken by others before us.
+    code_first: u64,
+    data_first: u64,
+}
+
+/// Places in one target.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pid: HostTid,
+    padding: Option<Padding>,
+    pub(crate) area: Option<Area>,
+    looked_for_area: bool,
+    /// vDSO places in use by this session, by thread.
+    vdso_slots: Vec<(HostTid, u64)>,
+    /// Landings in the area in use by this session, by thread.
+    landings: Vec<(HostTid, u64)>,
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
+}
+
+fn half(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)))
+}
+
+/// Bytes of an ELF image's contents (segments, section headers), from its first page. `None`: no 64-bit ELF.
+fn elf_content_len(head: &[u8]) -> Option<u64> {
+    (head.get(..5)? == b"\x7fELF\x02").then_some(())?;
+    let (phoff, shoff) = (word(head, 32)?, word(head, 40)?);
+    let (phentsize, phnum) = (half(head, 54)?, half(head, 56)?);
+    let (shentsize, shnum) = (half(head, 58)?, half(head, 60)?);
+    let mut end = shoff.checked_add(shentsize * shnum)?;
+    for i in 0..phnum {
+        let at = usize::try_from(phoff.checked_add(i * phentsize)?).ok()?;
+        let (offset, filesz, memsz) = (word(head, at + 8)?, word(head, at + 32)?, word(head, at + 40)?);
+        end = end.max(offset.checked_add(filesz.max(memsz))?);
+    }
+    Some(end)
+}
+
+impl Site {
+    /// Looks for the vDSO of `pid`.
+    pub(crate) fn find(pid: HostTid, mem: &RemoteMem) -> Result<Self> {
+        let dir = ProcDir::open(pid).during(pid, "opening its /proc directory")?;
+        let padding = match Self::padding_from_auxv(&dir, mem) {
+            Some(padding) => Some(padding),
+            None => Self::padding_from_maps(&dir, mem).during(pid, "looking for its vDSO")?,
+        };
+        let site =
+            Self { pid, padding, area: None, looked_for_area: false, vdso_slots: Vec::new(), landings: Vec::new() };
+        Ok(site)
+    }
+
+    fn padding_from_auxv(dir: &ProcDir, mem: &RemoteMem) -> Option<Padding> {
+        const AT_SYSINFO_EHDR: u64 = 33;
+        let auxv = dir.read("auxv").ok()?;
+        let base = auxv.chunks_exact(16).find(|e| word(e, 0) == Some(AT_SYSINFO_EHDR)).and_then(|e| word(e, 8))?;
+        let maps = dir.open_file("maps").ok()?;
+        let covering = procmap::query(&maps, VirtAddr(base)).ok()?;
+        let ok = covering.start.as_raw() == base && covering.executable && !covering.writable && !covering.shared;
+        ok.then(|| Self::padding_of(mem, base, covering.end.as_raw())).flatten()
+    }
+
+    fn padding_from_maps(dir: &ProcDir, mem: &RemoteMem) -> rustix::io::Result<Option<Padding>> {
+        let text = dir.read_text("maps")?;
+        let found = text.lines().find(|l| l.ends_with("[vdso]")).and_then(|l| maps::Mapping::parse_line(l.as_bytes()));
+        Ok(found.and_then(|m| Self::padding_of(mem, m.start, m.end)))
+    }
+
+    fn padding_of(mem: &RemoteMem, base: u64, end: u64) -> Option<Padding> {
+        let mut head = vec![0; PAGE as usize];
+        mem.read(VirtAddr(base), &mut head).ok()?;
+        let start = base.checked_add(elf_content_len(&head)?)?.next_multiple_of(16);
+        let needed = landing::COMPACT_BYTES as u64 + REGISTRY_BYTES;
+        // The contents must end in the last page: otherwise this is no vDSO as we know it.
+        (start.checked_add(needed)? <= end && end - start < PAGE).then_some(Padding { start, end })
+    }
+
+    fn is_zero(&self, mem: &RemoteMem, at: u64, len: usize) -> Result<bool> {
+        let mut bytes = vec![0; len];
+        mem.read(VirtAddr(at), &mut bytes).during(self.pid, "reading a place for a landing")?;
+        Ok(bytes.iter().all(|&b| b == 0))
+    }
+
+    /// A place in the vDSO padding for `tid`, with `code` written to it. A thread keeps its place until [`Site::retire`].
+    pub(crate) fn vdso_landing(
+        &mut self,
+        mem: &RemoteMem,
+        tid: HostTid,
+        code: &[u8; landing::COMPACT_BYTES],
+    ) -> Result<u64> {
+        if let Some(&(_, at)) = self.vdso_slots.iter().find(|(t, _)| *t == tid) {
+            return Ok(at);
+        }
+        let none = |what: &str| Error::new(Kind::Unsupported, self.pid, what);
+        let padding = self.padding.ok_or_else(|| none("it has no vDSO with room for a landing"))?;
+        let mut at = padding.start;
+        while at + code.len() as u64 <= padding.end - REGISTRY_BYTES {
+            if self.is_zero(mem, at, code.len())? {
+                self.vdso_slots.push((tid, at));
+                mem.write(VirtAddr(at), code).during(self.pid, "writing a landing into its vDSO")?;
+                return Ok(at);
+            }
+            at += code.len() as u64;
+        }
+        Err(none("all places for landings in its vDSO were burnt by tracers that died"))
+    }
+
+    /// True if a vDSO place is free or held by `tid`, without taking it.
+    pub(crate) fn has_vdso_place(&self, mem: &RemoteMem, tid: HostTid) -> bool {
+        if self.vdso_slots.iter().any(|(t, _)| *t == tid) {
+            return true;
+        }
+        let Some(padding) = self.padding else { return false };
+        let bytes = landing::COMPACT_BYTES as u64;
+        (0..(padding.end - REGISTRY_BYTES - padding.start) / bytes)
+            .any(|i| self.is_zero(mem, padding.start + i * bytes, bytes as usize).unwrap_or(false))
+    }
+
+    /// Makes the vDSO places of this session zero again. Their threads must have left them.
+    pub(crate) fn retire_vdso(&mut self, mem: &RemoteMem) -> Result<()> {
+        for (_, at) in self.vdso_slots.drain(..) {
+            mem.write(VirtAddr(at), &[0; landing::COMPACT_BYTES]).during(self.pid, "clearing a landing")?;
+        }
+        Ok(())
+    }
+
+    fn registry(&self) -> Option<VirtAddr> {
+        self.padding.map(|p| VirtAddr(p.end - REGISTRY_BYTES))
+    }
+
+    fn write_registry(&self, mem: &RemoteMem, area: Option<u64>) -> Result<()> {
+        let Some(at) = self.registry() else { return Ok(()) };
+        let mut bytes = [0; REGISTRY_BYTES as usize];
+        if let Some(area) = area {
+            bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
+            bytes[8..].copy_from_slice(&area.to_le_bytes());
+        }
+        mem.write(at, &bytes).during(self.pid, "noting our area in its vDSO padding")
+    }
+
+    /// The area that a dead tracer left, if there is one with our interpreter in it.
+    fn find_old_area(&self, mem: &RemoteMem) -> Option<Area> {
+        let mut bytes = [0; REGISTRY_BYTES as usize];
+        mem.read(self.registry()?, &mut bytes).ok()?;
+        (word(&bytes, 0)? == MAGIC).then_some(())?;
+        let base = word(&bytes, 8)?;
+        let mut head = vec![0; HEAD_BYTES as usize + interp::code().len()];
+        mem.read(VirtAddr(base), &mut head).ok()?;
+        (word(&head, 0)? == MAGIC && head[HEAD_BYTES as usize..] == *interp::code()).then_some(())?;
+        let (len, data_at) = (word(&head, 8)?, word(&head, 16)?);
+        let (code_next, data_next) = (word(&head, 24)?, word(&head, 32)?);
+        let sound = base % PAGE == 0
+            && len.is_multiple_of(PAGE)
+            && data_at.is_multiple_of(PAGE)
+            && code_next <= data_at
+            && (data_at..=len).contains(&data_next)
+            && len <= 1 << 32
+            && base.checked_add(len).is_some();
+        sound.then_some(())?;
+        // The registry is only bytes in the target: what it names must be executable, or a landing would be a crash.
+        let maps = ProcDir::open(self.pid).ok()?.open_file("maps").ok()?;
+        let executable =
+            match procmap::query(&maps, VirtAddr(base)) {
+                Ok(c) => c.executable && c.end.as_raw() >= base + data_at,
+                Err(Errno::NOTTY) => ProcDir::open(self.pid).ok()?.read_text("maps").ok()?.lines().any(|l| {
+                    l.starts_with(&format!("{base:x}-")) && l.split(' ').nth(1).is_some_and(|p| p.contains('x'))
+                }),
+                Err(_) => false,
+            };
+        executable.then_some(Area {
+            base,
+            len,
+            data_at,
+            code_next,
+            data_next,
+            fresh: false,
+            code_first: code_next,
+            data_first: data_next,
+        })
+    }
+
+    /// True if there is an area with this much room; looks for one left by a crash first.
+    pub(crate) fn has_room(&mut self, mem: &RemoteMem, landings: usize, data: u64) -> bool {
+        if self.area.is_none() && !self.looked_for_area {
+            self.looked_for_area = true;
+            self.area = self.find_old_area(mem);
+        }
+        self.area.is_some_and(|a| {
+            let code = landings as u64 * landing::FULL_BYTES as u64;
+            a.code_next + code <= a.data_at && a.data_next.next_multiple_of(64) + data <= a.len
+        })
+    }
+
+    /// Sizes for a new area: all of it, and where its data begin. `tight`: only what is needed now.
+    pub(crate) fn plan_area(landings: usize, data: u64, tight: bool) -> (u64, u64) {
+        let code = HEAD_BYTES + interp::code().len() as u64 + (landings as u64 + 2) * landing::FULL_BYTES as u64;
+        let (code, data) = if tight { (code, data + 64) } else { (code.max(CODE_ROOM), (data + 64).max(DATA_ROOM)) };
+        let code = code.next_multiple_of(PAGE);
+        (code + data.next_multiple_of(PAGE), code)
+    }
+
+    /// Takes a mapping just made in the target as the area: executable up to `data_at`, writable from there on.
+    pub(crate) fn adopt(&mut self, mem: &RemoteMem, base: u64, len: u64, data_at: u64) -> Result<()> {
+        let code_first = (HEAD_BYTES + interp::code().len() as u64).next_multiple_of(landing::FULL_BYTES as u64);
+        let area = Area {
+            base,
+            len,
+            data_at,
+            code_next: code_first,
+            data_next: data_at,
+            fresh: true,
+            code_first,
+            data_first: data_at,
+        };
+        mem.write(VirtAddr(base + HEAD_BYTES), interp::code()).during(self.pid, "writing the interpreter")?;
+        self.write_head(mem, &area)?;
+        self.write_registry(mem, Some(base))?;
+        // Places in an older area stay what they are; new ones come from here.
+        self.landings.clear();
+        self.area = Some(area);
+        Ok(())
+    }
+
+    fn write_head(&self, mem: &RemoteMem, area: &Area) -> Result<()> {
+        let mut head = [0; HEAD_BYTES as usize];
+        for (i, value) in [MAGIC, area.len, area.data_at, area.code_next, area.data_next].into_iter().enumerate() {
+            head[8 * i..8 * i + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        mem.write(VirtAddr(area.base), &head).during(self.pid, "writing the head of our area")
+    }
+
+    /// The interpreter's entry.
+    pub(crate) fn interpreter(&self) -> Option<u64> {
+        self.area.map(|a| a.base + HEAD_BYTES)
+    }
+
+    /// Addresses for landings of `tids`, taken in the area's head before anything is written to them. Those that a thread
+    /// already has are kept.
+    pub(crate) fn take_landings(&mut self, mem: &RemoteMem, tids: &[HostTid]) -> Result<Vec<(u64, bool)>> {
+        let mut area = self.area.ok_or_else(|| Error::new(Kind::Unexpected, self.pid, "no area"))?;
+        let mut places = Vec::with_capacity(tids.len());
+        for &tid in tids {
+            if let Some(&(_, at)) = self.landings.iter().find(|(t, _)| *t == tid) {
+                places.push((at, false));
+                continue;
+            }
+            if area.code_next + landing::FULL_BYTES as u64 > area.data_at {
+                return Err(Error::new(Kind::Unexpected, self.pid, "our area is full"));
+            }
+            places.push((area.base + area.code_next, true));
+            area.code_next += landing::FULL_BYTES as u64;
+        }
+        self.write_head(mem, &area)?;
+        for (&(at, new), &tid) in places.iter().zip(tids) {
+            if new {
+                self.landings.push((tid, at));
+            }
+        }
+        self.area = Some(area);
+        Ok(places)
+    }
+
+    /// Room for data in the area, aligned to 64 bytes and zero if nobody of this session used it before.
+    pub(crate) fn take_data(&mut self, mem: &RemoteMem, bytes: u64) -> Result<u64> {
+        let mut area = self.area.ok_or_else(|| Error::new(Kind::Unexpected, self.pid, "no area"))?;
+        let at = area.data_next.next_multiple_of(64);
+        if at + bytes > area.len {
+            return Err(Error::new(Kind::Unexpected, self.pid, "our area is full"));
+        }
+        area.data_next = at + bytes;
+        self.write_head(mem, &area)?;
+        self.area = Some(area);
+        Ok(area.base + at)
+    }
+
+    /// What has to be unmapped in an orderly end: the area, if it was ours from the start.
+    pub(crate) fn removable_area(&self) -> Option<(u64, u64)> {
+        self.area.filter(|a| a.fresh).map(|a| (a.base, a.len))
+    }
+
+    /// The area is unmapped.
+    pub(crate) fn area_removed(&mut self, mem: &RemoteMem) -> Result<()> {
+        self.area = None;
+        self.landings.clear();
+        self.write_registry(mem, None)
+    }
+
+    /// An area that stays gets back the room this session took. No thread of ours may be in it any more.
+    pub(crate) fn retire_area(&mut self, mem: &RemoteMem) -> Result<()> {
+        let Some(mut area) = self.area.take() else { return Ok(()) };
+        let zero = |from: u64, to: u64| {
+            let mut at = from;
+            while at < to {
+                let piece = [0; 4096];
+                let len = (to - at).min(4096);
+                mem.write(VirtAddr(area.base + at), &piece[..len as usize]).during(self.pid, "clearing our area")?;
+                at += len;
+            }
+            Ok(())
+        };
+        zero(area.code_first, area.code_next)?;
+        zero(area.data_first, area.data_next)?;
+        area.code_next = area.code_first;
+        area.data_next = area.data_first;
+        self.landings.clear();
+        self.write_head(mem, &area)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_vdso_has_padding() {
+        let me = HostTid::new(i32::try_from(std::process::id()).unwrap()).unwrap();
+        let mem = RemoteMem::open_read_only(me).unwrap();
+        let dir = ProcDir::open(me).unwrap();
+        let by_maps = Site::padding_from_maps(&dir, &mem).unwrap().unwrap();
+        assert!(by_maps.end - by_maps.start >= 160);
+        let site = Site::find(me, &mem).unwrap();
+        assert_eq!(site.padding, Some(by_maps));
+        assert!(site.has_vdso_place(&mem, me));
+    }
+
+    #[test]
+    fn no_elf_has_no_content() {
+        assert_eq!(elf_content_len(&[0; 64]), None);
+        assert_eq!(elf_content_len(b"\x7fELF\x02"), None);
+        let mut head = vec![0xff; 4096];
+        head[..5].copy_from_slice(b"\x7fELF\x02");
+        assert_eq!(elf_content_len(&head), None);
+    }
+
+    #[test]
+    fn areas_hold_what_was_asked_for() {
+        for tight in [true, false] {
+            let (len, data_at) = Site::plan_area(500, 100_000, tight);
+            assert!(data_at >= 500 * 256 && len - data_at >= 100_064);
+            assert_eq!((len % PAGE, data_at % PAGE), (0, 0));
+        }
+        assert_eq!(Site::plan_area(1, 0, false), (1024 * 1024, CODE_ROOM));
+    }
+}
