@@ -1,8 +1,24 @@
 //! The restore, readable top to bottom: read → check → plan → build → swap → line up → resume.
-use crate::{Error, Events, Kind, Options, Result};
-use std::time::Duration;
+use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::files::{FileImages, TaskFiles};
+use crate::images::Source;
+use crate::task::{creds, limits, regs, thread, timers};
+use crate::{Event, Events, Object, Options, Result, Stage, memory};
+use crust_image::ImageKind;
+use crust_image::proto::InventoryEntry;
+use crust_kernel::procfs::{ProcDir, Stat, Status};
+use crust_kernel::{Deadline, HostTid, NsTid, VirtAddr, remote_mem};
+use rustix::process::{Pid, Signal, WaitOptions};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 pub(crate) mod arena;
+mod build;
+mod finish;
+pub(crate) mod tree;
+
+use arena::Arena;
+use tree::{Fate, Tree};
 
 /// A tree that runs again.
 #[derive(Clone, Debug, Default)]
@@ -23,12 +39,393 @@ pub struct RestoreReport {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
+/// How long a restore may take when the caller sets no limit.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
+
+/// Wall times of named steps.
+struct Clock {
+    started: Instant,
+    last: Instant,
+    phases: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { started: now, last: now, phases: Vec::new() }
+    }
+
+    fn done(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
+/// Everything the images say, checked.
+struct Plan {
+    source: Source,
+    tree: Tree,
+    files: FileImages,
+    memory: Vec<Option<memory::Images>>,
+    own: thread::Own,
+    creds: crust_image::proto::CredsEntry,
+}
+
 /// Brings the tree in `opts.images_dir` back and lets it run.
 /// The root task is a child of the caller's thread group (a sibling with `restore_sibling`); the caller waits for it or not.
 ///
 /// # Errors
 /// Any error leaves no task of the tree behind.
 pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport> {
-    let _ = (opts, events);
-    Err(Error::new(Kind::Internal, "restore is not built yet"))
+    let mut clock = Clock::start();
+    let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
+    let mut plan = read(opts).map_err(|e| e.at(Stage::Read))?;
+    clock.done("read");
+    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    clock.done("check");
+    events.notify(Event::PreRestore, None, None)?;
+    let pid = plan.tree.tasks[0].pid.as_raw();
+
+    let arena = Arena::new(plan.tree.tasks.len())?;
+    let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
+    clock.done("shared memory");
+    let started = Instant::now();
+    let mut cx = build::Cx {
+        tree: &plan.tree,
+        arena: &arena,
+        files: &mut plan.files,
+        memory: &plan.memory,
+        segments: &segments,
+        source: &plan.source,
+        opts,
+        deadline,
+        timer_ids: timers::probe_id_mode(),
+        creds: plan.creds.clone(),
+        own: plan.own,
+    };
+    let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
+    let guard = KillOnDrop { root, armed: true };
+    line_up(&plan, &arena, root, deadline, events)
+        .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;
+    let forking = started.elapsed();
+    clock.done("build");
+
+    events.notify(Event::PostRestore { pid }, Some(pid), None)?;
+    if let Some(path) = &opts.pidfile {
+        write_pidfile(path, pid)?;
+    }
+    let processes = processes(&plan, &arena)?;
+    let ready = finish::complete(&processes, Deadline::at(deadline)).map_err(|e| e.at(Stage::LineUp))?;
+    clock.done("swap");
+    // As CRIU has it, a refusal from here on is only logged.
+    for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
+        if let Err(e) = events.notify(event, Some(pid), None) {
+            log::error!("{} failed: {e}", event.script_name());
+        }
+    }
+    let stop = finish::to_stop(&plan.tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
+    ready.release(&stop).map_err(|e| e.at(Stage::Resume))?;
+    guard.disarm();
+    clock.done("resume");
+    if let Err(e) = events.notify(Event::PostResume { pid }, Some(pid), None) {
+        log::error!("post-resume failed: {e}");
+    }
+    let live = plan.tree.tasks.iter().filter(|t| t.fate != Fate::Helper).count();
+    Ok(RestoreReport {
+        pid,
+        tasks: live,
+        threads: plan.tree.live_threads(),
+        pages_restored: arena.control().pages.load(Ordering::Relaxed),
+        forking,
+        restoring: clock.started.elapsed(),
+        phases: clock.phases,
+    })
+}
+
+/// Kills what was built, unless all went well. The root's death takes its descendants with it, one by one.
+struct KillOnDrop {
+    root: i32,
+    armed: bool,
+}
+
+impl KillOnDrop {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        let Some(pid) = Pid::from_raw(self.root).filter(|_| self.armed) else { return };
+        let descendants = descendants(self.root);
+        for id in std::iter::once(pid).chain(descendants.iter().filter_map(|&d| Pid::from_raw(d))) {
+            let _gone_is_fine = rustix::process::kill_process(id, Signal::KILL);
+        }
+        let deadline = Deadline::after(Duration::from_secs(5));
+        let mut backoff = crust_kernel::Backoff::new();
+        // A sibling is not ours to reap; its parent is told.
+        while let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+            if !backoff.pause(deadline) {
+                log::error!("task {} could not be removed in time", self.root);
+                break;
+            }
+        }
+    }
+}
+
+fn descendants(root: i32) -> Vec<i32> {
+    let mut all = vec![root];
+    let mut i = 0;
+    while let Some(&pid) = all.get(i) {
+        if let Some(proc) = HostTid::new(pid).and_then(|p| ProcDir::open(p).ok()) {
+            all.extend(proc.children().unwrap_or_default().iter().map(|c| c.as_raw()));
+        }
+        i += 1;
+    }
+    all.remove(0);
+    all
+}
+
+fn read(opts: &Options) -> Result<Plan> {
+    let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
+    let source = Source::open(std::os::fd::AsFd::as_fd(dir))?;
+    let inventory: InventoryEntry = source.read_one(ImageKind::Inventory, 0)?;
+    // Images of version 1 lack the second magic; version 2 is CRIU's last.
+    if inventory.img_version > 2 {
+        return Err(Error::bad_image("inventory.img", format!("has version {}", inventory.img_version)));
+    }
+    let tree = Tree::read(&source, opts.shell_job)?;
+    let mut memory = Vec::with_capacity(tree.tasks.len());
+    let mut tasks = Vec::with_capacity(tree.tasks.len());
+    for t in &tree.tasks {
+        if !t.is_live() {
+            memory.push(None);
+            continue;
+        }
+        let pid = t.pid.as_raw();
+        let images = memory::Images::read(&source, pid as u64).on_task(pid)?;
+        let mapped = images.mm.vmas.iter().filter(|v| memory::needs_file(v)).map(|v| v.shmid as u32);
+        let also = mapped.chain([images.mm.exe_file_id]).collect();
+        tasks.push(TaskFiles { pid, table: t.ids.files_id, also });
+        memory.push(Some(images));
+    }
+    let files = FileImages::read(&source, &tasks)?;
+    // The directory must stay open while tables are rebuilt around it.
+    let high = rustix::io::fcntl_dupfd_cloexec(source.dir(), files.first_service_fd())
+        .during("moving a descriptor above all that the images use")
+        .map_err(|e| e.help("raise our own limit of open files (ulimit -n)"))?;
+    let source = Source::open_dir(high)?;
+    let me = HostTid::new(rustix::process::getpid().as_raw_nonzero().get());
+    let me = me.ok_or_else(|| Error::new(Kind::Internal, "we have no pid"))?;
+    let status = ProcDir::open_self(me).and_then(|p| p.read_text("status")).during("reading /proc/self/status")?;
+    let creds =
+        creds::from_status(&Status::new(status), crust_kernel::process::securebits().during("PR_GET_SECUREBITS")?)?;
+    Ok(Plan { source, tree, files, memory, own: thread::Own::look()?, creds })
+}
+
+/// Everything that would fail later, asked now and told at once.
+fn check(plan: &Plan, opts: &Options) -> Result<()> {
+    let mut errors = taken_ids(&plan.tree);
+    errors.extend(plan.files.check(opts));
+    let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
+    for t in plan.tree.tasks.iter().filter(|t| t.is_live()) {
+        let mut found = Vec::new();
+        for core in &t.cores {
+            let Some(th) = &core.thread_core else {
+                found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));
+                continue;
+            };
+            if th.seccomp_mode.is_some_and(|m| m != 0) {
+                found.push(Error::unsupported(
+                    "the task runs under seccomp",
+                    "this version cannot restore seccomp filters yet",
+                ));
+            }
+            found.extend(th.creds.as_ref().and_then(|want| creds::check(&plan.creds, want)));
+            match &core.thread_info {
+                Some(info) => {
+                    found.extend(regs::general(info).err().into_iter().chain(regs::check_fpu(&info.fpregs).err()))
+                }
+                None => found
+                    .push(Error::unsupported("the image is of another architecture", "restore it on such a machine")),
+            }
+        }
+        if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
+            found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
+        }
+        found.truncate(8);
+        errors.extend(found.into_iter().map(|e| e.on(Object::Task(t.pid.as_raw()))));
+    }
+    shared_objects(&plan.tree, &mut errors);
+    Error::all(errors).map_or(Ok(()), Err)
+}
+
+/// Processes that share more than memory-free objects are not built yet; say so before anything is created.
+fn shared_objects(tree: &Tree, errors: &mut Vec<Error>) {
+    use std::collections::HashMap;
+    let mut seen: [HashMap<u32, i32>; 3] = Default::default();
+    for t in tree.tasks.iter().filter(|t| t.is_live()) {
+        let ids =
+            [(t.ids.vm_id, "memory"), (t.ids.files_id, "descriptor table"), (t.ids.sighand_id, "signal handlers")];
+        for (map, (id, what)) in seen.iter_mut().zip(ids) {
+            if let Some(other) = map.insert(id, t.pid.as_raw()) {
+                let text = format!("shares its {what} with task {other}");
+                let help =
+                    "this version restores threads, but not processes that share such objects (CLONE_VM, CLONE_FILES)";
+                errors.push(Error::unsupported(text, help).on(Object::Task(t.pid.as_raw())));
+            }
+        }
+    }
+}
+
+/// Ids of the images that somebody here has: one error that names them all with their holders.
+fn taken_ids(tree: &Tree) -> Vec<Error> {
+    let mut holders = Vec::new();
+    for id in tree.all_ids() {
+        let Some(raw) = HostTid::new(id.as_raw()) else { continue };
+        let Ok(dir) = ProcDir::open(raw) else { continue };
+        let stat = dir.read("stat").ok().and_then(|s| Stat::parse(&s));
+        let comm = stat.map_or_else(String::new, |s| String::from_utf8_lossy(&s.comm).into_owned());
+        holders.push(format!("{id} ({comm})"));
+    }
+    if holders.is_empty() {
+        return Vec::new();
+    }
+    let n = holders.len();
+    holders.truncate(32);
+    let more = if n > 32 { format!(" and {} more", n - 32) } else { String::new() };
+    vec![Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", holders.join(", ")))]
+}
+
+/// Waits until every thread stands at the barrier, or something failed.
+fn line_up(plan: &Plan, arena: &Arena, root: i32, deadline: Instant, events: &mut dyn Events) -> Result<()> {
+    let want = plan.tree.live_threads() as u32;
+    let control = arena.control();
+    let mut last_look = Instant::now();
+    loop {
+        let arrived = control.arrived.load(Ordering::Acquire);
+        if control.failed.load(Ordering::Acquire) != 0 {
+            return Err(failure(plan, arena));
+        }
+        if arrived >= want {
+            return Ok(());
+        }
+        if events.cancelled() {
+            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
+        }
+        if Instant::now() >= deadline {
+            let late: Vec<String> = plan
+                .tree
+                .tasks
+                .iter()
+                .enumerate()
+                .map(|(i, t)| format!("{}: step {}", t.pid, arena.step_of(i)))
+                .take(8)
+                .collect();
+            return Err(Error::new(Kind::Timeout, format!("the tree was not complete in time ({})", late.join(", "))));
+        }
+        events.progress("threads", u64::from(arrived), u64::from(want));
+        arena::sleep_on(&control.arrived, arrived);
+        if last_look.elapsed() > Duration::from_millis(100) {
+            last_look = Instant::now();
+            died(plan, arena, root)?;
+        }
+    }
+}
+
+/// The error of whichever task failed first.
+fn failure(plan: &Plan, arena: &Arena) -> Error {
+    // A failing plan and a failing build may race by microseconds with their notes.
+    for _ in 0..50 {
+        if let Some((task, record, value)) = arena.plan_failure() {
+            let pid = plan.tree.tasks[task].pid;
+            return plan_error(pid, record, value);
+        }
+        if let Some((task, error)) = arena.rust_failure() {
+            return arena::of_task(error, plan.tree.tasks[task].pid.as_raw());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Error::new(Kind::Internal, "a task failed without saying why")
+}
+
+/// Reads the failed record from the parked task and names the call.
+fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
+    let describe = || -> Option<(String, [u64; 6])> {
+        let mem = remote_mem::RemoteMem::open_read_only(HostTid::new(pid.as_raw())?).ok()?;
+        let mut bytes = [0u8; crust_inject::plan::RECORD_BYTES];
+        mem.read(VirtAddr(record), &mut bytes).ok()?;
+        let distance = crust_inject::plan::Failure::label_distance(&bytes)?;
+        let mut label = Vec::new();
+        for i in 0..120 {
+            let mut byte = [0u8];
+            mem.read(VirtAddr(record + u64::from(distance) + i), &mut byte).ok()?;
+            if byte[0] == 0 {
+                break;
+            }
+            label.push(byte[0]);
+        }
+        Some((String::from_utf8_lossy(&label).into_owned(), crust_inject::plan::Failure::args(&bytes)?))
+    };
+    let (label, args) = describe().unwrap_or_else(|| ("a step of the restorer".into(), [0; 6]));
+    let error = if (-4095..0).contains(&value) {
+        Error::kernel(format!("{label} {args:x?}"), rustix::io::Errno::from_raw_os_error(-value as i32))
+    } else {
+        Error::new(Kind::Internal, format!("{label} {args:x?} gave {value:#x}"))
+    };
+    error.on(Object::Task(pid.as_raw())).at(Stage::Swap)
+}
+
+/// Notices a task that died without a word.
+fn died(plan: &Plan, arena: &Arena, root: i32) -> Result<()> {
+    for (i, t) in plan.tree.tasks.iter().enumerate() {
+        if !t.is_live() || arena.step_of(i) == 0 && i != 0 {
+            continue;
+        }
+        let pid = if i == 0 { root } else { t.pid.as_raw() };
+        let state = HostTid::new(pid)
+            .and_then(|p| ProcDir::open(p).ok())
+            .and_then(|d| d.read("stat").ok())
+            .and_then(|s| Stat::parse(&s));
+        let dead = state.as_ref().is_none_or(|s| s.state == b'Z' || s.state == b'X');
+        if dead && arena.control().failed.load(Ordering::Acquire) == 0 {
+            let code = state.map_or(0, |s| s.exit_code);
+            let what = format!("died while it was being built (step {}, wait status {code:#x})", arena.step_of(i));
+            return Err(Error::new(Kind::Internal, what).on(Object::Task(t.pid.as_raw())));
+        }
+    }
+    Ok(())
+}
+
+/// The live processes with what the last step needs to know of each.
+fn processes<'a>(plan: &'a Plan, arena: &Arena) -> Result<Vec<finish::Process<'a>>> {
+    let inside = memory::layout::own_syscall_offset()
+        .ok_or_else(|| Error::unsupported("our own vDSO has no system call instruction", "restore with CRIU"))?;
+    let host = |id: NsTid| HostTid::new(id.as_raw()).ok_or_else(|| Error::new(Kind::Internal, "no id"));
+    let mut all = Vec::new();
+    for (i, task) in plan.tree.tasks.iter().enumerate() {
+        let Some(images) = &plan.memory[i] else { continue };
+        let vdso = images.mm.vmas.iter().find(|v| v.status & memory::status::VDSO != 0).ok_or_else(|| {
+            Error::unsupported("the program has no vDSO", "restore with CRIU").on(Object::Task(task.pid.as_raw()))
+        })?;
+        all.push(finish::Process {
+            task,
+            pid: host(task.pid)?,
+            threads: task.threads.iter().map(|&t| host(t)).collect::<Result<_>>()?,
+            boot: arena.boot(i),
+            syscall_at: vdso.start + inside,
+        });
+    }
+    Ok(all)
+}
+
+/// CRIU's pid file: the number alone, refused if the file is there already.
+fn write_pidfile(path: &std::path::Path, pid: i32) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    file.and_then(|mut f| f.write_all(pid.to_string().as_bytes()))
+        .during("writing the pid file")
+        .on_path(&path.to_string_lossy())
 }

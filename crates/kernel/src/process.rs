@@ -139,6 +139,15 @@ pub fn timer_restore_ids(on: bool) -> Result<()> {
     unsafe { prctl(77, [u64::from(on), 0, 0, 0]) }.map(drop)
 }
 
+/// The calling thread's securebits.
+///
+/// # Errors
+/// None are documented.
+pub fn securebits() -> Result<u32> {
+    // SAFETY: the option takes nothing.
+    unsafe { prctl(libc::PR_GET_SECUREBITS, [0; 4]) }.map(|bits| bits as u32)
+}
+
 /// Blocks every signal for the calling thread (SIGKILL and SIGSTOP excepted by the kernel).
 pub fn block_all_signals() {
     let all = u64::MAX;

@@ -23,6 +23,14 @@ impl ProcDir {
         Self::open_path(&format!("/proc/{pid}"), pid)
     }
 
+    /// Opens `/proc/self`. `pid` is our own id: inside a new pid namespace an old /proc knows us by another number.
+    ///
+    /// # Errors
+    /// `ENOENT` without a mounted /proc.
+    pub fn open_self(pid: HostTid) -> Result<Self> {
+        Self::open_path("/proc/self", pid)
+    }
+
     /// Opens `/proc/PID/task/TID`.
     ///
     /// # Errors

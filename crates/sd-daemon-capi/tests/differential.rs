@@ -29,8 +29,7 @@ use std::os::unix::net::UnixDatagram;
 fn main() {
     let mut report = Report::new();
     // The library made from this crate lies beside this program.
-    let me = std::path::PathBuf::from(std::env::args_os().next().unwrap());
-    let so = me.with_file_name("libsd_daemon_capi.so");
+    let so = std::env::current_exe().unwrap().with_file_name("libsd_daemon_capi.so");
     let ours = Library::open(so.to_str().unwrap());
     let theirs = Library::reference();
     let mut test = |name: &str, f: &dyn Fn(&Library, &Library, &mut Findings) -> Result<(), String>| {

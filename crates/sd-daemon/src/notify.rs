@@ -470,8 +470,8 @@ fn parse_address(text: &[u8]) -> std::result::Result<Address, i32> {
         b"hypervisor" => libc::VMADDR_CID_HYPERVISOR,
         b"local" => libc::VMADDR_CID_LOCAL,
         b"host" => libc::VMADDR_CID_HOST,
-        // A listener's forms; to send, one must say to whom.
-        b"" | b"-1" => return Err(libc::EINVAL),
+        // A listener's form; to send, one must say to whom.
+        b"" => return Err(libc::EINVAL),
         number => number::unsigned32(number).map_err(|e| e.errno())?,
     };
     if port == libc::VMADDR_PORT_ANY || cid == libc::VMADDR_CID_ANY {

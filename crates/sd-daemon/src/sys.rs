@@ -310,16 +310,11 @@ pub(crate) fn fs_magic(fd: BorrowedFd<'_>) -> io::Result<u64> {
     // SAFETY: the call succeeded.
     Ok(unsafe { st.assume_init() }.f_type as u64)
 }
-/// A memory file that can be sealed and not be executed (which some systems demand; Linux < 6.3 cannot say it).
+/// A memory file that can be sealed.
 pub(crate) fn memfd(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: `name` is NUL-terminated and lives through the call.
-    let make = |flags| cvt(unsafe { libc::memfd_create(name.as_ptr(), flags) });
-    let fd = match make(flags | libc::MFD_NOEXEC_SEAL) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => make(flags)?,
-        r => r?,
-    };
-    // SAFETY: just made, known to nobody else.
+    let fd = cvt(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) })?;
+    // SAFETY: made a line above, known to nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 

@@ -4,7 +4,7 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, kind_of_type, regular};
+use super::{FdKind, kind_of_type, regular};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -268,25 +268,7 @@ impl FileImages {
             }
             cx.state.built.insert(table);
             Ok(())
-        })?;
-        self.watch_all(table, &entries)
-    }
-
-    /// Fills the epolls of a finished table. One that several tables have is filled by the first of them, whose numbers
-    /// its record was made with.
-    fn watch_all(&self, table: u32, entries: &[FdinfoEntry]) -> Result<()> {
-        let numbers: BTreeSet<u32> = entries.iter().map(|e| e.fd).collect();
-        let mut done = BTreeSet::new();
-        for e in entries {
-            let Some(record) = self.files.get(&e.id).and_then(|f| f.epfd.as_ref()) else { continue };
-            let unit = self.unit_of.get(&e.id).and_then(|u| self.units.get(*u));
-            if !done.insert(e.id) || unit.and_then(|u| u.tables.first()) != Some(&table) {
-                continue;
-            }
-            let at = |fd: u32| numbers.contains(&fd).then(|| kfd::borrow_placed(fd as RawFd));
-            epoll::watch(kfd::borrow_placed(number(e)?), record, at)?;
-        }
-        Ok(())
+        })
     }
 
     /// A new descriptor for file `id`: the executable, a mapped file.

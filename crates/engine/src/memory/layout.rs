@@ -101,6 +101,13 @@ pub(super) fn own_vdso(special: &Special) -> Option<Vec<u8>> {
     (n == end - start).then_some(bytes)
 }
 
+/// Offset of a system call instruction inside the vDSO of this kernel. It is ordinary code that stays when everything of
+/// ours is gone.
+pub fn own_syscall_offset() -> Option<u64> {
+    let code = own_vdso(&Special::of(&own().ok()?))?;
+    crate::task::regs::find_syscall(&code).map(|at| at as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -276,6 +276,11 @@ impl Images {
     }
 }
 
+/// True for a mapping that shows a file of files.img; its id stands in `shmid`.
+pub fn needs_file(vma: &VmaEntry) -> bool {
+    vma.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0
+}
+
 fn check(vma: &VmaEntry) -> Result<()> {
     let unsupported = |what: &str| {
         Err(Error::unsupported(format!("{what} cannot be restored yet"), "restore these images with CRIU"))

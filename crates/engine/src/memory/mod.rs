@@ -18,7 +18,7 @@ mod stage;
 
 pub use collect::{FileIds, Mm, Vma, collect};
 pub use dump::{PagesDump, dump_pages};
-pub use load::{Images, Pages};
+pub use load::{Images, Pages, needs_file};
 pub use shared::{Segments, SharedMemory, dump_file, fill_file};
 pub use stage::{MapFiles, StageOptions, Staged, stage};
 

@@ -20,6 +20,8 @@ pub(crate) struct Control {
     pub(crate) failed: AtomicU32,
     /// Always 1: the source of the plan's "failed" note.
     pub(crate) one: AtomicU32,
+    /// Counts threads that park after a failure; nobody waits here.
+    pub(crate) spare: AtomicU32,
     /// Pages the tasks filled.
     pub(crate) pages: AtomicU64,
 }
@@ -37,7 +39,7 @@ pub(crate) enum Step {
     Leaving = 4,
 }
 
-const TEXT: usize = 960;
+const TEXT: usize = 944;
 
 /// One task's corner.
 #[repr(C)]
@@ -49,6 +51,8 @@ pub(crate) struct TaskSlot {
     kind: AtomicU32,
     /// Header of a failed plan: status, record, value; copied here by the plan's error path.
     plan_failure: [AtomicU64; 3],
+    /// Start and length of the bootstrap region, for the coordinator to remove.
+    boot: [AtomicU64; 2],
     text_len: AtomicU32,
     text: [AtomicU64; TEXT / 8],
 }
@@ -193,6 +197,20 @@ impl Arena {
             let value = note[2].load(Ordering::Relaxed) as i64;
             (status == crust_inject::plan::STATUS_FAILED).then(|| (task, note[1].load(Ordering::Relaxed), value))
         })
+    }
+
+    /// A task tells where its bootstrap region lies.
+    pub(crate) fn set_boot(&self, task: usize, start: u64, len: u64) {
+        let [s, l] = &self.slot(task).boot;
+        s.store(start, Ordering::Relaxed);
+        l.store(len, Ordering::Release);
+    }
+
+    /// Start and length of a task's bootstrap region.
+    pub(crate) fn boot(&self, task: usize) -> (u64, u64) {
+        let [s, l] = &self.slot(task).boot;
+        let len = l.load(Ordering::Acquire);
+        (s.load(Ordering::Relaxed), len)
     }
 
     /// How far a task has come, for messages.

@@ -1,7 +1,9 @@
 //! Tasks: what resource modules see of one process while it is looked at, and the modules for task state.
 pub mod creds;
+pub mod limits;
 pub mod regs_x86_64;
 pub mod signals;
+pub mod thread;
 pub mod timers;
 
 pub use regs_x86_64 as regs;

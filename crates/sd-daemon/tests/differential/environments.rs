@@ -183,24 +183,6 @@ pub(crate) fn high_null() -> RawFd {
     }
 }
 
-const C23: &str =
-    "0b after a sign, white space or another 0b: this libsystemd was built for C23's strtoul, which takes it";
-
-/// Whether the reference reads binary numbers where C23's strtoul does and C17's does not.
-fn reads_c23(theirs: &Library) -> bool {
-    set_var("WATCHDOG_USEC", Some(b"+0b11"));
-    set_var("WATCHDOG_PID", None);
-    theirs.watchdog_enabled(true).0 == 1
-}
-
-/// Whether a value has a `0b` that only C23 reads.
-fn late_binary(value: &Option<Vec<u8>>) -> bool {
-    let Some(v) = value else { return false };
-    let start = v.iter().take_while(|b| b" \t\n\r".contains(b)).count();
-    v.windows(2).skip(start + 1).any(|w| w == b"0b" || w == b"0B")
-        || v[start..].first().is_some_and(|b| b"\x0b\x0c".contains(b)) && v.windows(2).any(|w| w == b"0b" || w == b"0B")
-}
-
 fn knows_pidfdid(theirs: &Library, null: RawFd) -> bool {
     let me = std::process::id().to_string().into_bytes();
     let vars = [Some(me), Some(b"1x".to_vec()), Some(b"1".to_vec()), None];
@@ -268,7 +250,7 @@ fn is_zero_or_max(text: &[u8]) -> bool {
 /// Count, close-on-exec, unset variables: `cases` random environments, in this process.
 pub(crate) fn listen_fds(theirs: &Library, ours: &dyn Api, found: &mut Findings, cases: usize) {
     let (null, me, own) = (high_null(), std::process::id(), own_pidfdid());
-    let (knows, c23) = (knows_pidfdid(theirs, null), reads_c23(theirs));
+    let knows = knows_pidfdid(theirs, null);
     let mut rng = Random::new();
     let mut by_result: BTreeMap<i32, usize> = BTreeMap::new();
     for _ in 0..cases {
@@ -286,10 +268,6 @@ pub(crate) fn listen_fds(theirs: &Library, ours: &dyn Api, found: &mut Findings,
         case.set_up(null);
         let got = (ours.listen_fds(case.unset), traces(!knows));
         *by_result.entry(want.0).or_default() += 1;
-        if c23 && want != got && case.vars[..3].iter().any(late_binary) {
-            found.explain(C23);
-            continue;
-        }
         found.same(|| show(&case), &want, &got);
         let id_left = std::env::var_os("LISTEN_PIDFDID").is_some();
         found.same(|| format!("LISTEN_PIDFDID left, {case:?}"), &(case.vars[1].is_some() && !case.unset), &id_left);
@@ -357,7 +335,7 @@ pub(crate) const NOT_INHERITED: &str =
 /// Owned descriptors with names, each case in a process of its own since they are handed out once.
 pub(crate) fn with_names(theirs: &Library, found: &mut Findings, cases: usize) {
     let null = high_null();
-    let (knows, c23) = (knows_pidfdid(theirs, null), reads_c23(theirs));
+    let knows = knows_pidfdid(theirs, null);
     // The pipe to the child must not lie among the descriptors of the cases.
     let mut rng = Random::new();
     for fd in 3..=LAST {
@@ -385,21 +363,12 @@ pub(crate) fn with_names(theirs: &Library, found: &mut Findings, cases: usize) {
             let (n, names, once) = take(case.unset, nameless);
             let got = (n, names, traces(true).0, once);
             let refused = case.closing.is_some() && want.0 > 0 && got.0 == -libc::EBADF;
-            let binary = c23 && want != got && case.vars[..3].iter().any(late_binary);
-            let refused = if binary {
-                "binary"
-            } else if refused {
-                "refused"
-            } else {
-                ""
-            };
             format!("{}\x01{want:?}\x01{got:?}\x01{refused}", show(&case)).into_bytes()
         });
         let answers = String::from_utf8_lossy(&answers).into_owned();
         let parts: Vec<&str> = answers.split('\x01').collect();
         match parts[..] {
-            [_, _, _, "binary"] => found.explain(C23),
-            [_, _, _, "refused"] => found.explain(NOT_INHERITED),
+            [_, _, _, "true"] => found.explain(NOT_INHERITED),
             [shown, want, got, _] => found.same(|| shown.into(), &want, &got),
             _ => found.same(|| format!("child of case {number} answered {answers:?}"), &true, &false),
         }
@@ -434,7 +403,7 @@ fn take(unset: bool, nameless: bool) -> (i32, Vec<Vec<u8>>, bool) {
 /// Random watchdog environments.
 pub(crate) fn watchdog(theirs: &Library, found: &mut Findings, cases: usize) {
     let mut rng = Random::new();
-    let (me, c23) = (std::process::id(), reads_c23(theirs));
+    let me = std::process::id();
     for _ in 0..cases {
         let usec = any_number(&mut rng);
         let usec = (!rng.once_in(10)).then(|| number_text(&mut rng, usec));
@@ -454,10 +423,6 @@ pub(crate) fn watchdog(theirs: &Library, found: &mut Findings, cases: usize) {
             Ok(None) => (0, 0, left()),
             Err(e) => (-e.errno(), 0, left()),
         };
-        if c23 && want != got && (late_binary(&usec) || late_binary(&pid)) {
-            found.explain(C23);
-            continue;
-        }
         let lossy = |v: &Option<Vec<u8>>| v.as_ref().map(|v| String::from_utf8_lossy(v).into_owned());
         found.same(|| format!("{:?} {:?} unset={unset}", lossy(&usec), lossy(&pid)), &want, &got);
     }

@@ -1,0 +1,432 @@
+//! One task builds itself: forked with its old id, it forks its children, opens its files, fills its memory, writes its plan
+//! and leaves our code for the interpreter. All of this is ordinary Rust in a single-threaded process.
+#![allow(unsafe_code, reason = "forks, and leaves Rust for the interpreter at the end")]
+use super::arena::{Arena, Step};
+use super::tree::{Birth, Fate, Task, Tree};
+use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::files::FileImages;
+use crate::images::Source;
+use crate::memory;
+use crate::task::timers::IdMode;
+use crate::task::{creds, limits, signals, thread, timers};
+use crate::{Options, Result, Stage};
+use crust_image::proto::{CredsEntry, MmEntry, VmaEntry};
+use crust_inject::arch::interp;
+use crust_inject::plan::{Arg, Expect, PlanId, Program};
+use crust_kernel::process::{self, CloneArgs, Fork};
+use crust_kernel::{NsTid, mman};
+use rustix::process::{Pid, WaitIdOptions, WaitIdStatus};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// What every task needs; copied to each by fork.
+pub(super) struct Cx<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) arena: &'a Arena,
+    pub(super) files: &'a mut FileImages,
+    /// By task; `None` for zombies and helpers.
+    pub(super) memory: &'a [Option<memory::Images>],
+    pub(super) segments: &'a memory::Segments,
+    pub(super) source: &'a Source,
+    pub(super) opts: &'a Options,
+    pub(super) deadline: Instant,
+    pub(super) timer_ids: IdMode,
+    /// What we are now: the base that credentials are changed from.
+    pub(super) creds: CredsEntry,
+    pub(super) own: thread::Own,
+}
+
+/// Where the pieces of a task's bootstrap region lie; the coordinator removes it from outside at the end.
+#[derive(Clone, Copy, Debug)]
+struct Boot {
+    start: u64,
+    len: u64,
+    arena: u64,
+    program: u64,
+}
+
+const PAGE: u64 = 4096;
+
+/// Forks the root task. Returns in the coordinator only.
+pub(super) fn fork_root(cx: &mut Cx<'_>) -> Result<i32> {
+    let mut flags = 0;
+    if cx.opts.restore_sibling {
+        flags |= libc::CLONE_PARENT as u64;
+    }
+    let me = rustix::process::getpid().as_raw_nonzero().get();
+    let parent = if cx.opts.restore_sibling { 0 } else { me };
+    fork_task(cx, 0, flags, parent)
+}
+
+/// Forks task `i` of the tree; the child never returns.
+fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> {
+    let pid = cx.tree.tasks[i].pid;
+    // SAFETY: the coordinator and every task are single-threaded while they fork.
+    match unsafe { process::fork(Some(pid), flags) } {
+        Ok(Fork::Parent(id)) => Ok(id.as_raw()),
+        Ok(Fork::Child) => {
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cx, i, parent)));
+            let error = match done {
+                Ok(Ok(never)) => match never {},
+                Ok(Err(e)) => e,
+                Err(_) => Error::new(Kind::Internal, "building the task panicked"),
+            };
+            cx.arena.fail(i, &error);
+            process::exit_now(1);
+        }
+        Err(rustix::io::Errno::EXIST) => {
+            Err(Error::new(Kind::Taken, format!("process id {pid} was taken while the tree was being built")))
+        }
+        Err(e) => Err(Error::kernel(format!("clone3 with the id {pid}"), e)
+            .help("choosing ids needs CAP_CHECKPOINT_RESTORE over the pid namespace: be root, or use `unshare -Urpf`")),
+    }
+}
+
+enum Never {}
+
+/// The life of task `i` up to the interpreter.
+fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
+    process::set_parent_death_signal(libc::SIGKILL).during("prctl PR_SET_PDEATHSIG")?;
+    if parent != 0 && rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get()) != parent {
+        return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+    }
+    process::default_signals();
+    let tree = cx.tree;
+    let t = &tree.tasks[i];
+    if i == 0 && tree.needs_subreaper {
+        process::set_child_subreaper(true).during("prctl PR_SET_CHILD_SUBREAPER")?;
+    }
+    if i == 0 {
+        cx.files.open_shared(cx.source, cx.opts).at(Stage::Build)?;
+    }
+    let mut reap = Vec::new();
+    bear(cx, i, |b| b == Birth::BeforeSetsid, &mut reap)?;
+    if t.sid == t.pid.as_raw() {
+        rustix::process::setsid().during("setsid")?;
+    } else if t.pgid == t.pid.as_raw() {
+        rustix::process::setpgid(None, None).during("setpgid")?;
+    }
+    cx.arena.reached(i, Step::Grouped);
+    bear(cx, i, |b| b != Birth::BeforeSetsid, &mut reap)?;
+    if let Some(leader) = t.group_leader
+        && rustix::process::getpgrp().as_raw_nonzero().get() != t.pgid
+    {
+        cx.arena.wait_for(leader, Step::Grouped, cx.deadline)?;
+        rustix::process::setpgid(None, Pid::from_raw(t.pgid)).during("joining the process group")?;
+    }
+    cx.arena.reached(i, Step::Joined);
+    match t.fate {
+        Fate::Helper => {
+            for (m, member) in tree.tasks.iter().enumerate() {
+                if member.group_leader == Some(i) {
+                    cx.arena.wait_for(m, Step::Joined, cx.deadline)?;
+                }
+            }
+            reap_all(cx, &reap)?;
+            cx.arena.reached(i, Step::Leaving);
+            process::exit_now(0)
+        }
+        Fate::Zombie(status) => become_zombie(t, status),
+        Fate::Alive | Fate::Stopped(_) => {}
+    }
+    reap_all(cx, &reap)?;
+    await_zombies(cx, i)?;
+    live(cx, i)
+}
+
+/// Forks those of `i`'s children whose birth is wanted now. Orphans come through a short-lived process in between.
+fn bear(cx: &mut Cx<'_>, i: usize, now: impl Fn(Birth) -> bool, reap: &mut Vec<i32>) -> Result<()> {
+    let tree = cx.tree;
+    let me = tree.tasks[i].pid.as_raw();
+    for &c in &tree.tasks[i].bears {
+        let child = &tree.tasks[c];
+        if !now(child.birth) {
+            continue;
+        }
+        if child.birth == Birth::Orphan && tree.tasks[i].fate != Fate::Helper {
+            reap.push(bear_orphan(cx, c)?);
+            continue;
+        }
+        fork_task(cx, c, 0, me)?;
+        if child.fate == Fate::Helper {
+            reap.push(child.pid.as_raw());
+        }
+    }
+    Ok(())
+}
+
+/// Forks a process that forks task `c` and exits, so that `c` falls to the subreaper. The one in between takes no id of the tree.
+fn bear_orphan(cx: &mut Cx<'_>, c: usize) -> Result<i32> {
+    let taken = cx.tree.all_ids();
+    let free = (2..32768)
+        .rev()
+        .filter_map(NsTid::new)
+        .find(|id| taken.binary_search(id).is_err() && !std::path::Path::new(&format!("/proc/{id}")).exists())
+        .ok_or_else(|| Error::new(Kind::Taken, "no process id is free for a helper"))?;
+    // SAFETY: single-threaded, see `fork_task`.
+    match unsafe { process::fork(Some(free), 0) }.during("forking a helper")? {
+        Fork::Parent(id) => Ok(id.as_raw()),
+        Fork::Child => {
+            let failed = fork_task(cx, c, 0, 0);
+            if let Err(e) = &failed {
+                cx.arena.fail(c, e);
+            }
+            process::exit_now(i32::from(failed.is_err()));
+        }
+    }
+}
+
+/// Waits for helpers, so that neither they nor a SIGCHLD of theirs is left.
+fn reap_all(cx: &Cx<'_>, pids: &[i32]) -> Result<()> {
+    for &pid in pids {
+        wait_until(cx, || {
+            let got = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
+            matches!(got, Ok(Some(_)) | Err(rustix::io::Errno::CHILD))
+        })
+        .map_err(|e| e.help("a helper process did not end"))?;
+    }
+    Ok(())
+}
+
+/// Waits until the children that are to be zombies have died; they stay unreaped.
+fn await_zombies(cx: &Cx<'_>, i: usize) -> Result<()> {
+    for &c in &cx.tree.tasks[i].bears {
+        let child = &cx.tree.tasks[c];
+        if !matches!(child.fate, Fate::Zombie(_)) {
+            continue;
+        }
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        wait_until(cx, || {
+            let id = Pid::from_raw(child.pid.as_raw()).map(rustix::process::WaitId::Pid);
+            id.is_some_and(|id| {
+                matches!(rustix::process::waitid(id, options), Ok(Some(s)) if WaitIdStatus::exited(&s) || s.killed() || s.dumped())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+fn wait_until(cx: &Cx<'_>, mut done: impl FnMut() -> bool) -> Result<()> {
+    let mut backoff = crust_kernel::Backoff::new();
+    let deadline = crust_kernel::Deadline::at(cx.deadline);
+    while !done() {
+        if cx.arena.control().failed.load(Ordering::Acquire) != 0 {
+            return Err(Error::new(Kind::Cancelled, "another task of the tree failed"));
+        }
+        if !backoff.pause(deadline) {
+            return Err(Error::new(Kind::Timeout, "a child did not come to its end in time"));
+        }
+    }
+    Ok(())
+}
+
+/// Dies as the zombie in the image died.
+fn become_zombie(t: &Task, status: i32) -> ! {
+    if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
+        thread::set_own_comm(&tc.comm);
+    }
+    let signal = status & 0x7f;
+    if signal != 0 {
+        let off = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        let _no_core_file = rustix::process::setrlimit(rustix::process::Resource::Core, off);
+        if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
+            let _dies_here = rustix::process::kill_process(rustix::process::getpid(), signal);
+        }
+        // A signal that does not kill (or a real-time one): nothing better is possible than its number as a status.
+        process::exit_now(128 + signal)
+    }
+    process::exit_now((status >> 8) & 0xff)
+}
+
+/// Files, memory, plan, and off.
+fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
+    let tree = cx.tree;
+    let t = &tree.tasks[i];
+    let images = cx.memory.get(i).and_then(Option::as_ref);
+    let images = images.ok_or_else(|| Error::new(Kind::Internal, "a live task has no memory images"))?;
+    // From here on descriptors change their meaning, the log's among them.
+    log::set_max_level(log::LevelFilter::Off);
+
+    // Region for interpreter, arena and program, in a hole of both address spaces.
+    let program_room = 256 * 1024 + t.threads.len() as u64 * 16 * 1024 + images.mm.vmas.len() as u64 * 768;
+    let boot_len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
+    let hole = find_hole(images, boot_len)?;
+    let boot = Boot { start: hole, len: boot_len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
+    map_boot(cx.arena, &boot)?;
+
+    let first_service = cx.files.first_service_fd();
+    let boot_range = [(boot.start, boot.start + boot.len)];
+    let park_all = std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
+    let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
+    let options = memory::StageOptions { park_all };
+    let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
+    let exe = opener.exe;
+    cx.arena.control().pages.fetch_add(staged.filled_bytes / PAGE, Ordering::Relaxed);
+    cx.arena.set_boot(i, boot.start, boot.len);
+
+    let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
+    keep.extend(exe);
+    cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
+    cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
+    cx.arena.reached(i, Step::Files);
+    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
+    limits::set_oom_score_adj(tc.oom_score_adj)?;
+    cx.files.close_shared();
+
+    let program = write_plan(cx, i, &boot, staged, &images.mm, first_service)?;
+    let linked_len = program.linked_len() as u64;
+    if boot.program + linked_len > boot.start + boot.len {
+        return Err(Error::new(Kind::Internal, format!("the plan needs {linked_len} bytes, more than was reserved")));
+    }
+    let linked = program.link(boot.program);
+    cx.arena.reached(i, Step::Leaving);
+    process::block_all_signals();
+    // SAFETY: the program's place was mapped for it by `map_boot` and holds at least `linked_len` bytes. The interpreter's
+    // code stands at `boot.start`. Nothing of this process is needed after that: its children are forked, its files in place.
+    unsafe {
+        std::ptr::copy_nonoverlapping(linked.bytes.as_ptr(), boot.program as *mut u8, linked.bytes.len());
+        interp::enter(boot.start, linked.headers[0])
+    }
+}
+
+/// A range that is free in our address space and in the one to come.
+fn find_hole(images: &memory::Images, len: u64) -> Result<u64> {
+    let mut occupied = images.occupied();
+    occupied.extend(memory::layout::busy(&memory::layout::own()?));
+    memory::layout::find_hole(&memory::layout::merged(occupied), len, PAGE)
+        .ok_or_else(|| Error::unsupported("no free addresses are left for the restorer", "restore it with CRIU"))
+}
+
+/// Opens mapped files and the executable for the memory module.
+struct Opener<'a> {
+    files: &'a mut FileImages,
+    source: &'a Source,
+    opts: &'a Options,
+    first_service: RawFd,
+    /// The executable's descriptor, which must outlive the descriptor table of the build.
+    exe: Option<RawFd>,
+}
+
+impl memory::MapFiles for Opener<'_> {
+    fn open(&mut self, vma: &VmaEntry) -> Result<OwnedFd> {
+        // CRIU keeps the file's id in the field that is a shared memory id for anonymous mappings.
+        self.files.open_mapped(vma.shmid as u32, vma.fdflags, self.source, self.opts)
+    }
+
+    fn exe(&mut self, file_id: u32) -> Result<OwnedFd> {
+        let fd = self.files.open_file_id(file_id, self.source, self.opts)?;
+        let fd =
+            rustix::io::fcntl_dupfd_cloexec(&fd, self.first_service).during("moving a descriptor out of the way")?;
+        self.exe = Some(fd.as_raw_fd());
+        Ok(fd)
+    }
+}
+
+fn map_boot(arena: &Arena, boot: &Boot) -> Result<()> {
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
+    let fixed = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+    let code = interp::code();
+    // SAFETY: the hole was found free; NOREPLACE makes the kernel check it again. The arena's window takes the place of
+    // the middle of this very mapping, and a shared mapping is doubled by mremap with old length zero, never moved.
+    unsafe {
+        mman::mmap(boot.start, boot.len, rw, fixed, None, 0).during("mapping the bootstrap region")?;
+        std::ptr::copy_nonoverlapping(code.as_ptr(), boot.start as *mut u8, code.len());
+        mman::mprotect(boot.start, PAGE, libc::PROT_READ | libc::PROT_EXEC)
+            .during("making the interpreter executable")?;
+        mman::mremap(arena.base(), 0, arena.len() as u64, boot.arena).during("placing the arena")?;
+    }
+    Ok(())
+}
+
+/// The whole rest of the restore of one process, as data.
+fn write_plan(
+    cx: &Cx<'_>,
+    i: usize,
+    boot: &Boot,
+    staged: memory::Staged,
+    mm: &MmEntry,
+    first_service: RawFd,
+) -> Result<Program> {
+    let t = &cx.tree.tasks[i];
+    let control = boot.arena;
+    let arrived = control + std::mem::offset_of!(super::arena::Control, arrived) as u64;
+    let go = control + std::mem::offset_of!(super::arena::Control, go) as u64;
+    let n = cx.tree.live_threads() as u32;
+    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
+
+    let mut p = Program::new();
+    let main = p.plan("leader");
+    let plans: Vec<PlanId> =
+        std::iter::once(main).chain(t.threads.iter().skip(1).map(|tid| p.plan(format!("thread {tid}")))).collect();
+
+    thread::plan_forget_rseq(&mut p, main);
+    staged.plan(&mut p, main, &[(boot.start, boot.start + boot.len)]);
+    p.syscall(main, "close_range", libc::SYS_close_range, &[first_service.into(), u32::MAX.into(), 0.into()]);
+    signals::plan_actions(&mut p, main, &tc.sigactions)?;
+    thread::plan_process(&mut p, main, tc, mm.thp_disabled(), &cx.own);
+    for (k, &tid) in t.threads.iter().enumerate().skip(1) {
+        start_thread(&mut p, main, plans[k], tid);
+    }
+    if let Some(timers) = &tc.timers {
+        timers::plan(&mut p, main, timers, cx.timer_ids)?;
+    }
+    for (k, (&tid, core)) in t.threads.iter().zip(&t.cores).enumerate() {
+        let plan = plans[k];
+        thread::plan_thread(&mut p, plan, core, tid, &cx.own)?;
+        let th = core.thread_core.as_ref();
+        if let Some(queue) = th.and_then(|c| c.signals_p.as_ref()) {
+            signals::plan_queue(&mut p, plan, queue, t.pid.as_raw(), Some(tid.as_raw()))?;
+        }
+        if k == 0 {
+            if let Some(queue) = &tc.signals_s {
+                signals::plan_queue(&mut p, plan, queue, t.pid.as_raw(), None)?;
+            }
+            limits::plan(&mut p, plan, tc.rlimits.as_ref(), &cx.own.limits);
+        }
+        if let Some(want) = th.and_then(|c| c.creds.as_ref()) {
+            creds::plan(&mut p, plan, &cx.creds, want);
+        }
+        if k == 0 {
+            if let Some(dumpable) = mm.dumpable {
+                let value = i32::from(dumpable == 1);
+                p.syscall(plan, "PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), value.into()]);
+            }
+            // A change of credentials forgets the parent's death signal.
+            let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
+            p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+        }
+        p.barrier(plan, arrived, n, go, 1);
+        error_path(&mut p, plan, cx.arena.plan_failure_offset(i), control);
+    }
+    Ok(p)
+}
+
+/// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM; no stack: the interpreter needs none.
+const THREAD_FLAGS: u64 = 0x0005_0f00;
+
+fn start_thread(p: &mut Program, main: PlanId, child: PlanId, tid: NsTid) {
+    let id = p.data(&tid.as_raw().to_le_bytes());
+    let args = CloneArgs { flags: THREAD_FLAGS, set_tid_size: 1, ..Default::default() };
+    let at = p.data(&args.to_bytes());
+    p.pointer(at.offset(std::mem::offset_of!(CloneArgs, set_tid) as u64), id);
+    p.thread(main, at, size_of::<CloneArgs>(), child);
+}
+
+/// A failed step tells the coordinator and waits to be looked at and killed.
+fn error_path(p: &mut Program, plan: PlanId, note: u64, arena: u64) {
+    let word = |offset: usize| arena + offset as u64;
+    let arrived = word(std::mem::offset_of!(super::arena::Control, arrived));
+    let failed = word(std::mem::offset_of!(super::arena::Control, failed));
+    let one = word(std::mem::offset_of!(super::arena::Control, one));
+    p.error_path(plan);
+    p.copy(plan, arena + note, Arg::Header(plan), 24);
+    p.copy(plan, failed, one, 4);
+    // FUTEX_WAKE, shared
+    let args = [arrived.into(), 1.into(), i32::MAX.into()];
+    p.syscall_expect(plan, "waking the coordinator", libc::SYS_futex, &args, Expect::Any);
+    // Parks: the coordinator reads the failed record from this memory, then kills the tree.
+    let go = word(std::mem::offset_of!(super::arena::Control, go));
+    let spare = word(std::mem::offset_of!(super::arena::Control, spare));
+    p.barrier(plan, spare, 0, go, 1);
+}

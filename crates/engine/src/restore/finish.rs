@@ -1,0 +1,136 @@
+//! The last step: every thread stands in the interpreter; the coordinator seizes it, removes what is left of us from its
+//! memory, gives it its registers and lets it go. If the coordinator dies here the kernel kills the whole tree with it.
+use super::tree::{Fate, Task, Tree};
+use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::task::regs;
+use crate::{Result, Stage};
+use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
+use crust_kernel::{Deadline, HostTid};
+
+/// A tree whose threads all stand still with their final state.
+#[must_use = "the tree stands still until it is released"]
+#[derive(Debug)]
+pub(super) struct Ready {
+    threads: Vec<(HostTid, HostTid)>,
+}
+
+/// One live process: its threads as the kernel here knows them, and where our region lies in it.
+pub(super) struct Process<'a> {
+    pub(super) task: &'a Task,
+    pub(super) pid: HostTid,
+    pub(super) threads: Vec<HostTid>,
+    /// Start and length of the bootstrap region.
+    pub(super) boot: (u64, u64),
+    /// Address of a `syscall` instruction that stays.
+    pub(super) syscall_at: u64,
+}
+
+const OPTIONS: ptrace::Options = ptrace::Options { exit_kill: true, suspend_seccomp: false };
+
+/// Seizes and completes all processes.
+pub(super) fn complete(processes: &[Process<'_>], deadline: Deadline) -> Result<Ready> {
+    let all = || processes.iter().flat_map(|p| p.threads.iter().map(move |&t| (p, t)));
+    for (p, tid) in all() {
+        ptrace::seize(tid, OPTIONS).during("PTRACE_SEIZE").on_task(p.pid.as_raw())?;
+        ptrace::interrupt(tid).during("PTRACE_INTERRUPT").on_task(p.pid.as_raw())?;
+    }
+    for (p, tid) in all() {
+        expect_stop(p.pid, tid, Stop::Interrupted, deadline)?;
+    }
+    let mut template = vec![0u8; 16384];
+    if let Some(first) = processes.first() {
+        let n = ptrace::get_regset(first.pid, RegSet::XState, &mut template).during("reading the XSAVE area")?;
+        template.truncate(n);
+    }
+    // Inside: the parent's death signal of the image, then our region goes. All processes step together.
+    for p in processes {
+        for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
+            let want = core.thread_core.as_ref().map_or(0, |t| t.pdeath_sig());
+            if tid == p.pid || want != 0 {
+                let args = [libc::PR_SET_PDEATHSIG as u64, u64::from(want), 0, 0, 0, 0];
+                start_call(tid, p.syscall_at, libc::SYS_prctl, args).on_task(p.pid.as_raw())?;
+                finish_call(p.pid, tid, "prctl PR_SET_PDEATHSIG", deadline)?;
+            }
+        }
+    }
+    for p in processes {
+        let args = [p.boot.0, p.boot.1, 0, 0, 0, 0];
+        start_call(p.pid, p.syscall_at, libc::SYS_munmap, args).on_task(p.pid.as_raw())?;
+    }
+    for p in processes {
+        finish_call(p.pid, p.pid, "munmap of the bootstrap region", deadline)?;
+    }
+    for p in processes {
+        for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
+            set_state(core, tid, &template).on_task(p.pid.as_raw())?;
+        }
+    }
+    Ok(Ready { threads: all().map(|(p, t)| (p.pid, t)).collect() })
+}
+
+fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8]) -> Result<()> {
+    let missing = || Error::new(Kind::BadImage, format!("thread {tid} has no x86 registers in its core image"));
+    let info = core.thread_info.as_ref().ok_or_else(missing)?;
+    let general = regs::general(info)?;
+    ptrace::set_regset(tid, RegSet::General, regs::as_bytes(&general)).during("setting general registers")?;
+    let xstate = regs::xstate(&info.fpregs, template);
+    ptrace::set_regset(tid, RegSet::XState, &xstate).during("setting floating point registers")?;
+    let mask =
+        core.thread_core.as_ref().and_then(|t| t.blk_sigset).or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
+    ptrace::set_sigmask(tid, mask).during("setting the signal mask")
+}
+
+fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {
+    match ptrace::wait(tid, deadline).during("waiting for a restored thread to stop").on_task(pid.as_raw())? {
+        Waited::Stopped(stop) if stop == want => Ok(()),
+        other => {
+            let what = format!("thread {tid} did not stop as expected ({want:?}) but: {other:?}");
+            Err(Error::new(Kind::Internal, what)).on_task(pid.as_raw())
+        }
+    }
+}
+
+/// Sets up a system call in a stopped thread and lets it run to the entry.
+fn start_call(tid: HostTid, at: u64, nr: i64, args: [u64; 6]) -> Result<()> {
+    let mut bytes = vec![0u8; regs::GENERAL_BYTES];
+    ptrace::get_regset(tid, RegSet::General, &mut bytes).during("reading general registers")?;
+    let mut r = regs::from_bytes(&bytes);
+    regs::set_call(&mut r, at, nr, args);
+    ptrace::set_regset(tid, RegSet::General, regs::as_bytes(&r)).during("setting general registers")?;
+    ptrace::resume_to_syscall(tid, 0).during("PTRACE_SYSCALL")
+}
+
+/// Waits for entry and exit of the call, and judges its result.
+fn finish_call(pid: HostTid, tid: HostTid, what: &str, deadline: Deadline) -> Result<()> {
+    expect_stop(pid, tid, Stop::Syscall, deadline)?;
+    ptrace::resume_to_syscall(tid, 0).during("PTRACE_SYSCALL").on_task(pid.as_raw())?;
+    expect_stop(pid, tid, Stop::Syscall, deadline)?;
+    let mut bytes = vec![0u8; regs::GENERAL_BYTES];
+    ptrace::get_regset(tid, RegSet::General, &mut bytes).during("reading general registers").on_task(pid.as_raw())?;
+    let result = regs::result(&regs::from_bytes(&bytes));
+    if (-4095..0).contains(&result) {
+        return Err(Error::kernel(what, rustix::io::Errno::from_raw_os_error(-result as i32))).on_task(pid.as_raw());
+    }
+    Ok(())
+}
+
+impl Ready {
+    /// Lets every thread run. `stop` has the processes that are to be stopped (SIGSTOP) instead.
+    pub(super) fn release(self, stop: &[HostTid]) -> Result<()> {
+        for &pid in stop {
+            if let Some(id) = rustix::process::Pid::from_raw(pid.as_raw()) {
+                rustix::process::kill_process(id, rustix::process::Signal::STOP).during("stopping a task")?;
+            }
+        }
+        for (pid, tid) in self.threads {
+            ptrace::detach(tid, 0).during("PTRACE_DETACH").on_task(pid.as_raw()).map_err(|e| e.at(Stage::Resume))?;
+        }
+        Ok(())
+    }
+}
+
+/// Processes of the tree that the image has stopped, or all of them.
+pub(super) fn to_stop(tree: &Tree, pid_of: impl Fn(&Task) -> Option<HostTid>, all: bool) -> Vec<HostTid> {
+    let wanted = |t: &&Task| matches!(t.fate, Fate::Stopped(_)) || (all && t.is_live());
+    tree.tasks.iter().filter(wanted).filter_map(pid_of).collect()
+}

@@ -1,0 +1,377 @@
+//! The tree as the images tell it, and how each task comes to be: whose child it is born as, when, and which helpers must
+//! exist for a moment so that sessions and process groups are right.
+use crate::images::Source;
+use crate::{Error, Kind, Object, Result, Stage};
+use crust_image::ImageKind;
+use crust_image::proto::{CoreEntry, PstreeEntry, TaskKobjIdsEntry};
+use crust_kernel::NsTid;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+/// What a task is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// Runs.
+    Alive,
+    /// Stopped by this signal.
+    Stopped(i32),
+    /// A zombie with this wait status.
+    Zombie(i32),
+    /// Exists only while the tree is built: the dead leader of a session or group.
+    Helper,
+}
+
+/// When a task is forked, seen from the task that bears it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Birth {
+    /// Before the bearer leaves the session it was born in.
+    BeforeSetsid,
+    /// In the bearer's final session.
+    Plain,
+    /// In the bearer's final session, but as an orphan: the image's parent is the subreaper above.
+    Orphan,
+}
+
+/// One process of the tree.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) pid: NsTid,
+    pub(crate) ppid: i32,
+    pub(crate) pgid: i32,
+    pub(crate) sid: i32,
+    pub(crate) fate: Fate,
+    /// Ids of all threads, leader first; empty for helpers.
+    pub(crate) threads: Vec<NsTid>,
+    /// One record for each thread.
+    pub(crate) cores: Vec<CoreEntry>,
+    pub(crate) ids: TaskKobjIdsEntry,
+    /// Who bears it (index); the root has none.
+    pub(crate) born_by: Option<usize>,
+    pub(crate) birth: Birth,
+    /// Whom it bears, in order.
+    pub(crate) bears: Vec<usize>,
+    /// Its process group's leader if that is another task of the tree.
+    pub(crate) group_leader: Option<usize>,
+}
+
+impl Task {
+    /// The leader's record.
+    pub(crate) fn core(&self) -> Option<&CoreEntry> {
+        self.cores.first()
+    }
+
+    /// True if it has memory, descriptors and threads to restore.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.fate, Fate::Alive | Fate::Stopped(_))
+    }
+}
+
+/// All tasks; the root is the first.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) tasks: Vec<Task>,
+    /// The root's session and group are the caller's (`--shell-job`).
+    pub(crate) foreign_session: bool,
+    pub(crate) foreign_group: bool,
+    /// Some task is born as an orphan, so the root must adopt for a while.
+    pub(crate) needs_subreaper: bool,
+}
+
+const TASK_ALIVE: u32 = 1;
+const TASK_DEAD: u32 = 2;
+const TASK_STOPPED: u32 = 3;
+const TASK_ZOMBIE: u32 = 6;
+
+fn tid(raw: u32, image: &str) -> Result<NsTid> {
+    i32::try_from(raw)
+        .ok()
+        .and_then(NsTid::new)
+        .ok_or_else(|| Error::bad_image(image, format!("{raw} is no process id")))
+}
+
+impl Tree {
+    /// Reads pstree, core and ids images, and works out the births.
+    pub(crate) fn read(src: &Source, shell_job: bool) -> Result<Self> {
+        let entries: Vec<PstreeEntry> = src.read_all(ImageKind::Pstree, 0)?;
+        let mut tasks = Vec::with_capacity(entries.len());
+        for e in &entries {
+            tasks.push(read_task(src, e)?);
+        }
+        Self::plan(tasks, shell_job)
+    }
+
+    /// Works out births and helpers for tasks in any order but root first.
+    pub(crate) fn plan(tasks: Vec<Task>, shell_job: bool) -> Result<Self> {
+        let bad = |what: String| Error::bad_image("pstree.img", what).at(Stage::Read);
+        let root = tasks.first().ok_or_else(|| bad("holds no task".into()))?;
+        let (root_pid, root_sid, root_pgid) = (root.pid.as_raw(), root.sid, root.pgid);
+        let mut index: HashMap<i32, usize> = HashMap::new();
+        for (i, t) in tasks.iter().enumerate() {
+            if index.insert(t.pid.as_raw(), i).is_some() {
+                return Err(bad(format!("pid {} occurs twice", t.pid)));
+            }
+        }
+        let foreign_session = root_sid != root_pid;
+        let foreign_group = root_pgid != root_pid && !index.contains_key(&root_pgid);
+        if (foreign_session || foreign_group) && !shell_job {
+            let what = format!(
+                "the session ({root_sid}) or process group ({root_pgid}) of the root task {root_pid} is not in the images"
+            );
+            return Err(Error::new(Kind::BadRequest, what)
+                .help("restore with --shell-job: the tree then joins the session of this terminal")
+                .at(Stage::Check));
+        }
+        let mut tree = Self { tasks, foreign_session, foreign_group, needs_subreaper: false };
+        tree.link(&index, root_pid, root_sid)?;
+        tree.groups(&mut index, root_pgid)?;
+        tree.order()?;
+        Ok(tree)
+    }
+
+    /// Finds each task's bearer from its session.
+    fn link(&mut self, index: &HashMap<i32, usize>, root_pid: i32, root_sid: i32) -> Result<()> {
+        let bad = |what: String| Error::bad_image("pstree.img", what).at(Stage::Read);
+        let mut helpers: BTreeMap<i32, usize> = BTreeMap::new();
+        for i in 1..self.tasks.len() {
+            let (pid, ppid, sid) = (self.tasks[i].pid.as_raw(), self.tasks[i].ppid, self.tasks[i].sid);
+            let parent =
+                *index.get(&ppid).ok_or_else(|| bad(format!("task {pid} has parent {ppid}, which is not there")))?;
+            if !self.tasks[parent].is_live() {
+                return Err(bad(format!("task {pid} has a dead parent {ppid}")));
+            }
+            let p = &self.tasks[parent];
+            let inherited = index.get(&p.ppid).filter(|_| parent != 0).map_or(root_sid, |&g| self.tasks[g].sid);
+            let (bearer, birth) = if sid == pid || sid == p.sid {
+                (parent, Birth::Plain)
+            } else if p.sid == p.pid.as_raw() && parent != 0 && sid == inherited {
+                (parent, Birth::BeforeSetsid)
+            } else if ppid == root_pid || p.core().and_then(|c| c.tc.as_ref()).is_some_and(|tc| tc.child_subreaper()) {
+                if ppid != root_pid {
+                    let what = format!("task {pid} is an orphan of session {sid} below the subreaper {ppid}");
+                    return Err(Error::unsupported(what, "checkpoint the subreaper's tree by itself").at(Stage::Check));
+                }
+                self.needs_subreaper = true;
+                match index.get(&sid) {
+                    Some(&leader) if self.tasks[leader].is_live() => (leader, Birth::Orphan),
+                    Some(_) => return Err(bad(format!("task {pid} has the session of the zombie {sid}"))),
+                    None => {
+                        let helper = match helpers.get(&sid) {
+                            Some(&h) => h,
+                            None => {
+                                let h = self.add_helper(sid, sid, sid, 0)?;
+                                helpers.insert(sid, h);
+                                h
+                            }
+                        };
+                        (helper, Birth::Orphan)
+                    }
+                }
+            } else {
+                return Err(bad(format!("task {pid} is in session {sid}, which its parent {ppid} was never in")));
+            };
+            self.tasks[i].born_by = Some(bearer);
+            self.tasks[i].birth = birth;
+        }
+        Ok(())
+    }
+
+    /// Finds each task's group leader; dead leaders get helpers.
+    fn groups(&mut self, index: &mut HashMap<i32, usize>, root_pgid: i32) -> Result<()> {
+        for (i, t) in self.tasks.iter().enumerate() {
+            index.entry(t.pid.as_raw()).or_insert(i);
+        }
+        for i in 0..self.tasks.len() {
+            let (pid, pgid, sid) = (self.tasks[i].pid.as_raw(), self.tasks[i].pgid, self.tasks[i].sid);
+            if pgid == pid || (self.foreign_group && pgid == root_pgid) {
+                continue;
+            }
+            let leader = match index.get(&pgid) {
+                Some(&l) => l,
+                None => {
+                    // The leader is dead: a helper of the same session leads until all members have joined.
+                    let session = *index.get(&sid).unwrap_or(&0);
+                    let h = self.add_helper(pgid, pgid, sid, session)?;
+                    index.insert(pgid, h);
+                    h
+                }
+            };
+            self.tasks[i].group_leader = Some(leader);
+        }
+        Ok(())
+    }
+
+    fn add_helper(&mut self, pid: i32, pgid: i32, sid: i32, bearer: usize) -> Result<usize> {
+        let pid = NsTid::new(pid)
+            .ok_or_else(|| Error::bad_image("pstree.img", format!("{pid} is no session or process group id")))?;
+        self.tasks.push(Task {
+            pid,
+            ppid: self.tasks[bearer].pid.as_raw(),
+            pgid,
+            sid,
+            fate: Fate::Helper,
+            threads: Vec::new(),
+            cores: Vec::new(),
+            ids: TaskKobjIdsEntry::default(),
+            born_by: Some(bearer),
+            birth: Birth::Plain,
+            bears: Vec::new(),
+            group_leader: None,
+        });
+        Ok(self.tasks.len() - 1)
+    }
+
+    /// Fills `bears`, helpers first, and makes sure that everybody descends from the root.
+    fn order(&mut self) -> Result<()> {
+        for i in 1..self.tasks.len() {
+            let bearer = self.tasks[i].born_by.unwrap_or(0);
+            let at = if self.tasks[i].fate == Fate::Helper { 0 } else { self.tasks[bearer].bears.len() };
+            self.tasks[bearer].bears.insert(at, i);
+        }
+        let mut seen = HashSet::from([0]);
+        let mut todo = vec![0];
+        while let Some(i) = todo.pop() {
+            for &b in &self.tasks[i].bears {
+                if seen.insert(b) {
+                    todo.push(b);
+                }
+            }
+        }
+        if seen.len() != self.tasks.len() {
+            return Err(Error::bad_image("pstree.img", "has tasks that do not descend from the root").at(Stage::Read));
+        }
+        Ok(())
+    }
+
+    /// Threads that will stand at the last barrier.
+    pub(crate) fn live_threads(&self) -> usize {
+        self.tasks.iter().filter(|t| t.is_live()).map(|t| t.threads.len()).sum()
+    }
+
+    /// Every id the tree takes: pids, thread ids, and those of sessions and groups that helpers hold for a moment.
+    pub(crate) fn all_ids(&self) -> Vec<NsTid> {
+        let mut ids: Vec<NsTid> = Vec::new();
+        for t in &self.tasks {
+            ids.push(t.pid);
+            ids.extend(t.threads.iter().copied());
+        }
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    }
+}
+
+fn read_task(src: &Source, e: &PstreeEntry) -> Result<Task> {
+    let pid = tid(e.pid, "pstree.img")?;
+    let mut threads = vec![pid];
+    for &t in &e.threads {
+        let t = tid(t, "pstree.img")?;
+        if t != pid {
+            threads.push(t);
+        }
+    }
+    let mut cores = Vec::with_capacity(threads.len());
+    for &t in &threads {
+        cores.push(src.read_one::<CoreEntry>(ImageKind::Core, t.as_raw() as u64)?);
+    }
+    let name = ImageKind::Core.file_name(pid.as_raw() as u64);
+    let tc = cores
+        .first()
+        .and_then(|c| c.tc.as_ref())
+        .ok_or_else(|| Error::bad_image(&name, "has no task part").on(Object::Task(pid.as_raw())))?;
+    let fate = match tc.task_state {
+        TASK_ALIVE => Fate::Alive,
+        TASK_STOPPED => Fate::Stopped(tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32)),
+        TASK_DEAD | TASK_ZOMBIE => Fate::Zombie(tc.exit_code as i32),
+        other => return Err(Error::bad_image(&name, format!("says task state {other}, which nobody knows"))),
+    };
+    let ids = if matches!(fate, Fate::Zombie(_)) {
+        TaskKobjIdsEntry::default()
+    } else {
+        src.read_one(ImageKind::Ids, pid.as_raw() as u64)?
+    };
+    Ok(Task {
+        pid,
+        ppid: e.ppid as i32,
+        pgid: e.pgid as i32,
+        sid: e.sid as i32,
+        fate,
+        threads,
+        cores,
+        ids,
+        born_by: None,
+        birth: Birth::Plain,
+        bears: Vec::new(),
+        group_leader: None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn task(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Task {
+        Task {
+            pid: NsTid::new(pid).expect("positive"),
+            ppid,
+            pgid,
+            sid,
+            fate: Fate::Alive,
+            threads: vec![NsTid::new(pid).expect("positive")],
+            cores: Vec::new(),
+            ids: TaskKobjIdsEntry::default(),
+            born_by: None,
+            birth: Birth::Plain,
+            bears: Vec::new(),
+            group_leader: None,
+        }
+    }
+
+    #[test]
+    fn plain_tree() {
+        let tree =
+            Tree::plan(vec![task(10, 0, 10, 10), task(11, 10, 10, 10), task(12, 11, 12, 12)], false).expect("plans");
+        assert_eq!(tree.tasks[0].bears, [1]);
+        assert_eq!(tree.tasks[1].bears, [2]);
+        assert_eq!(tree.tasks[1].group_leader, Some(0));
+        assert!(!tree.needs_subreaper && tree.tasks.iter().all(|t| t.birth == Birth::Plain));
+    }
+
+    #[test]
+    fn child_from_before_setsid() {
+        let tree =
+            Tree::plan(vec![task(10, 0, 10, 10), task(11, 10, 11, 11), task(12, 11, 10, 10)], false).expect("plans");
+        assert_eq!(tree.tasks[2].birth, Birth::BeforeSetsid);
+    }
+
+    #[test]
+    fn dead_session_leader_gets_a_helper() {
+        let tree = Tree::plan(vec![task(10, 0, 10, 10), task(12, 10, 11, 11)], false).expect("plans");
+        assert!(tree.needs_subreaper);
+        assert_eq!((tree.tasks[2].pid.as_raw(), tree.tasks[2].fate), (11, Fate::Helper));
+        assert_eq!(
+            (tree.tasks[1].born_by, tree.tasks[1].birth, tree.tasks[1].group_leader),
+            (Some(2), Birth::Orphan, Some(2))
+        );
+    }
+
+    #[test]
+    fn dead_group_leader_gets_a_helper() {
+        let tree = Tree::plan(vec![task(10, 0, 10, 10), task(12, 10, 11, 10)], false).expect("plans");
+        assert_eq!((tree.tasks[2].fate, tree.tasks[1].group_leader), (Fate::Helper, Some(2)));
+        assert_eq!(tree.all_ids().iter().map(|i| i.as_raw()).collect::<Vec<_>>(), [10, 11, 12]);
+    }
+
+    #[test]
+    fn foreign_session_wants_shell_job() {
+        let error = Tree::plan(vec![task(10, 0, 10, 5)], false).expect_err("refused");
+        assert!(error.advice().contains("--shell-job"));
+        assert!(Tree::plan(vec![task(10, 0, 10, 5)], true).expect("plans").foreign_session);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        assert!(Tree::plan(vec![], false).is_err());
+        assert!(Tree::plan(vec![task(10, 0, 10, 10), task(10, 10, 10, 10)], false).is_err());
+        assert!(Tree::plan(vec![task(10, 0, 10, 10), task(11, 99, 10, 10)], false).is_err());
+        assert!(Tree::plan(vec![task(10, 0, 10, 10), task(11, 12, 10, 10), task(12, 11, 10, 10)], false).is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! Resource limits and the OOM score of a process. Never needs CAP_SYS_RESOURCE for what the image does not raise.
+use crate::error::ResultExt;
+use crate::{Error, Kind, Result};
+use crust_image::proto::{RlimitEntry, TaskRlimitsEntry};
+use crust_inject::plan::{PlanId, Program};
+use crust_kernel::procfs::{Limit, ProcDir, parse_limits};
+
+const NAMES: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
+
+/// Reads a process's limits from /proc.
+///
+/// # Errors
+/// If the file cannot be read or has an unknown form.
+pub fn look(proc: &ProcDir) -> Result<[Limit; 16]> {
+    let text = proc.read_text("limits").during("reading the resource limits")?;
+    parse_limits(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/limits has an unknown form"))
+}
+
+/// The limits as records, in RLIMIT_* order.
+pub fn record(limits: &[Limit; 16]) -> TaskRlimitsEntry {
+    TaskRlimitsEntry { rlimits: limits.iter().map(|l| RlimitEntry { cur: l.cur, max: l.max }).collect() }
+}
+
+/// Hard limits that the image raises above our own, which takes CAP_SYS_RESOURCE.
+pub fn check(want: Option<&TaskRlimitsEntry>, own: &[Limit; 16], privileged: bool) -> Vec<Error> {
+    if privileged {
+        return Vec::new();
+    }
+    let raised = |(i, (w, o)): (usize, (&RlimitEntry, &Limit))| {
+        (w.max > o.max).then(|| {
+            let what = format!("{} has the hard limit {} in the image, ours is {}", NAMES[i], w.max, o.max);
+            Error::new(Kind::Permission, what)
+                .help("raise our own hard limit first (ulimit -H), or give CAP_SYS_RESOURCE")
+        })
+    };
+    let want = want.map_or(&[][..], |w| &w.rlimits[..]);
+    want.iter().zip(own).enumerate().filter_map(raised).collect()
+}
+
+/// Sets what differs from our own.
+pub fn plan(p: &mut Program, plan: PlanId, want: Option<&TaskRlimitsEntry>, own: &[Limit; 16]) {
+    for (i, (w, o)) in want.map_or(&[][..], |w| &w.rlimits[..]).iter().zip(own).enumerate() {
+        if (w.cur, w.max) != (o.cur, o.max) {
+            let at = p.data(&[w.cur.to_le_bytes(), w.max.to_le_bytes()].concat());
+            p.syscall(plan, NAMES[i], libc::SYS_prlimit64, &[0.into(), i.into(), at.into(), 0.into()]);
+        }
+    }
+}
+
+/// Sets this process's OOM score adjustment if it differs.
+///
+/// # Errors
+/// `Permission` if it would have to be lowered without CAP_SYS_RESOURCE.
+pub fn set_oom_score_adj(want: Option<i32>) -> Result<()> {
+    let Some(want) = want else { return Ok(()) };
+    let path = "/proc/self/oom_score_adj";
+    let now = std::fs::read_to_string(path).during("reading oom_score_adj")?;
+    if now.trim() == want.to_string() {
+        return Ok(());
+    }
+    std::fs::write(path, want.to_string()).during("setting oom_score_adj").map_err(|e| {
+        e.help(format!("the image has {want}, we have {}: lowering it takes CAP_SYS_RESOURCE", now.trim()))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_raise_needs_privilege() {
+        let own = [Limit { cur: 10, max: 20 }; 16];
+        let mut want = record(&own);
+        assert!(check(Some(&want), &own, false).is_empty());
+        want.rlimits[7].max = 21;
+        let errors = check(Some(&want), &own, false);
+        assert!(errors.len() == 1 && errors[0].headline().contains("RLIMIT_NOFILE"));
+        assert!(check(Some(&want), &own, true).is_empty());
+        let mut p = Program::new();
+        let main = p.plan("x");
+        plan(&mut p, main, Some(&want), &own);
+        assert_eq!(p.len(main), 1);
+    }
+}
