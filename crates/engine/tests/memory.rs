@@ -2,14 +2,22 @@
 //! A child is this test binary again: the test named by `--exact` plays the part that `CRUST_MEM_CHILD` names.
 #![allow(unsafe_code, reason = "tests map and fill memory by hand")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+use crust_engine::images::Source;
 use crust_engine::memory::{self, FileIds, Mm, PagesDump, status};
+use crust_engine::memory::{Images, MapFiles, Segments, SharedMemory, StageOptions};
 use crust_engine::task::Target;
+use crust_image::ImageKind;
 use crust_image::proto::PagemapEntry;
+use crust_image::proto::VmaEntry;
+use crust_inject::plan::Program;
+use crust_kernel::maps;
 use crust_kernel::maps::Mapping;
 use crust_kernel::procfs::ProcDir;
 use crust_kernel::{HostTid, NsTid};
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 const PAGE: usize = 4096;
@@ -35,9 +43,19 @@ struct Held {
 
 impl Held {
     fn new(part: &str) -> Self {
+        let held = Self::running(part, &[]);
+        // Tasks are frozen when they are looked at.
+        held.stop();
+        held
+    }
+
+    fn running(part: &str, env: &[(&str, &str)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "plays_a_part", "--nocapture", "--test-threads=1"])
             .env("CRUST_MEM_CHILD", part)
+            .envs(env.iter().copied())
+            // The test's plan does not unregister rseq, as a real restore does.
+            .env("GLIBC_TUNABLES", "glibc.pthread.rseq=0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -50,9 +68,21 @@ impl Held {
             }
         };
         let numbers = line.split_whitespace().map(|w| w.parse().unwrap()).collect();
-        // Tasks are frozen when they are looked at.
-        rustix::process::kill_process(pid_of(&child), rustix::process::Signal::STOP).unwrap();
         Self { child, numbers }
+    }
+
+    fn stop(&self) {
+        rustix::process::kill_process(pid_of(&self.child), rustix::process::Signal::STOP).unwrap();
+        let pid = HostTid::new(self.child.id() as i32).unwrap();
+        let stopped = |tid| {
+            let dir = ProcDir::open_thread(pid, tid).unwrap();
+            crust_kernel::procfs::Stat::parse(&dir.read("stat").unwrap()).unwrap().state == b'T'
+        };
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while !proc_of(pid.as_raw()).threads().unwrap().into_iter().all(stopped) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
     }
 
     fn with<T>(&self, f: impl FnOnce(&Target<'_>) -> T) -> T {
@@ -181,6 +211,21 @@ fn plays_a_part() {
                 map(PAGE, RW, libc::MAP_SHARED | libc::MAP_POPULATE, fd as i32);
             }
         }
+        "restorer" => {
+            let dir = std::env::var("CRUST_MEM_IMAGES").unwrap();
+            let park_all = std::env::var_os("CRUST_MEM_PARK").is_some();
+            // SAFETY: the child goes on with this thread alone, and ends in the plan.
+            match unsafe { libc::fork() } {
+                0 => {
+                    if let Err(error) = rebuild(&dir, park_all) {
+                        eprintln!("{error}");
+                    }
+                    // SAFETY: nothing of the forked test harness may run on.
+                    unsafe { libc::_exit(1) };
+                }
+                pid => say.push(pid as u64),
+            }
+        }
         other => panic!("no part {other}"),
     }
     let text: Vec<String> = say.iter().map(u64::to_string).collect();
@@ -285,4 +330,200 @@ fn refuses_what_cannot_come_back_by_name() {
     assert_eq!(error.kind(), crust_engine::Kind::Unsupported);
     let text = error.to_string();
     assert!(text.contains("io_uring") && text.contains("mapping 0x") && text.contains("help: close"), "{text}");
+}
+
+/// Opens files by the names that the dump noted.
+struct Paths(HashMap<u32, String>);
+
+impl MapFiles for Paths {
+    fn open(&mut self, vma: &VmaEntry) -> crust_engine::Result<std::os::fd::OwnedFd> {
+        let flags = rustix::fs::OFlags::from_bits_retain(vma.fdflags.unwrap_or(0));
+        Ok(rustix::fs::open(&self.0[&(vma.shmid as u32)], flags, rustix::fs::Mode::empty()).unwrap())
+    }
+    fn exe(&mut self, id: u32) -> crust_engine::Result<std::os::fd::OwnedFd> {
+        Ok(rustix::fs::open(&self.0[&id], rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap())
+    }
+}
+
+/// Becomes the program in `dir`, up to a pause where it would go on.
+fn rebuild(dir: &str, park_all: bool) -> crust_engine::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL)).unwrap();
+    let flags = rustix::fs::OFlags::DIRECTORY;
+    let source = Source::open_dir(rustix::fs::open(dir, flags, rustix::fs::Mode::empty()).unwrap())?;
+    let images = Images::read(&source, 1)?;
+    let names = std::fs::read_to_string(format!("{dir}/names")).unwrap();
+    let names = names.lines().map(|l| l.split_once(' ').unwrap()).map(|(n, p)| (n.parse().unwrap(), p.to_owned()));
+    let segments = Segments::create(&source, [&images])?;
+    let mut occupied = images.occupied();
+    occupied.extend(memory::layout::busy(&memory::layout::own()?));
+    let boot_len = 64 << 20;
+    let boot = memory::layout::find_hole(&memory::layout::merged(occupied), boot_len, 2 << 20).unwrap();
+    let prot = RW | libc::PROT_EXEC;
+    // SAFETY: a hole.
+    let at = unsafe { libc::mmap(boot as *mut _, boot_len as usize, prot, ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) };
+    assert_eq!(at as u64, boot);
+    let keep = [(boot, boot + boot_len)];
+    let mut paths = Paths(names.collect());
+    let staged = memory::stage(&source, &images, &segments, &mut paths, &keep, StageOptions { park_all })?;
+    let mut program = Program::new();
+    let plan = program.plan("task");
+    staged.plan(&mut program, plan, &keep);
+    for _ in 0..1000 {
+        program.syscall_expect(plan, "pause", libc::SYS_pause, &[], crust_inject::plan::Expect::Any);
+    }
+    let code = crust_inject::arch::interp::code();
+    let linked = program.link(boot + 8192);
+    assert!(code.len() < 8192 && linked.bytes.len() < boot_len as usize - 8192);
+    // SAFETY: the boot area was mapped above for these bytes; this process has one thread and nothing it needs.
+    unsafe {
+        std::ptr::copy_nonoverlapping(code.as_ptr(), boot as *mut u8, code.len());
+        std::ptr::copy_nonoverlapping(linked.bytes.as_ptr(), (boot + 8192) as *mut u8, linked.bytes.len());
+        crust_inject::arch::interp::enter(boot, linked.headers[plan.index()])
+    }
+}
+
+fn proc_of(pid: i32) -> ProcDir {
+    ProcDir::open(HostTid::new(pid).unwrap()).unwrap()
+}
+
+/// Dumps `pid` into `dir`, rebuilds it in another process, and compares the two from outside.
+fn round_trip(held: &Held, dir: &Path, park_all: bool) {
+    let _stale_is_fine = std::fs::remove_dir_all(dir);
+    std::fs::create_dir_all(dir).unwrap();
+    let pid = held.child.id() as i32;
+    let mut ids = Ids::default();
+    let mm = held.with(|t| memory::collect(t, &mut ids)).unwrap();
+    let create =
+        |name: &str| std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.join(name)).unwrap();
+    std::fs::write(dir.join("mm-1.img"), crust_image::encode_one(ImageKind::Mm, &mm.record()).unwrap()).unwrap();
+    let dump = held.with(|t| memory::dump_pages(t, &mm, create("pages-1.img").as_fd())).unwrap();
+    std::fs::write(dir.join("pagemap-1.img"), dump.pagemap(ImageKind::Pagemap, 1).unwrap()).unwrap();
+    let mut shared = SharedMemory::default();
+    held.with(|t| shared.collect(t, &mm)).unwrap();
+    for (n, id) in shared.ids().into_iter().enumerate() {
+        let pages_id = n as u32 + 2;
+        let dump = shared.dump(id, create(&format!("pages-{pages_id}.img")).as_fd()).unwrap();
+        let kind = ImageKind::ShmemPagemap;
+        std::fs::write(dir.join(kind.file_name(id)), dump.pagemap(kind, pages_id).unwrap()).unwrap();
+    }
+    let mut names: String = ids.0.iter().enumerate().map(|(i, name)| format!("{} {name}\n", i + 1)).collect();
+    let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+    names.push_str(&format!("1000 {}\n", exe.display()));
+    std::fs::write(dir.join("names"), names).unwrap();
+
+    let dir_text = dir.to_str().unwrap();
+    let mut env = vec![("CRUST_MEM_IMAGES", dir_text)];
+    if park_all {
+        env.push(("CRUST_MEM_PARK", "1"));
+    }
+    let restorer = Held::running("restorer", &env);
+    let copy = restorer.numbers[0] as i32;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        let text = std::fs::read_to_string(format!("/proc/{copy}/syscall")).unwrap_or_default();
+        if text.starts_with(&format!("{} ", libc::SYS_pause)) {
+            break;
+        }
+        assert!(Path::new(&format!("/proc/{copy}/mem")).exists() && std::time::Instant::now() < deadline, "{text}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    compare(pid, copy);
+    assert_eq!(std::fs::read_link(format!("/proc/{copy}/exe")).unwrap(), exe);
+    let stat = |pid| crust_kernel::procfs::Stat::parse(&proc_of(pid).read("stat").unwrap()).unwrap();
+    let (a, b) = (stat(pid), stat(copy));
+    assert_eq!(
+        (a.start_code, a.end_data, a.start_stack, a.start_brk),
+        (b.start_code, b.end_data, b.start_stack, b.start_brk)
+    );
+    assert_eq!((a.arg_start, a.env_end), (b.arg_start, b.env_end));
+    assert_eq!(proc_of(pid).read("auxv").unwrap(), proc_of(copy).read("auxv").unwrap());
+    assert_eq!(proc_of(pid).read("cmdline").unwrap(), proc_of(copy).read("cmdline").unwrap());
+    drop(restorer);
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+fn compare(pid: i32, copy: i32) {
+    let a = maps::read_smaps(&proc_of(pid)).unwrap();
+    let mut b = maps::read_smaps(&proc_of(copy)).unwrap();
+    // What the test's plan runs in.
+    b.retain(|m| !(m.read && m.write && m.exec));
+    let line = |m: &Mapping| {
+        // Shared segments are new inodes.
+        let inode = if m.name.starts_with(b"/dev/zero") { 0 } else { m.inode };
+        let kept = {
+            let mut flags = m.detail.unwrap().flags;
+            flags.forget(maps::VmFlag::SoftDirty);
+            flags
+        };
+        format!(
+            "{:x}-{:x} {}{}{}{} {:x} {inode} {} {kept:?}",
+            m.start,
+            m.end,
+            m.read,
+            m.write,
+            m.exec,
+            m.shared,
+            m.offset,
+            String::from_utf8_lossy(&m.name)
+        )
+    };
+    let (left, right): (Vec<_>, Vec<_>) = (a.iter().map(line).collect(), b.iter().map(line).collect());
+    for (l, r) in left.iter().zip(&right) {
+        assert_eq!(l, r);
+    }
+    assert_eq!(left.len(), right.len());
+    let (from, to) = (proc_of(pid).open_file("mem").unwrap(), proc_of(copy).open_file("mem").unwrap());
+    let mut pages = (vec![0; PAGE], vec![0; PAGE]);
+    for m in a.iter().filter(|m| m.end < 1 << 47 && !m.name.starts_with(b"[vvar")) {
+        for at in (m.start..m.end).step_by(PAGE) {
+            let read = |fd: &std::os::fd::OwnedFd, into: &mut [u8]| crust_kernel::mman::read_mem(fd.as_fd(), at, into);
+            let left = read(&from, &mut pages.0);
+            assert_eq!(left, read(&to, &mut pages.1), "{at:#x} of {}", String::from_utf8_lossy(&m.name));
+            if left.is_ok() {
+                assert!(pages.0 == pages.1, "{at:#x} of {}", String::from_utf8_lossy(&m.name));
+            }
+        }
+    }
+}
+
+fn scratch(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("memory-{name}-{}", std::process::id()))
+}
+
+#[test]
+fn every_sort_comes_back_in_place() {
+    round_trip(&Held::new("sorts"), &scratch("place"), false);
+}
+
+#[test]
+fn every_sort_comes_back_parked() {
+    round_trip(&Held::new("sorts"), &scratch("parked"), true);
+}
+
+#[test]
+fn much_memory_comes_back() {
+    round_trip(&Held::new("holes"), &scratch("much"), false);
+}
+
+#[test]
+fn much_memory_comes_back_parked() {
+    round_trip(&Held::new("holes"), &scratch("much-parked"), true);
+}
+
+#[test]
+fn another_executable_comes_back() {
+    let child = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
+    let pid = child.id() as i32;
+    let held = Held { child, numbers: Vec::new() };
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while !std::fs::read_to_string(format!("/proc/{pid}/syscall"))
+        .unwrap()
+        .starts_with(&libc::SYS_clock_nanosleep.to_string())
+    {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    held.stop();
+    round_trip(&held, &scratch("sleep"), false);
+    round_trip(&held, &scratch("sleep-parked"), true);
 }

@@ -167,6 +167,11 @@ impl VmFlags {
         flags
     }
 
+    /// The flags without this one, for comparing what two kernels' moods may differ in.
+    pub fn forget(&mut self, flag: VmFlag) {
+        self.bits &= !(1 << flag as u8);
+    }
+
     /// True if the flag is set.
     pub fn has(self, flag: VmFlag) -> bool {
         self.bits & (1 << flag as u8) != 0

@@ -46,18 +46,13 @@ impl Area {
         )
     }
 
-    /// Shared anonymous memory, inherited over fork.
+    /// Shared anonymous memory, inherited over fork. `reserve`: charged as committed memory at once.
     ///
     /// # Errors
     /// As mmap(2).
-    pub fn shared_anonymous(len: u64) -> Result<Self> {
-        Self::map(
-            len,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
+    pub fn shared_anonymous(len: u64, reserve: bool) -> Result<Self> {
+        let noreserve = if reserve { 0 } else { libc::MAP_NORESERVE };
+        Self::map(len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | noreserve, -1, 0)
     }
 
     /// A window on a file, shared.
@@ -368,7 +363,7 @@ mod tests {
 
     #[test]
     fn an_area_is_gone_after_its_end() {
-        let area = Area::shared_anonymous(1 << 20).expect("mmap");
+        let area = Area::shared_anonymous(1 << 20, true).expect("mmap");
         let start = area.start();
         drop(area);
         let mut byte = [0];

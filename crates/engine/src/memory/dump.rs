@@ -32,6 +32,21 @@ pub struct PagesDump {
     pub zero: u64,
 }
 
+impl PagesDump {
+    /// The pagemap image for these pages; `pages_id` is the number in the pages image's name.
+    ///
+    /// # Errors
+    /// Never for pages of one address space.
+    pub fn pagemap(&self, kind: crust_image::ImageKind, pages_id: u32) -> Result<Vec<u8>> {
+        let mut out = crust_image::Writer::new(Vec::with_capacity(64 + 24 * self.entries.len()), kind)?;
+        out.entry(&crust_image::proto::PagemapHead { pages_id })?;
+        for entry in &self.entries {
+            out.entry(entry)?;
+        }
+        Ok(out.into_inner())
+    }
+}
+
 /// Writes the content of the private memory of `t` into `out`, an empty file open for reading and writing.
 ///
 /// # Errors

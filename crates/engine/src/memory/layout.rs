@@ -125,7 +125,7 @@ mod tests {
         let own = own().expect("own mappings");
         let busy = busy(&own);
         let at = find_hole(&busy, 1 << 30, 2 << 20).expect("there is room");
-        assert!(at % (2 << 20) == 0 && is_free(&busy, at, at + (1 << 30)));
+        assert!(at.is_multiple_of(2 << 20) && is_free(&busy, at, at + (1 << 30)));
         assert_eq!(find_hole(&[(0, super::super::TASK_SIZE)], 4096, 4096), None);
     }
 

@@ -116,7 +116,7 @@ impl Segments {
     /// # Errors
     /// If memory or images are missing.
     pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>) -> Result<Self> {
-        let mut lengths: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut lengths: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
         for vma in tree.into_iter().flat_map(|i| &i.mm.vmas) {
             if vma.status & st::ANON_SHARED != 0 {
                 let len = vma
@@ -124,14 +124,15 @@ impl Segments {
                     .checked_add(vma.end - vma.start)
                     .filter(|&len| len <= super::TASK_SIZE)
                     .ok_or_else(|| Error::new(Kind::BadImage, "a shared mapping has an impossible offset"))?;
-                let known = lengths.entry(vma.shmid).or_default();
-                *known = len.max(*known);
+                let reserve = vma.flags & libc::MAP_NORESERVE as u32 == 0;
+                let known = lengths.entry(vma.shmid).or_insert((len, reserve));
+                *known = (len.max(known.0), reserve && known.1);
             }
         }
         let mut made = Self::default();
-        for (id, len) in lengths {
+        for (id, (len, reserve)) in lengths {
             let pages = Pages::read(source, ImageKind::ShmemPagemap, id)?;
-            let area = Area::shared_anonymous(len).during("mapping shared memory")?;
+            let area = Area::shared_anonymous(len, reserve).during("mapping shared memory")?;
             fill_area(source, &pages, &area, &ImageKind::ShmemPagemap.file_name(id))?;
             made.by_id.insert(id, area.leak());
         }

@@ -4,7 +4,7 @@
 use super::collect::MAP_DROPPABLE;
 use super::fill::{Filler, huge_pages_allowed};
 use super::layout::{self, Special};
-use super::load::Images;
+use super::load::{Extent, Images};
 use super::shared::Segments;
 use super::status as st;
 use crate::Result;
@@ -44,6 +44,8 @@ struct Place {
     vma: VmaEntry,
     /// Where it stands now.
     at: u64,
+    /// Its protection now.
+    prot: u32,
 }
 
 /// Memory that stands ready; [`Staged::plan`] says what is left to do.
@@ -85,7 +87,7 @@ pub fn stage(
         if vma.status & (st::VSYSCALL | st::VDSO | st::VVAR | st::GUARD | st::UPROBES) != 0 {
             continue;
         }
-        places.push(Place { vma: *vma, at: vma.start });
+        places.push(Place { vma: *vma, at: vma.start, prot: vma.prot });
     }
     let mut parked = 0;
     for place in &mut places {
@@ -148,8 +150,10 @@ fn is_plain(vma: &VmaEntry) -> bool {
     is(vma, st::ANON_PRIVATE) && vma.flags & odd == 0
 }
 
-/// Mappings above this are not made writable for a moment just to save calls: that would be charged as committed memory.
-const TOGETHER: u64 = 16 << 20;
+fn make_writable(at: u64, len: u64) -> rustix::io::Result<()> {
+    // SAFETY: called only for memory just mapped, which nothing uses yet.
+    unsafe { mman::mprotect(at, len, libc::PROT_READ | libc::PROT_WRITE) }
+}
 
 impl Staged {
     fn map_all(&mut self, images: &Images, segments: &Segments, files: &mut dyn MapFiles) -> Result<()> {
@@ -158,26 +162,16 @@ impl Staged {
         let mut last_file: Option<(u64, u32, OwnedFd)> = None;
         let mut i = 0;
         while i < self.places.len() {
-            let Place { vma, at } = self.places[i];
+            let Place { vma, at, .. } = self.places[i];
             while extents.get(extent).is_some_and(|e| e.end <= vma.start) {
                 extent += 1;
             }
             let filled = extents.get(extent).is_some_and(|e| e.start < vma.end);
             let len = vma.end - vma.start;
-            let mut together = 1;
-            if is_plain(&vma) && len <= TOGETHER {
-                let mut end = vma.end;
-                while let Some(next) = self.places.get(i + together)
-                    && is_plain(&next.vma)
-                    && next.vma.start == end
-                    && next.at - at == next.vma.start - vma.start
-                    && next.vma.end - next.vma.start <= TOGETHER
-                {
-                    end = next.vma.end;
-                    together += 1;
-                }
+            if is_plain(&vma) {
+                let (together, end) = self.neighbours(i);
                 if together > 1 {
-                    self.map_together(i, together, end - vma.start)?;
+                    self.map_together(i, together, end - vma.start, extents, extent)?;
                     i += together;
                     continue;
                 }
@@ -192,6 +186,9 @@ impl Staged {
             };
             if is(&vma, st::ANON_SHARED) {
                 segments.place(&vma, at).map_err(|e| e.on(on(&vma)))?;
+                self.places[i].prot = libc::PROT_READ as u32 | WRITE;
+                i += 1;
+                continue;
             } else if is(&vma, st::ANON_PRIVATE) {
                 flags |= libc::MAP_ANONYMOUS as u32;
                 flags |= if vma.flags & MAP_DROPPABLE != 0 { MAP_DROPPABLE } else { libc::MAP_PRIVATE as u32 };
@@ -213,21 +210,65 @@ impl Staged {
                     Error::new(Kind::BadImage, format!("a mapping of unknown sort ({:#x})", vma.status)).on(on(&vma))
                 );
             }
-            self.places[i].vma.prot = vma.prot;
-            i += together;
+            self.places[i].prot = prot;
+            i += 1;
         }
         Ok(())
     }
 
-    /// Maps neighbours by one call, readable and writable.
-    fn map_together(&self, first: usize, count: usize, len: u64) -> Result<()> {
+    /// How many mappings from `first` on adjoin and are plain, and where the last ends.
+    fn neighbours(&self, first: usize) -> (usize, u64) {
+        let Place { vma, at, .. } = self.places[first];
+        let mut end = vma.end;
+        let next = |p: &&Place| {
+            let fits = is_plain(&p.vma) && p.vma.start == end && p.at.wrapping_sub(at) == p.vma.start - vma.start;
+            if fits {
+                end = p.vma.end;
+            }
+            fits
+        };
+        let more = self.places[first + 1..].iter().take_while(next).count();
+        (more + 1, end)
+    }
+
+    /// Maps neighbours by one call, then makes those writable that are, or have content to come. The others are never
+    /// writable, so they are not charged as committed memory, as they were not before.
+    fn map_together(
+        &mut self,
+        first: usize,
+        count: usize,
+        len: u64,
+        extents: &[Extent],
+        mut extent: usize,
+    ) -> Result<()> {
         let at = self.places[first].at;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | MAP_FIXED_NOREPLACE as i32;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let fail = |e: Errno, vma: &VmaEntry| Error::kernel("mapping memory failed", e).on(on(vma));
         // SAFETY: FIXED_NOREPLACE takes only what is free.
-        unsafe { mman::mmap(at, len, prot, flags, None, 0) }
-            .during("mapping memory")
-            .map_err(|e| e.on(on(&self.places[first + count - 1].vma)))?;
+        unsafe { mman::mmap(at, len, libc::PROT_NONE, flags, None, 0) }
+            .map_err(|e| fail(e, &self.places[first].vma))?;
+        let mut open: Option<(u64, u64)> = None;
+        for place in &mut self.places[first..first + count] {
+            let vma = place.vma;
+            while extents.get(extent).is_some_and(|e| e.end <= vma.start) {
+                extent += 1;
+            }
+            let filled = extents.get(extent).is_some_and(|e| e.start < vma.end);
+            place.prot = if filled || vma.prot & WRITE != 0 { libc::PROT_READ as u32 | WRITE } else { 0 };
+            let end = place.at + (vma.end - vma.start);
+            open = match open {
+                Some((start, _)) if place.prot != 0 => Some((start, end)),
+                None if place.prot != 0 => Some((place.at, end)),
+                Some((start, end)) => {
+                    make_writable(start, end - start).map_err(|e| fail(e, &vma))?;
+                    None
+                }
+                None => None,
+            };
+        }
+        if let Some((start, end)) = open {
+            make_writable(start, end - start).map_err(|e| fail(e, &self.places[first + count - 1].vma))?;
+        }
         Ok(())
     }
 
@@ -263,7 +304,7 @@ impl Staged {
     /// Protection, advice, guards and locks: all of them travel with a mapping when it is moved.
     fn finish(&self, images: &Images) -> Result<()> {
         for (i, place) in self.places.iter().enumerate() {
-            let Place { vma, at } = *place;
+            let Place { vma, at, .. } = *place;
             let len = vma.end - vma.start;
             let fail = |e: Errno, what: &str| Error::kernel(format!("{what} failed"), e).on(on(&vma));
             // Mappings of the same protection side by side take one call, made for the first of them.
@@ -271,15 +312,13 @@ impl Staged {
                 a.vma.end == b.vma.start
                     && b.at.wrapping_sub(a.at) == b.vma.start - a.vma.start
                     && a.vma.prot == b.vma.prot
+                    && a.prot != a.vma.prot
+                    && b.prot != b.vma.prot
                     && is_plain(&a.vma)
                     && is_plain(&b.vma)
             };
-            let writable = libc::PROT_READ as u32 | WRITE;
-            let needs = vma.prot & writable != writable && !is(&vma, st::FILE_SHARED)
-                || is(&vma, st::ANON_SHARED)
-                || vma.prot & 4 != 0;
             let led = i > 0 && joins(&self.places[i - 1], place);
-            if needs && !led {
+            if place.prot != vma.prot && !led {
                 let mut all = len;
                 for pair in self.places[i..].windows(2).take_while(|w| joins(&w[0], &w[1])) {
                     all += pair[1].vma.end - pair[1].vma.start;
@@ -372,7 +411,7 @@ impl Staged {
             at = end;
         }
         for place in self.places.iter().filter(|p| p.at != p.vma.start) {
-            let Place { vma, at } = *place;
+            let Place { vma, at, .. } = *place;
             shift(program, format!("move {:#x}-{:#x}", vma.start, vma.end), at, vma.end - vma.start, vma.start);
         }
         if let Some((to, stop)) = keeps_vdso {
