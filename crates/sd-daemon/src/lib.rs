@@ -6,6 +6,20 @@
 //! The environment is unset only while the process has one thread, because anything else is undefined behaviour:
 //! calls with `unset = true` are refused otherwise. Make them first thing in `main`.
 //!
+//! ```no_run
+//! use sd_daemon::{NotifyState, SocketType, listen_fds_with_names, notify, watchdog_enabled};
+//!
+//! // First thing in main, while there is one thread: take what was passed, and tell no child about it.
+//! let watchdog = watchdog_enabled(true)?;
+//! for passed in listen_fds_with_names(true)? {
+//!     if sd_daemon::is_socket_unix(&passed.fd, Some(SocketType::SEQPACKET), Some(true), None)? {
+//!         println!("listening on {:?}", passed.name);
+//!     }
+//! }
+//! notify(false, &[NotifyState::Ready, NotifyState::status("waiting for requests")])?;
+//! # Ok::<(), sd_daemon::Error>(())
+//! ```
+//!
 //! With feature `disable-systemd` everything that speaks to systemd says "not under systemd": no descriptors, no
 //! service manager, no watchdog, no journal, not booted. Questions about a descriptor ([`is_socket`] and so on) ask the
 //! kernel, not systemd, and keep answering. With `disable-mq`, [`is_mq`] always says no.

@@ -9,6 +9,7 @@ mod notifications;
 mod questions;
 mod report;
 mod rust_api;
+mod vsock;
 
 use report::{Findings, Report};
 use rust_api::RustApi;
@@ -41,6 +42,7 @@ fn main() {
     test("addresses of notification sockets", &|lib, found| notifications::addresses(lib, &RustApi, found, 5_000));
     test("barrier", &notifications::barrier);
     test("notification as another user", &notifications::other_user);
+    test("vsock, call by call", &vsock::delivery);
     // These change the mounts of this process, hence last.
     test("message queues", &|lib, found| match cfg!(feature = "disable-mq") {
         true => Err("built with disable-mq: nothing to compare, see tests/disabled.rs".into()),
