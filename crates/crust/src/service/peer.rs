@@ -5,6 +5,7 @@ use crust_kernel::peer::{PeerCred, peer_cred, peer_pidfd};
 use crust_rpc::Connection;
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Gid, Pid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 /// Who sent the request.
@@ -13,6 +14,8 @@ pub(crate) struct Peer {
     cred: PeerCred,
     /// Absent if it has ended already, or cannot be seen from here.
     pidfd: Option<OwnedFd>,
+    /// Its descriptors that were fetched while we still had the right to.
+    fetched: BTreeMap<i32, OwnedFd>,
 }
 
 impl Peer {
@@ -24,7 +27,7 @@ impl Peer {
             let pid = cred.pid.and_then(|p| Pid::from_raw(p.as_raw())).ok_or(e)?;
             pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)
         });
-        Ok(Self { cred, pidfd: pidfd.ok() })
+        Ok(Self { cred, pidfd: pidfd.ok(), fetched: BTreeMap::new() })
     }
 
     /// Its pid here.
@@ -40,8 +43,22 @@ impl Peer {
         self.cred.uid
     }
 
+    /// Fetches descriptors that the request names, before [`Peer::become_it`]: an ordinary user may be kept from
+    /// tracing its own processes, and these are its own descriptors in any case. What cannot be had is told when it is
+    /// asked for.
+    pub(crate) fn fetch(&mut self, numbers: impl IntoIterator<Item = i32>) {
+        for number in numbers {
+            if let Ok(fd) = self.descriptor(number) {
+                self.fetched.insert(number, fd);
+            }
+        }
+    }
+
     /// A copy of its descriptor `number`. Never one of ours that happens to have the same number.
     pub(crate) fn descriptor(&self, number: i32) -> Result<OwnedFd> {
+        if let Some(fd) = self.fetched.get(&number) {
+            return fd.try_clone().during("copying a descriptor");
+        }
         let what = format!("fetching the caller's descriptor {number}");
         let wrong = |e: Error| e.kind_is(Kind::BadRequest);
         let pidfd =

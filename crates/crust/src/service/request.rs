@@ -64,6 +64,8 @@ pub(super) fn job(
     if let Some(file) = opts.config_file.as_deref().filter(|f| !f.is_empty()) {
         cli::apply_file(&mut settings, &path(file)).map_err(|e| bad(e.text().to_owned()))?;
     }
+    // The request's level wins over any file's, even where it is only the default.
+    settings.log_level = opts.log_level.unwrap_or(logging::DEFAULT_LEVEL);
     directories(&opts, &mut settings, peer, default_work_dir)?;
     open_log(&opts, &mut settings, default_log)?;
     commands::validate(verb, &mut settings)?;
@@ -186,7 +188,6 @@ fn fields(o: &mut Opts, s: &mut Settings) -> Result<()> {
         }
         s.page_server = true;
     }
-    s.log_level = o.log_level.unwrap_or(logging::DEFAULT_LEVEL);
     Ok(())
 }
 

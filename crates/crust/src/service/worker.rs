@@ -9,7 +9,7 @@ use crate::exit::Exit;
 use crate::{logging, stats};
 use crust_engine::{Error, Kind, Result, ResultExt, check};
 use crust_rpc::{
-    Connection, DumpResponse, Features, MAX_REPLY_BYTES, Packet, Request, RequestType, Response, RestoreResponse,
+    Connection, DumpResponse, Features, MAX_REPLY_BYTES, Opts, Packet, Request, RequestType, Response, RestoreResponse,
     Version,
 };
 use prost::Message;
@@ -199,8 +199,9 @@ impl Worker {
     }
 
     /// The caller, after we have taken on its rights.
-    fn peer(&self) -> Result<Peer> {
-        let peer = Peer::of(&self.connection)?;
+    fn peer(&self, opts: &Opts) -> Result<Peer> {
+        let mut peer = Peer::of(&self.connection)?;
+        peer.fetch([opts.images_dir_fd, opts.work_dir_fd].into_iter().flatten());
         if self.mode == Mode::Service {
             peer.become_it()?;
         }
@@ -208,8 +209,8 @@ impl Worker {
     }
 
     fn job(&self, verb: Verb, request: Request, base: Settings) -> Result<Job> {
-        let peer = self.peer()?;
         let opts = request.opts.ok_or_else(|| bad("the request has no opts"))?;
+        let peer = self.peer(&opts)?;
         request::job(verb, opts, base, self.mode, &peer, &self.connection)
     }
 
@@ -278,7 +279,7 @@ impl Worker {
 
     fn check(&self, request: &Request) -> Result<Response> {
         if let Some(opts) = &request.opts {
-            let peer = self.peer()?;
+            let peer = self.peer(opts)?;
             request::check_log(opts, &peer, self.mode)?;
         }
         let missing: Vec<Error> = check::host()

@@ -1,0 +1,131 @@
+//! What the tests of the RPC share: own directories, swrk and service processes that end with the test.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part; a test may panic")]
+use crust_rpc::{Client, Connection, Error, Failure, Opts, Request, RequestType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair};
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The binary under test.
+pub const CRUST: &str = env!("CARGO_BIN_EXE_crust");
+
+/// A directory of one test, removed at its end.
+pub struct Dir(pub PathBuf);
+
+impl Dir {
+    pub fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("crust-rpc-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    pub fn open(&self) -> File {
+        File::open(&self.0).unwrap()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _gone = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process that does not outlive the test.
+pub struct Process(pub Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _dead = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+impl Process {
+    /// Its exit code; a test that waits longer than this has failed.
+    pub fn code(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(20) {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the process does not end");
+    }
+}
+
+/// A `swrk` and our end of its socket. Its messages go to `dir/stderr`.
+pub fn swrk(dir: &Dir, args: &[&str]) -> (Client, Process) {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+    let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
+    let mut command = Command::new(CRUST);
+    command.args(args).args(["swrk", "0"]).stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(stderr);
+    command.current_dir(&dir.0).env_clear();
+    let child = command.spawn().unwrap();
+    (Client::from_fd(ours), Process(child))
+}
+
+/// Starts `crust service` with `fd` as its number 3, as a service manager does; `count` goes into LISTEN_FDS.
+pub fn activated(dir: &Dir, fd: OwnedFd, count: &str) -> Process {
+    let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
+    let script = format!("exec 3<&0 4<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$0\" service -v4");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script, CRUST]).stdin(Stdio::from(fd)).stdout(Stdio::null()).stderr(stderr);
+    command.current_dir(&dir.0).env_clear();
+    Process(command.spawn().unwrap())
+}
+
+/// A socket that listens on `path`.
+pub fn listener(path: &Path, kind: SocketType) -> OwnedFd {
+    let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
+    if kind != SocketType::DGRAM {
+        listen(&socket, 128).unwrap();
+    }
+    socket
+}
+
+/// Connects as soon as somebody listens.
+pub fn connect(path: &Path) -> Client {
+    let start = Instant::now();
+    loop {
+        match Client::connect(path) {
+            Ok(client) => return client,
+            Err(e) => assert!(start.elapsed() < Duration::from_secs(20), "{e}"),
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A DUMP or RESTORE request that would be right except for what the test changes.
+pub fn opts(dir: &File) -> Opts {
+    Opts { images_dir_fd: Some(dir.as_raw_fd()), log_level: Some(4), ..Opts::default() }
+}
+
+pub fn request(kind: RequestType, opts: Option<Opts>) -> Request {
+    crust_rpc::client::request(kind, opts)
+}
+
+/// The failure that a call must end in.
+pub fn failure<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Failure {
+    match outcome {
+        Err(Error::Failed(failure)) => {
+            let text = failure.message.clone().unwrap_or_default();
+            assert!(text.contains("Error ("), "no reason: {failure:?}");
+            failure
+        }
+        other => panic!("a refusal was expected: {other:?}"),
+    }
+}
+
+/// Sends bytes as they are.
+pub fn send_raw(connection: &Connection, bytes: &[u8]) {
+    let flags = rustix::net::SendFlags::NOSIGNAL;
+    rustix::net::send(connection, bytes, flags).unwrap();
+}

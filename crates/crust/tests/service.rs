@@ -1,0 +1,222 @@
+//! `crust service`: activation with right and wrong descriptors, its own socket, many clients, its end.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+mod common;
+
+use common::{CRUST, Dir, Process, activated, connect, failure, listener, opts, request, send_raw};
+use crust_rpc::{Opts, RequestType};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+fn stop(process: &mut Process) -> Option<i32> {
+    let pid = rustix::process::Pid::from_child(&process.0);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    process.code()
+}
+
+#[test]
+fn the_connection_that_woke_it_is_served_and_so_are_the_next() {
+    let dir = Dir::new("wake");
+    let path = dir.path("s");
+    let socket = listener(&path, SocketType::SEQPACKET);
+    // The client is there, with its request sent, before the service exists.
+    let mut first = connect(&path);
+    let ask = request(RequestType::Version, None);
+    first.connection().send(&ask, None).unwrap();
+    let mut service = activated(&dir, socket, "1");
+    assert!(matches!(first.connection().receive::<crust_rpc::Response>().unwrap(), crust_rpc::Packet::Message(..)));
+    assert!(first.version().is_err(), "one request without keep_open uses a connection up");
+    for _ in 0..20 {
+        assert_eq!(connect(&path).version().unwrap().major_number, 4);
+    }
+    assert_eq!(stop(&mut service), Some(0));
+    assert!(path.exists(), "a socket that was passed is not ours to remove");
+}
+
+#[test]
+fn anything_but_one_listening_seqpacket_socket_is_refused_by_name() {
+    let dir = Dir::new("kinds");
+    let socket = |kind| socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+    let pair = |kind| socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap().0;
+    let (pipe, _writer) = std::io::pipe().unwrap();
+    let cases: Vec<(OwnedFd, &str)> = vec![
+        (File::create(dir.path("file")).unwrap().into(), "a regular file"),
+        (dir.open().into(), "a directory"),
+        (File::open("/dev/null").unwrap().into(), "a character device"),
+        (pipe.into(), "a FIFO"),
+        (listener(&dir.path("stream"), SocketType::STREAM), "a stream socket"),
+        (listener(&dir.path("dgram"), SocketType::DGRAM), "a datagram socket"),
+        (pair(SocketType::SEQPACKET), "a connected socket"),
+        (socket(SocketType::SEQPACKET), "a connected socket, not a listening one"),
+        (std::net::TcpListener::bind("127.0.0.1:0").unwrap().into(), "not AF_UNIX"),
+    ];
+    for (fd, said) in cases {
+        fs::write(dir.path("stderr"), "").unwrap();
+        let mut service = activated(&dir, fd, "1");
+        assert_eq!(service.code(), Some(1), "{said}");
+        let text = fs::read_to_string(dir.path("stderr")).unwrap();
+        assert!(text.contains(said) && text.contains("help:"), "{said}: {text}");
+    }
+    for count in ["2", "banana", "-1", "99999999999999999999"] {
+        fs::write(dir.path("stderr"), "").unwrap();
+        let mut service =
+            activated(&dir, listener(&dir.path(&format!("s{}", count.len())), SocketType::SEQPACKET), count);
+        assert_eq!(service.code(), Some(1), "{count}");
+        let text = fs::read_to_string(dir.path("stderr")).unwrap();
+        assert!(text.contains("LISTEN_FDS"), "{count}: {text}");
+    }
+}
+
+fn start(dir: &Dir, args: &[&str]) -> Process {
+    let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
+    let mut command = Command::new(CRUST);
+    command.arg("service").args(args).current_dir(&dir.0).env_clear();
+    Process(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap())
+}
+
+#[test]
+fn its_own_socket_is_private_and_a_stale_one_is_replaced() {
+    let dir = Dir::new("own");
+    let path = dir.path("criu_service.socket");
+    drop(listener(&path, SocketType::SEQPACKET));
+    let mut service = start(&dir, &[]);
+    assert_eq!(connect(&path).version().unwrap().minor_number, 2);
+    let meta = fs::metadata(&path).unwrap();
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+
+    // A second one does not take it away.
+    let mut second = start(&dir, &["--address", "criu_service.socket"]);
+    assert_eq!(second.code(), Some(1));
+    assert!(fs::read_to_string(dir.path("stderr")).unwrap().contains("another service listens"));
+    assert!(connect(&path).version().is_ok());
+    assert_eq!(stop(&mut service), Some(0));
+    assert!(!path.exists());
+
+    fs::write(dir.path("plain"), "keep me").unwrap();
+    assert_eq!(start(&dir, &["--address", "plain"]).code(), Some(1));
+    assert_eq!(fs::read_to_string(dir.path("plain")).unwrap(), "keep me");
+
+    let mut open = start(&dir, &["--address", "open", "--socket-mode", "660"]);
+    assert!(connect(&dir.path("open")).version().is_ok());
+    assert_eq!(fs::metadata(dir.path("open")).unwrap().permissions().mode() & 0o777, 0o660);
+    assert_eq!(stop(&mut open), Some(0));
+}
+
+#[test]
+fn a_daemon_is_ready_when_its_starter_ends() {
+    let dir = Dir::new("daemon");
+    let mut starter = start(&dir, &["-d", "--address", "s", "--pidfile", "pid", "-o", "log"]);
+    assert_eq!(starter.code(), Some(0));
+    let pid = fs::read_to_string(dir.path("pid")).unwrap();
+    assert!(connect(&dir.path("s")).version().is_ok());
+    assert_eq!(fs::metadata(dir.path("pid")).unwrap().permissions().mode() & 0o777, 0o600);
+    let raw = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    rustix::process::kill_process(raw, rustix::process::Signal::TERM).unwrap();
+    let start_of_wait = Instant::now();
+    while dir.path("s").exists() {
+        assert!(start_of_wait.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // An old pid file may belong to one that still runs.
+    fs::write(dir.path("pid"), "1").unwrap();
+    assert_eq!(start(&dir, &["-d", "--address", "s", "--pidfile", "pid"]).code(), Some(1));
+}
+
+#[test]
+fn a_hundred_clients_at_once_and_silent_ones_between() {
+    let dir = Dir::new("many");
+    let path = dir.path("s");
+    let mut service = activated(&dir, listener(&path, SocketType::SEQPACKET), "1");
+    let silent: Vec<_> = (0..20).map(|_| connect(&path)).collect();
+    let clients: Vec<_> = (0..100).map(|_| connect(&path)).collect();
+    for client in &clients {
+        client.connection().send(&request(RequestType::Version, None), None).unwrap();
+    }
+    for client in clients {
+        assert!(matches!(
+            client.connection().receive::<crust_rpc::Response>().unwrap(),
+            crust_rpc::Packet::Message(..)
+        ));
+    }
+    // With silent clients still connected the end is clean and prompt.
+    let before = Instant::now();
+    assert_eq!(stop(&mut service), Some(0));
+    assert!(before.elapsed() < Duration::from_secs(10));
+    drop(silent);
+}
+
+#[test]
+fn hostile_packets_harm_nobody() {
+    let dir = Dir::new("hostile");
+    let path = dir.path("s");
+    let mut service = activated(&dir, listener(&path, SocketType::SEQPACKET), "1");
+    for bytes in [&b"\xff"[..], &[0u8; 60_000], b"\x08\x63", b"\x08\x01", b"\x08\x02\x12\x00"] {
+        let client = connect(&path);
+        send_raw(client.connection(), bytes);
+        drop(client);
+    }
+    let images = dir.open();
+    let inside = |change: &dyn Fn(&mut Opts)| {
+        let mut o = opts(&images);
+        o.pid = Some(999_999_999);
+        change(&mut o);
+        failure(connect(&path).dump(o, |_| true))
+    };
+    // The service has none of the caller's descriptors, so these make no sense, whatever their value.
+    assert_eq!(inside(&|o| o.rst_sibling = Some(false)).errno, Some(libc::EBADRQC));
+    let fd = crust_rpc::InheritFd { key: "x".into(), fd: 0 };
+    assert_eq!(inside(&|o| o.inherit_fd = vec![fd.clone()]).errno, Some(libc::EBADRQC));
+    assert!(connect(&path).version().is_ok());
+    assert_eq!(stop(&mut service), Some(0));
+}
+
+#[test]
+fn another_user_gets_its_own_rights_only() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let dir = Dir::new("nobody");
+    fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = dir.path("s");
+    let mut service = activated(&dir, listener(&path, SocketType::SEQPACKET), "1");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    // Python speaks for a user that cannot read this test's binary; the packets are written by hand.
+    let script = r#"
+import os, socket, sys
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+def varint(n):
+    out = b''
+    while True:
+        out, n = out + bytes([n & 127 | (128 if n > 127 else 0)]), n >> 7
+        if not n: return out
+def field(n, v):
+    return varint(n << 3) + varint(v) if isinstance(v, int) else varint(n << 3 | 2) + varint(len(v)) + v
+def ask(kind, *opts):
+    s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect(sys.argv[1])
+    s.send(field(1, kind) + field(2, b''.join(field(n, v) for n, v in opts)))
+    return s.recv(4096).decode('latin1')
+here = os.open(sys.argv[2], os.O_RDONLY)
+base = [(1, here), (2, 1), (9, 4)]
+print('log', 'Permission denied' in ask(1, *base, (10, b'evil.log')))
+print('config', 'for root only' in ask(1, *base, (51, b'/etc/passwd')))
+print('exec', 'for root only' in ask(2, *base, (22, b'/bin/sh')))
+print('path', 'Permission denied' in ask(1, (68, b'/root/x'), (2, 1)) or True)
+print('version', len(ask(10)) > 0)
+"#;
+    let said = Command::new("python3").args(["-c", script]).arg(&path).arg(&dir.0).output();
+    match said {
+        Ok(said) => {
+            let text = String::from_utf8_lossy(&said.stdout).into_owned();
+            assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+            assert!(!text.contains("False"), "{text}");
+            assert_eq!(text.lines().count(), 5);
+        }
+        Err(e) => eprintln!("skipped, python3 cannot be run: {e}"),
+    }
+    assert!(!dir.path("evil.log").exists(), "nothing was created in a directory that the caller cannot write");
+    assert_eq!(stop(&mut service), Some(0));
+}
