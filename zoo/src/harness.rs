@@ -185,6 +185,14 @@ impl Room {
         Ok(reply.split('\t').filter(|l| !l.is_empty()).map(str::to_owned).collect())
     }
 
+    /// All that a dump must leave as it found it, of every process in the room.
+    ///
+    /// # Errors
+    /// If the box itself is gone.
+    pub fn look(&mut self) -> Result<String, String> {
+        Ok(self.ask("look", step_limit())?.replace(crate::LINE_BREAK, "\n"))
+    }
+
     /// Waits until a file of the program's directory appears; tells its content.
     ///
     /// # Errors

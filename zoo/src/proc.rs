@@ -105,3 +105,44 @@ pub fn fds() -> Vec<i32> {
     fds.sort_unstable();
     fds
 }
+
+/// All that a dump must leave as it found it, as text: mappings, descriptors with their positions and content marks,
+/// limits, timers, and for each thread its signals, ids and capabilities. What changes by itself is left out.
+pub fn snapshot(pid: i32) -> String {
+    let mut text = String::new();
+    let mut add = |head: &str, body: &str| {
+        for line in body.lines() {
+            text.push_str(&format!("{pid} {head}: {line}\n"));
+        }
+    };
+    let read = |path: String| String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned();
+    for file in ["maps", "limits", "timers", "oom_score_adj", "personality", "cmdline", "environ"] {
+        add(file, &read(format!("/proc/{pid}/{file}")));
+    }
+    for link in ["cwd", "root", "exe"] {
+        let to = std::fs::read_link(format!("/proc/{pid}/{link}")).unwrap_or_default();
+        add(link, &to.to_string_lossy());
+    }
+    for fd in entries(&format!("/proc/{pid}/fd")) {
+        let to = std::fs::read_link(format!("/proc/{pid}/fd/{fd}")).unwrap_or_default();
+        let info = read(format!("/proc/{pid}/fdinfo/{fd}"));
+        // The time left of a timer descriptor runs.
+        let kept: Vec<&str> = info.lines().filter(|l| !l.starts_with("it_value")).collect();
+        add(&format!("fd {fd}"), &format!("{}\n{}", to.display(), kept.join("\n")));
+    }
+    for tid in entries(&format!("/proc/{pid}/task")) {
+        let status = read(format!("/proc/{pid}/task/{tid}/status"));
+        let moves = ["State:", "Vm", "Rss", "Huge", "voluntary", "nonvoluntary", "SigQ:", "THP", "untag"];
+        let kept: Vec<&str> = status.lines().filter(|l| !moves.iter().any(|m| l.starts_with(m))).collect();
+        add(&format!("thread {tid}"), &kept.join("\n"));
+    }
+    text
+}
+
+/// The numbers that name the entries of a directory of /proc, in order.
+fn entries(dir: &str) -> Vec<i32> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut numbers: Vec<i32> = names.filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable();
+    numbers
+}

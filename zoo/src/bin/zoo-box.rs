@@ -4,7 +4,8 @@
 //! command gets one line back. When stdin closes, it leaves, and the kernel ends everything that is left inside.
 //!
 //! `spawn LOG N ENV.. ARG..` → `pid P` (own session, stdin /dev/null) · `start LOG N ENV.. ARG..` → the same without a
-//! new session · `wait P MS` → `exit N`, `signal N` or `timeout` · `kill P SIG` → `ok` · `ps` → one field per process.
+//! new session · `wait P MS` → `exit N`, `signal N` or `timeout` · `kill P SIG` → `ok` · `ps` → one field per process ·
+//! `look` → all that a dump must leave alone, as text.
 #![allow(unsafe_code, reason = "fork and exec hooks")]
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::collections::HashMap;
@@ -106,6 +107,10 @@ fn command(fields: &[&str], ended: &mut Ended) -> io::Result<String> {
             Ok("ok".to_owned())
         }
         "ps" => Ok(zoo::proc::all()?.into_iter().filter(|p| p.pid != 1).map(|p| format!("\t{p}")).collect()),
+        "look" => {
+            let all = zoo::proc::all()?.into_iter().filter(|p| p.pid != 1);
+            Ok(all.map(|p| zoo::proc::snapshot(p.pid)).collect::<String>().replace('\n', zoo::LINE_BREAK))
+        }
         other => Ok(format!("error unknown command {other}")),
     }
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "a leaf function that the compiler cannot be asked for")]
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// 0: flag; 1–14: values to load; 17–30: values found; 31, 32: two words of the red zone.
+/// 0: flag; 1–14: values to load; 17–30: values found; 31, 32: two words of the red zone; 33: it spins.
 #[repr(C)]
 struct Block([AtomicU64; 40]);
 
@@ -20,6 +20,7 @@ std::arch::global_asm!(
     "mov rbp, [rdi+48]; mov r8, [rdi+56]; mov r9, [rdi+64]; mov r10, [rdi+72]; mov r11, [rdi+80]",
     "mov r12, [rdi+88]; mov r13, [rdi+96]; mov r14, [rdi+104]; mov r15, [rdi+112]",
     "mov [rsp-8], r15; mov [rsp-128], r14",
+    "mov qword ptr [rdi+264], 1",
     "2: pause",
     "cmp qword ptr [rdi], 0",
     "je 2b",
@@ -38,12 +39,15 @@ pub(super) fn main() {
     while running {
         let round = zoo.round();
         BLOCK.0[0].store(0, SeqCst);
+        BLOCK.0[33].store(0, SeqCst);
         for i in 1..=14 {
             BLOCK.0[i].store(value(i, round), SeqCst);
         }
         // SAFETY: the function follows the C calling convention and writes only into the block.
         let spinner = std::thread::spawn(|| unsafe { zoo_spin_general(&raw const BLOCK) });
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        while BLOCK.0[33].load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         running = zoo.gap();
         BLOCK.0[0].store(1, SeqCst);
         zoo.ok("the thread ends", spinner.join().is_ok());

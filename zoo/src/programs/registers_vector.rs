@@ -6,12 +6,12 @@ const REGISTER: usize = 64;
 const MASKS_AT: usize = 2048;
 
 unsafe extern "C" {
-    fn zoo_spin_sse(stop: *const AtomicU64, load: *const u8, store: *mut u8);
-    fn zoo_spin_avx(stop: *const AtomicU64, load: *const u8, store: *mut u8);
-    fn zoo_spin_avx512(stop: *const AtomicU64, load: *const u8, store: *mut u8);
+    fn zoo_spin_sse(flags: *const [AtomicU64; 2], load: *const u8, store: *mut u8);
+    fn zoo_spin_avx(flags: *const [AtomicU64; 2], load: *const u8, store: *mut u8);
+    fn zoo_spin_avx512(flags: *const [AtomicU64; 2], load: *const u8, store: *mut u8);
 }
 
-// rdi: flag that ends the loop; rsi: 64 bytes per register to load, then the mask registers; rdx: where to store them.
+// rdi: the flags; rsi: 64 bytes per register to load, then the mask registers; rdx: where to store them.
 std::arch::global_asm!(
     ".globl zoo_spin_sse",
     "zoo_spin_sse:",
@@ -19,6 +19,7 @@ std::arch::global_asm!(
     "movups xmm4, [rsi+256]; movups xmm5, [rsi+320]; movups xmm6, [rsi+384]; movups xmm7, [rsi+448]",
     "movups xmm8, [rsi+512]; movups xmm9, [rsi+576]; movups xmm10, [rsi+640]; movups xmm11, [rsi+704]",
     "movups xmm12, [rsi+768]; movups xmm13, [rsi+832]; movups xmm14, [rsi+896]; movups xmm15, [rsi+960]",
+    "mov qword ptr [rdi+8], 1",
     "2: pause",
     "cmp qword ptr [rdi], 0",
     "je 2b",
@@ -33,6 +34,7 @@ std::arch::global_asm!(
     "vmovdqu ymm4, [rsi+256]; vmovdqu ymm5, [rsi+320]; vmovdqu ymm6, [rsi+384]; vmovdqu ymm7, [rsi+448]",
     "vmovdqu ymm8, [rsi+512]; vmovdqu ymm9, [rsi+576]; vmovdqu ymm10, [rsi+640]; vmovdqu ymm11, [rsi+704]",
     "vmovdqu ymm12, [rsi+768]; vmovdqu ymm13, [rsi+832]; vmovdqu ymm14, [rsi+896]; vmovdqu ymm15, [rsi+960]",
+    "mov qword ptr [rdi+8], 1",
     "2: pause",
     "cmp qword ptr [rdi], 0",
     "je 2b",
@@ -54,6 +56,7 @@ std::arch::global_asm!(
     "vmovdqu64 zmm28, [rsi+1792]; vmovdqu64 zmm29, [rsi+1856]; vmovdqu64 zmm30, [rsi+1920]; vmovdqu64 zmm31, [rsi+1984]",
     "kmovw k0, [rsi+2048]; kmovw k1, [rsi+2056]; kmovw k2, [rsi+2064]; kmovw k3, [rsi+2072]",
     "kmovw k4, [rsi+2080]; kmovw k5, [rsi+2088]; kmovw k6, [rsi+2096]; kmovw k7, [rsi+2104]",
+    "mov qword ptr [rdi+8], 1",
     "2: pause",
     "cmp qword ptr [rdi], 0",
     "je 2b",
@@ -71,7 +74,8 @@ std::arch::global_asm!(
     "ret",
 );
 
-static STOP: AtomicU64 = AtomicU64::new(0);
+/// A flag that ends the loop, and one that says that it spins.
+static FLAGS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
@@ -85,19 +89,22 @@ pub(super) fn main() {
         };
     let mut running = true;
     while running {
-        STOP.store(0, SeqCst);
+        FLAGS[0].store(0, SeqCst);
+        FLAGS[1].store(0, SeqCst);
         let mut values = vec![0; MASKS_AT + 64];
         zoo::mem::fill(&mut values, u64::from(zoo.round()));
         let load = values.clone();
         let spinner = std::thread::spawn(move || {
             let mut store = vec![0; MASKS_AT + 64];
             // SAFETY: both buffers hold 32 registers and 8 masks; the function follows the C calling convention.
-            unsafe { spin(&raw const STOP, load.as_ptr(), store.as_mut_ptr()) };
+            unsafe { spin(&raw const FLAGS, load.as_ptr(), store.as_mut_ptr()) };
             store
         });
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        while FLAGS[1].load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         running = zoo.gap();
-        STOP.store(1, SeqCst);
+        FLAGS[0].store(1, SeqCst);
         let found = spinner.join().unwrap_or_default();
         zoo.eq("size of what came back", found.len(), values.len());
         let same = |at: usize, len| found.get(at..at + len) == values.get(at..at + len);

@@ -2,7 +2,8 @@
 #![allow(unsafe_code, reason = "a leaf function that the compiler cannot be asked for")]
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
-/// 0: flag; 1: x87 control word; 2: MXCSR; 3–10: doubles to load; 17–26: what was found, in the same order.
+/// 0: flag; 1: x87 control word; 2: MXCSR; 3–10: doubles to load; 17–26: what was found, in the same order;
+/// 31: it spins.
 #[repr(C)]
 struct Block([AtomicU64; 32]);
 
@@ -19,6 +20,7 @@ std::arch::global_asm!(
     "fldcw [rdi+8]; ldmxcsr [rdi+16]",
     "fld qword ptr [rdi+24]; fld qword ptr [rdi+32]; fld qword ptr [rdi+40]; fld qword ptr [rdi+48]",
     "fld qword ptr [rdi+56]; fld qword ptr [rdi+64]; fld qword ptr [rdi+72]; fld qword ptr [rdi+80]",
+    "mov qword ptr [rdi+248], 1",
     "2: pause",
     "cmp qword ptr [rdi], 0",
     "je 2b",
@@ -41,10 +43,13 @@ pub(super) fn main() {
             slot.store(*value, SeqCst);
         }
         BLOCK.0[0].store(0, SeqCst);
+        BLOCK.0[31].store(0, SeqCst);
         // SAFETY: the function follows the C calling convention, writes only into the block, and puts the x87 unit
         // back; the thread ends before any arithmetic under the changed MXCSR.
         let spinner = std::thread::spawn(|| unsafe { zoo_spin_x87(&raw const BLOCK) });
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        while BLOCK.0[31].load(SeqCst) == 0 {
+            std::thread::yield_now();
+        }
         running = zoo.gap();
         BLOCK.0[0].store(1, SeqCst);
         zoo.ok("the thread ends", spinner.join().is_ok());
