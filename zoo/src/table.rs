@@ -39,12 +39,14 @@ macro_rules! programs {
             first mem_arena;
             first mem_file_private;
             first mem_file_shared;
+            first mem_fork_cow;
             first mem_guard;
             first mem_madvise;
             first mem_mlock;
             first mem_private;
             first mem_shared_devzero;
             first mem_shared_fork;
+            first mem_shared_parts;
             first nanosleep;
             first oom_score_adj;
             first orphans;
@@ -83,21 +85,30 @@ macro_rules! programs {
             beyond blocked_epoll;
             beyond ctty;
             beyond epoll_closed_target;
+            beyond fd_table_shared;
             beyond file_locks "--file-locks";
+            beyond inotify;
             beyond memfd;
+            beyond pidfd;
             beyond pipe_packets;
             beyond pty_pair;
             beyond sched_affinity;
+            beyond seccomp_filter;
             beyond signalfd;
+            beyond tcp_listen;
             beyond timerfd;
+            beyond unix_listen;
             beyond unix_pair;
             beyond unlinked_file;
+            refused refused_dead_leader;
             refused refused_io_uring;
             refused refused_landlock;
             refused refused_perf;
+            refused refused_shared_mm;
             refused refused_socket;
             refused refused_traced;
             refused refused_userfaultfd;
+            refused refused_vfork;
         }
     };
 }
