@@ -201,10 +201,12 @@ pub fn plan(p: &mut Program, plan: PlanId, timers: &TaskTimersEntry, mode: IdMod
         p.syscall(plan, "timer_settime", libc::SYS_timer_settime, &[t.it_id.into(), 0.into(), spec.into(), 0.into()]);
     }
     for (which, t) in [&timers.real, &timers.virt, &timers.prof].into_iter().enumerate() {
-        if (t.vsec, t.vusec) == (0, 0) {
+        // No time left but an interval: its signal was pending at the dump, and taking it starts the next interval.
+        let left = if (t.vsec, t.vusec) == (0, 0) { (t.isec, t.iusec) } else { (t.vsec, t.vusec) };
+        if left == (0, 0) {
             continue;
         }
-        let spec: Vec<u8> = [t.isec, t.iusec, t.vsec, t.vusec].iter().flat_map(|w| w.to_le_bytes()).collect();
+        let spec: Vec<u8> = [t.isec, t.iusec, left.0, left.1].iter().flat_map(|w| w.to_le_bytes()).collect();
         let spec = p.data(&spec);
         p.syscall(plan, "setitimer", libc::SYS_setitimer, &[which.into(), spec.into(), 0.into()]);
     }
