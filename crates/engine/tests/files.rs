@@ -67,6 +67,7 @@ fn stand() -> ! {
 }
 
 fn hold(case: &Case, dir: &Path) -> ! {
+    std::panic::set_hook(Box::new(|info| report(&format!("panic: {info}"))));
     crust_kernel::process::set_parent_death_signal(libc::SIGKILL).unwrap();
     std::env::set_current_dir(dir).unwrap();
     (case.hold)(dir);
@@ -150,7 +151,7 @@ impl Role {
         let (r, w) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env("CRUST_FILES_ROLE", format!("{role}:{}", case.name)).env("CRUST_FILES_DIR", dir);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let raw = w.as_raw_fd();
         // SAFETY: dup2 is async-signal-safe, and both numbers stay valid in the child up to exec.
         unsafe {
@@ -357,6 +358,27 @@ fn run_in(case: &Case, dir: &Path) -> Result<(), String> {
         Some(text) if !case.verify_changes => Err(format!("held and restored differ:\n{text}")),
         _ => Ok(()),
     }
+}
+
+/// Gives a descriptor to a process outside of the tree, which ends with this one.
+pub(crate) fn park(fd: OwnedFd) {
+    let (r, w) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    let line = REPORT.load(Ordering::Relaxed).unsigned_abs();
+    if let Fork::Child = fork().unwrap() {
+        crust_kernel::fd::close_range(line, line).unwrap();
+        if let Fork::Child = fork().unwrap() {
+            // An orphan from here on: no child of the process under test. Ends when the other end of the pipe does.
+            crust_kernel::fd::place(&r, 5000, true).unwrap();
+            crust_kernel::fd::place(&fd, 5001, true).unwrap();
+            crust_kernel::fd::close_range(0, 4999).unwrap();
+            let _ = rustix::io::read(borrowed(5000), &mut [0; 1]);
+            crust_kernel::process::exit_now(0);
+        }
+        crust_kernel::process::exit_now(0);
+    }
+    rustix::process::wait(rustix::process::WaitOptions::empty()).unwrap();
+    drop(fd);
+    at(w, 4000, true);
 }
 
 /// A raw descriptor as something that can be used; never closed.

@@ -1,7 +1,8 @@
 //! Descriptor calls that rustix lacks: placing at a number, closing ranges, and the owner of SIGIO (fcntl(2)).
 #![allow(unsafe_code, reason = "dup3 to a number, close_range and fcntl owner calls are in no safe wrapper")]
 use rustix::io::{Errno, Result};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 fn last() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -21,6 +22,13 @@ pub fn place(fd: impl AsFd, number: RawFd, cloexec: bool) -> Result<()> {
     // SAFETY: dup3 takes plain numbers; `fd` is open for the call. Callers use it while they build a whole table and own
     // every number in it; nothing in this process holds an `OwnedFd` for `number`.
     check(unsafe { libc::dup3(fd.as_fd().as_raw_fd(), number, flags) }).map(drop)
+}
+
+/// A number that [`place`] filled, to work on. It stays open for the rest of this process's life as ours.
+pub fn borrow_placed(number: RawFd) -> BorrowedFd<'static> {
+    // SAFETY: a table that is built belongs to the restored program and is never taken apart by us; a number that is not
+    // open only makes calls fail with EBADF.
+    unsafe { BorrowedFd::borrow_raw(number) }
 }
 
 /// Closes every descriptor from `first` to `last` inclusive, open or not.
@@ -126,6 +134,76 @@ pub fn set_owner(fd: impl AsFd, owner: Owner) -> Result<()> {
 pub fn set_thread_uids(real: u32, effective: u32) -> Result<()> {
     // SAFETY: plain numbers; the raw call changes this thread alone, which is what the caller wants.
     check(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, u32::MAX) }).map(drop)
+}
+
+/// Takes ownership of a descriptor that a call just returned.
+fn owned(ret: Result<i64>) -> Result<OwnedFd> {
+    let raw = RawFd::try_from(ret?).map_err(|_| Errno::BADF)?;
+    // SAFETY: every caller passes the result of a call that makes a descriptor; nothing else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
+}
+
+/// A signalfd for the signals in `mask` (bit 0 is signal 1), close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn signalfd(mask: u64) -> Result<OwnedFd> {
+    // SAFETY: the kernel reads the eight bytes of `mask`, which lives over the call; the last number is that size.
+    owned(check(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8usize, libc::SFD_CLOEXEC) }))
+}
+
+/// A timerfd on any clock the kernel takes, close-on-exec.
+///
+/// # Errors
+/// `EINVAL` for another clock, `EPERM` for alarm clocks without CAP_WAKE_ALARM.
+pub fn timerfd_create(clock: u32) -> Result<OwnedFd> {
+    // SAFETY: plain numbers.
+    owned(check(unsafe { libc::syscall(libc::SYS_timerfd_create, clock, libc::TFD_CLOEXEC) }))
+}
+
+/// When a timer fires next, and then again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TimerSpec {
+    /// First expiration; zero disarms.
+    pub value: Duration,
+    /// Period; zero fires once.
+    pub interval: Duration,
+}
+
+/// Arms a timerfd; `flags` as timerfd_settime(2).
+///
+/// # Errors
+/// `EINVAL` for times that do not fit.
+pub fn timerfd_settime(fd: impl AsFd, flags: u32, spec: TimerSpec) -> Result<()> {
+    let of = |d: Duration| -> Result<libc::timespec> {
+        let tv_sec = d.as_secs().try_into().map_err(|_| Errno::INVAL)?;
+        Ok(libc::timespec { tv_sec, tv_nsec: d.subsec_nanos().into() })
+    };
+    let new = libc::itimerspec { it_interval: of(spec.interval)?, it_value: of(spec.value)? };
+    let raw = fd.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads `new`, which lives over the call; a null pointer for the old value is allowed.
+    check(unsafe { libc::timerfd_settime(raw, flags as i32, &raw const new, std::ptr::null_mut()) }).map(drop)
+}
+
+/// Sets the expirations that a read will report (needs CONFIG_CHECKPOINT_RESTORE).
+///
+/// # Errors
+/// `ENOTTY` without that option.
+pub fn timerfd_set_ticks(fd: impl AsFd, ticks: u64) -> Result<()> {
+    const TFD_IOC_SET_TICKS: libc::c_ulong = 0x4008_5400; // _IOW('T', 0, u64)
+    // SAFETY: the kernel reads the eight bytes of `ticks`, which lives over the call.
+    check(unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) }).map(drop)
+}
+
+/// What a clock shows now.
+///
+/// # Errors
+/// `EINVAL` for an unknown clock.
+pub fn clock_now(clock: u32) -> Result<Duration> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one timespec; `now` is that and lives over the call.
+    check(unsafe { libc::clock_gettime(clock as libc::clockid_t, &raw mut now) })?;
+    Ok(Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec as u32))
 }
 
 #[cfg(test)]

@@ -87,7 +87,7 @@ impl<'a> FdView<'a> {
     }
 
     /// An id of our pid namespace as the target sees it.
-    fn inner_id(&self, id: i32) -> Result<u32> {
+    pub(super) fn inner_id(&self, id: i32) -> Result<u32> {
         if self.target.pid.as_raw() == self.target.ns_pid.as_raw() {
             return Ok(id as u32);
         }

@@ -6,6 +6,7 @@
 //! and builds each table exactly as it was.
 //! Invariant: looking never changes the target's files (no lseek, no F_SETFL, no read on a copy).
 
+mod epoll;
 mod eventfd;
 mod fifo;
 mod fs;
@@ -15,7 +16,10 @@ mod look;
 mod pipe;
 mod regular;
 mod restore;
+mod signalfd;
 mod table;
+mod timerfd;
+mod tty;
 
 pub use fs::PathLink;
 pub use restore::{FileImages, TaskFiles};
@@ -44,7 +48,16 @@ struct FdKind {
 }
 
 /// Every kind. Order matters only where two would recognise the same descriptor.
-static KINDS: &[&FdKind] = &[&pipe::KIND, &fifo::KIND, &eventfd::KIND, &regular::KIND];
+static KINDS: &[&FdKind] = &[
+    &pipe::KIND,
+    &fifo::KIND,
+    &eventfd::KIND,
+    &epoll::KIND,
+    &signalfd::KIND,
+    &timerfd::KIND,
+    &tty::KIND,
+    &regular::KIND,
+];
 
 /// The kind of a record.
 fn kind_of_type(fd_type: i32) -> Option<&'static FdKind> {

@@ -127,6 +127,10 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
             None => Ok(path.to_vec()),
         };
     }
+    const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
+    if fs_type == DEVPTS_SUPER_MAGIC {
+        return Ok(stripped.unwrap_or(path).to_vec());
+    }
     if seen.stat.st_nlink == 0 {
         let name = stripped.unwrap_or(path).to_vec();
         ghost::dump(seen, id, &name, out)?;

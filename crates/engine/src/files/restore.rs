@@ -4,7 +4,7 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, kind_of_type, regular};
+use super::{FdKind, epoll, kind_of_type, regular, tty};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -36,13 +36,16 @@ struct Unit {
     tables: BTreeSet<u32>,
 }
 
+/// No table's id: a unit that has it and a table's is opened before the first fork.
+const EARLY: u32 = u32::MAX;
+
 /// What survives between calls: files opened and not yet in place.
 #[derive(Debug, Default)]
 pub(super) struct OpenState {
     /// Files of shared units, opened in the root task, at high numbers.
     shared: HashMap<u32, OwnedFd>,
     pub(super) ghosts: HashMap<u32, super::ghost::Made>,
-    inherited: HashMap<String, OwnedFd>,
+    pub(super) inherited: HashMap<String, OwnedFd>,
     /// Tables whose descriptors are in place in this process.
     built: BTreeSet<u32>,
 }
@@ -122,6 +125,11 @@ impl FileImages {
             if let Some(u) = self.units.get_mut(unit) {
                 u.ids.push(*id);
             }
+            if tty::must_be_early(entry, self)
+                && let Some(u) = self.units.get_mut(unit)
+            {
+                u.tables.insert(EARLY);
+            }
             self.unit_of.insert(*id, unit);
         }
         let mut highest = 2;
@@ -158,7 +166,8 @@ impl FileImages {
 
     /// Everything that would make the restore of files fail, asked before anything is made.
     pub fn check(&self, opts: &Options) -> Vec<Error> {
-        let mut errors = Vec::new();
+        let mut errors = self.check_ttys(opts);
+        let terminals = tty::path_records(self.files.values());
         for (id, entry) in &self.files {
             if kind_of_type(entry.r#type).is_none() {
                 let name = crust_image::proto::FdTypes::try_from(entry.r#type)
@@ -168,7 +177,7 @@ impl FileImages {
                     "use a newer version of crust",
                 ));
             }
-            if let Some(reg) = &entry.reg {
+            if let Some(reg) = entry.reg.as_ref().filter(|_| !terminals.contains(id)) {
                 regular::check(reg, self, opts, &mut errors);
             }
         }
@@ -208,6 +217,7 @@ impl FileImages {
         let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.tables.len() > 1).map(|u| u.ids.clone()).collect();
         self.with_opener(source, opts, |cx| {
             cx.take_inherited()?;
+            tty::keep_own(cx)?;
             for ids in units {
                 for (id, fd) in cx.open_unit(&ids)? {
                     let fd = cx.hold(fd)?;
@@ -268,7 +278,25 @@ impl FileImages {
             }
             cx.state.built.insert(table);
             Ok(())
-        })
+        })?;
+        self.watch_all(table, &entries)
+    }
+
+    /// Fills the epolls of a finished table. One that several tables have is filled by the first of them, whose numbers
+    /// its record was made with.
+    fn watch_all(&self, table: u32, entries: &[FdinfoEntry]) -> Result<()> {
+        let numbers: BTreeSet<u32> = entries.iter().map(|e| e.fd).collect();
+        let mut done = BTreeSet::new();
+        for e in entries {
+            let Some(record) = self.files.get(&e.id).and_then(|f| f.epfd.as_ref()) else { continue };
+            let unit = self.unit_of.get(&e.id).and_then(|u| self.units.get(*u));
+            if !done.insert(e.id) || unit.and_then(|u| u.tables.first()) != Some(&table) {
+                continue;
+            }
+            let at = |fd: u32| numbers.contains(&fd).then(|| kfd::borrow_placed(fd as RawFd));
+            epoll::watch(kfd::borrow_placed(number(e)?), record, at)?;
+        }
+        Ok(())
     }
 
     /// A new descriptor for file `id`: the executable, a mapped file.
@@ -329,6 +357,11 @@ impl FileImages {
                 "such files cannot be restored yet",
             )),
         }
+    }
+
+    /// Open terminals with what is known about each.
+    pub(super) fn files_with_tty(&self) -> impl Iterator<Item = (&FileEntry, &TtyInfoEntry)> {
+        self.files.values().filter_map(|f| Some((f, self.tty_info.get(&f.tty.as_ref()?.tty_info_id)?)))
     }
 
     /// The record of a regular file.

@@ -55,6 +55,8 @@ pub(super) struct Records<'o> {
     pub(super) ghosts: Vec<Ghost>,
     pub(super) remaps: Vec<RemapFilePathEntry>,
     pub(super) tty_info: Vec<TtyInfoEntry>,
+    /// Where each terminal was seen, and its name, for errors.
+    pub(super) tty_seen: Vec<(u32, Object, String)>,
     /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
     pub(super) special: HashMap<SpecialKey, u32>,
     pub(super) build_ids: HashMap<(u64, u64), Vec<u32>>,
@@ -99,6 +101,7 @@ impl<'o> FileTable<'o> {
             ghosts: Vec::new(),
             remaps: Vec::new(),
             tty_info: Vec::new(),
+            tty_seen: Vec::new(),
             special: HashMap::new(),
             build_ids: HashMap::new(),
             root: None,
@@ -116,7 +119,7 @@ impl<'o> FileTable<'o> {
     }
 
     /// Looks at every descriptor of a task. Returns the id of its table (`files_id`); tasks that share a table
-    /// (CLONE_FILES) get the same id and are looked at once. What cannot be saved goes to [`FileTable::blockers`].
+    /// (CLONE_FILES) get the same id and are looked at once. What cannot be saved goes to [`FileTable::take_blockers`].
     ///
     /// # Errors
     /// The task cannot be looked at.
@@ -160,14 +163,12 @@ impl<'o> FileTable<'o> {
         Ok(FdinfoEntry { id, flags: u32::from(view.info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
     }
 
-    /// Errors about everything seen so far that cannot be saved, one each.
-    pub fn blockers(&self) -> &[Error] {
-        &self.blockers
-    }
-
-    /// Takes the blockers out, for a report over the whole tree.
+    /// Everything that cannot be saved, one error each; empties the list. Call it when every task was looked at: some
+    /// files depend on who else is in the tree.
     pub fn take_blockers(&mut self) -> Vec<Error> {
-        std::mem::take(&mut self.blockers)
+        let mut all = std::mem::take(&mut self.blockers);
+        all.extend(self.check_ttys());
+        all
     }
 
     /// Number of open file descriptions and similar records so far.
@@ -189,7 +190,7 @@ impl<'o> FileTable<'o> {
     /// The blockers, all in one error; or the image directory cannot be written.
     pub fn finish(mut self, out: &Partial) -> Result<MadeLinks> {
         let links = MadeLinks(std::mem::take(&mut self.records.links_made));
-        if let Some(e) = Error::all(self.blockers) {
+        if let Some(e) = Error::all(self.take_blockers()) {
             return Err(e);
         }
         let r = self.records;

@@ -240,6 +240,148 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "epoll",
+        hold: |_| {
+            use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            at(r, 20, false);
+            at(w, 21, false);
+            let ep = create(CreateFlags::CLOEXEC).unwrap();
+            add(&ep, borrowed(20), EventData::new_u64(u64::MAX), EventFlags::IN | EventFlags::ET).unwrap();
+            add(&ep, borrowed(21), EventData::new_u64(7), EventFlags::OUT | EventFlags::ONESHOT).unwrap();
+            let nested = create(CreateFlags::empty()).unwrap();
+            add(&nested, &ep, EventData::new_u64(1), EventFlags::IN).unwrap();
+            at(nested, 4, false);
+            at(ep, 40, true);
+            // Added once more under the number it now has: the first number is free again.
+            add(borrowed(4), borrowed(40), EventData::new_u64(2), EventFlags::IN).unwrap();
+        },
+        verify: |_| {
+            use rustix::event::{Timespec, epoll::wait};
+            let mut events = [rustix::event::epoll::Event {
+                flags: rustix::event::epoll::EventFlags::empty(),
+                data: rustix::event::epoll::EventData::new_u64(0),
+            }; 8];
+            let n = wait(borrowed(40), &mut events, Some(&Timespec::default())).unwrap();
+            assert_eq!(n, 1);
+            let data = events[0].data;
+            assert_eq!(data.u64(), 7);
+            assert_eq!(wait(borrowed(40), &mut events, Some(&Timespec::default())), Ok(0), "once only");
+            rustix::io::write(borrowed(21), b"x").unwrap();
+            assert_eq!(wait(borrowed(4), &mut events, Some(&Timespec::default())), Ok(2));
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "epoll_looks_the_same",
+        hold: |_| {
+            use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+            let ep = create(CreateFlags::CLOEXEC).unwrap();
+            let (r, w) = pipe_with(PipeFlags::empty()).unwrap();
+            add(&ep, borrowed(at(r, 20, false)), EventData::new_u64(5), EventFlags::IN | EventFlags::EXCLUSIVE)
+                .unwrap();
+            add(&ep, borrowed(at(w, 19, false)), EventData::new_u64(6), EventFlags::OUT).unwrap();
+            at(ep, 3, true);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "signalfd",
+        hold: |_| {
+            at(crust_kernel::fd::signalfd(0x4200).unwrap(), 9, true);
+            at(crust_kernel::fd::signalfd(1 << 63).unwrap(), 5, false);
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "timerfd",
+        hold: |_| {
+            use crust_kernel::fd::{TimerSpec, clock_now, timerfd_create, timerfd_settime};
+            use std::time::Duration;
+            let relative = timerfd_create(1).unwrap();
+            let spec = TimerSpec { value: Duration::from_secs(1000), interval: Duration::new(7, 5) };
+            timerfd_settime(&relative, 0, spec).unwrap();
+            at(relative, 10, false);
+            let absolute = timerfd_create(0).unwrap();
+            let spec = TimerSpec { value: clock_now(0).unwrap() + Duration::from_secs(500), interval: Duration::ZERO };
+            timerfd_settime(&absolute, 1, spec).unwrap();
+            at(absolute, 11, true);
+            let fired = timerfd_create(7).unwrap();
+            let spec = TimerSpec { value: Duration::from_nanos(1), interval: Duration::ZERO };
+            timerfd_settime(&fired, 0, spec).unwrap();
+            at(fired, 12, false);
+            at(timerfd_create(1).unwrap(), 13, false);
+        },
+        verify: |_| {
+            let left = |fd: i32| {
+                let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
+                let line = text.lines().find_map(|l| l.strip_prefix("it_value: (")).unwrap().to_owned();
+                line.split(',').next().unwrap().parse::<u64>().unwrap()
+            };
+            assert!((990..=1000).contains(&left(10)), "{}", left(10));
+            assert!((490..=500).contains(&left(11)), "{}", left(11));
+            assert_eq!(left(13), 0);
+            let info = std::fs::read_to_string("/proc/self/fdinfo/11").unwrap();
+            assert!(info.contains("settime flags: 01"), "{info}");
+            let info = std::fs::read_to_string("/proc/self/fdinfo/12").unwrap();
+            assert!(info.contains("ticks: 1"), "{info}");
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "pty_pair",
+        hold: |_| {
+            use crust_kernel::tty;
+            // High numbers stay clear of other users of /dev/pts.
+            let mut spare = Vec::new();
+            let master = loop {
+                let m = open("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+                if tty::pty_index(&m).unwrap() >= 40 {
+                    break m;
+                }
+                spare.push(m);
+            };
+            let index = tty::pty_index(&master).unwrap();
+            tty::set_pty_locked(&master, false).unwrap();
+            tty::set_winsize(&master, &tty::Winsize { rows: 11, cols: 22, xpixel: 33, ypixel: 44 }).unwrap();
+            let slave =
+                open(format!("/dev/pts/{index}"), OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK, Mode::empty())
+                    .unwrap();
+            let mut modes = tty::termios(&slave).unwrap();
+            modes.lflag &= !8;
+            modes.cc[6] = 9;
+            tty::set_termios(&slave, &modes).unwrap();
+            drop(spare);
+            at(slave, 31, false);
+            at(master, 30, true);
+        },
+        verify: |_| {
+            use crust_kernel::tty;
+            assert_eq!(tty::winsize(borrowed(31)), Ok(tty::Winsize { rows: 11, cols: 22, xpixel: 33, ypixel: 44 }));
+            let modes = tty::termios(borrowed(31)).unwrap();
+            assert_eq!((modes.lflag & 8, modes.cc[6]), (0, 9));
+            rustix::io::write(borrowed(30), b"typed\n").unwrap();
+            assert_eq!(read_some(31), b"typed\n");
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "terminal_from_outside",
+        hold: |_| {
+            use crust_kernel::tty;
+            let master = open("/dev/ptmx", OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+            tty::set_pty_locked(&master, false).unwrap();
+            let index = tty::pty_index(&master).unwrap();
+            let slave = open(format!("/dev/pts/{index}"), OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+            at(slave, 31, false);
+            // The master lives on in a process outside of the tree.
+            crate::park(master);
+        },
+        refused: Some("--shell-job"),
+        ..PLAIN
+    },
+    Case {
         name: "shared_by_two_processes",
         hold: |dir| {
             let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
