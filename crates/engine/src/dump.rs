@@ -1,6 +1,24 @@
 //! The dump, readable top to bottom: find → freeze → look → write → commit → kill or resume.
-use crate::{Error, Events, Kind, Options, Result};
-use std::time::Duration;
+use crate::error::ResultExt;
+use crate::fault;
+use crate::images::Partial;
+use crate::memory::{self, PagesDump};
+use crate::options::After;
+use crate::{Error, Event, Events, Kind, OnObject, Options, Result, Stage};
+use crust_image::ImageKind;
+use crust_image::proto::{InventoryEntry, PagemapHead, SeccompEntry, TimensEntry, Timespec};
+use crust_kernel::Deadline;
+use rustix::time::ClockId;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+mod freeze;
+mod look;
+
+pub(crate) use freeze::{find_root, stat_of};
+use freeze::FrozenTree;
+pub(crate) use look::{Collected, blockers_outside, inner_id};
+use look::Looked;
 
 /// What a dump did; becomes `stats-dump` and the lines people read.
 #[derive(Clone, Debug, Default)]
@@ -31,13 +49,258 @@ pub struct DumpReport {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
+/// Wall times of named steps.
+struct Phases {
+    last: Instant,
+    all: Vec<(&'static str, Duration)>,
+}
+
+impl Phases {
+    fn done(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.all.push((name, now - self.last));
+        self.last = now;
+    }
+}
+
 /// Checkpoints the tree below `opts.pid` into `opts.images_dir`.
 ///
 /// # Errors
 /// Any error leaves the tree running as before and no image directory that could be taken for a good one.
 pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
-    let _ = (opts, events);
-    Err(Error::new(Kind::Internal, "dump is not built yet"))
+    let mut phases = Phases { last: Instant::now(), all: Vec::new() };
+    let started = Instant::now();
+    let deadline = Deadline::after(opts.timeout.unwrap_or(Options::DEFAULT_TIMEOUT));
+    refuse_options(opts)?;
+    let root = find_root(opts.pid)?;
+    fault::point(Stage::Find)?;
+    let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
+    let out = Partial::create(dir.as_fd()).at(Stage::Write)?;
+    events.notify(Event::PreDump, Some(opts.pid), None)?;
+    phases.done("find");
+
+    let freezing = Instant::now();
+    let mut tree = FrozenTree::freeze(root, deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
+    let mut report = DumpReport { pid: opts.pid, freezing: freezing.elapsed(), ..Default::default() };
+    phases.done("freeze");
+
+    let saved = save(&mut tree, opts, out, events, &mut report, &mut phases);
+    if let Err(e) = saved {
+        // Whatever went wrong: the tree first, then the words.
+        let resumed = tree.resume();
+        if let Err(r) = &resumed {
+            log::error!("after a failed dump: {r}");
+        }
+        let state = if resumed.is_ok() { RUNS_ON } else { "not every task could be put back, see the log" };
+        return Err(e.state(state));
+    }
+    match opts.after {
+        _ if opts.leave_stopped => tree.stop(),
+        After::Kill => tree.kill(),
+        After::Run => tree.resume(),
+        After::Stop => tree.stop(),
+    }
+    .at(Stage::Kill)?;
+    report.frozen = freezing.elapsed();
+    phases.done(if opts.after == After::Kill { "kill" } else { "resume" });
+    report.phases = phases.all;
+    log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, started.elapsed());
+    Ok(report)
+}
+
+const UNTOUCHED: &str = "nothing written, nothing stopped";
+const RUNS_ON: &str = "no images left behind, all tasks running again";
+
+/// Options whose work is not built yet are refused, not ignored.
+fn refuse_options(opts: &Options) -> Result<()> {
+    let asked = [
+        (opts.page_server.is_some(), "--page-server"),
+        (opts.lazy_pages, "--lazy-pages"),
+        (opts.stream, "--stream"),
+        (opts.prev_images_dir.is_some(), "--prev-images-dir"),
+        (opts.track_mem, "--track-mem"),
+    ];
+    let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
+        Error::unsupported("is not supported yet", "leave the option out: the dump is then complete by itself")
+            .on(crate::Object::Option(name.into()))
+            .at(Stage::Request)
+    });
+    Error::all(refused.collect()).map_or(Ok(()), Err)
+}
+
+/// Look, write, commit: everything between the freeze and the end of the tree's wait.
+fn save(
+    tree: &mut FrozenTree,
+    opts: &Options,
+    out: Partial,
+    events: &mut dyn Events,
+    report: &mut DumpReport,
+    phases: &mut Phases,
+) -> Result<()> {
+    fault::point(Stage::Freeze)?;
+    events.notify(Event::NetworkLock, Some(opts.pid), None)?;
+    let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
+    let mut cx = Collected::new(opts);
+    let looked = look_at_all(tree, &mut cx, opts, events).map_err(|e| e.at(Stage::Look))?;
+    fault::point(Stage::Look)?;
+    phases.done("look");
+
+    write_memory(tree, &looked, &cx, &out, events, report).map_err(|e| e.at(Stage::Write))?;
+    phases.done("memory");
+    write_records(&looked, &out).map_err(|e| e.at(Stage::Write))?;
+    let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
+    fault::point(Stage::Write)?;
+    write_inventory(&looked, &out).map_err(|e| e.at(Stage::Write))?;
+    fault::point(Stage::Commit)?;
+    let committed = out.commit(!opts.no_sync).map_err(|e| e.at(Stage::Commit))?;
+    links.keep();
+    report.image_bytes = committed.image_bytes();
+    report.tasks = looked.len();
+    report.threads = looked.iter().filter(|l| l.mm.is_some()).map(|l| l.cores.len()).sum();
+    phases.done("commit");
+    events.notify(Event::PostDump, Some(opts.pid), None)?;
+    if opts.after != After::Kill
+        && let Err(e) = events.notify(Event::NetworkUnlock, Some(opts.pid), None)
+    {
+        log::error!("network-unlock failed: {e}");
+    }
+    Ok(())
+}
+
+fn look_at_all(tree: &mut FrozenTree, cx: &mut Collected<'_>, opts: &Options, events: &mut dyn Events) -> Result<Vec<Looked>> {
+    let total = tree.processes.len() as u64;
+    let mut looked = Vec::with_capacity(tree.processes.len());
+    for (i, p) in tree.processes.iter_mut().enumerate() {
+        if events.cancelled() {
+            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
+        }
+        match look::look(p, cx) {
+            Ok(mut l) => {
+                if i == 0 {
+                    l.pstree.ppid = 0;
+                }
+                looked.push(l);
+            }
+            // A blocker is no reason to stop looking: the user wants all of them at once.
+            Err(e) if e.kind() == Kind::Unsupported => cx.blockers.push(e),
+            Err(e) => return Err(e),
+        }
+        events.progress("processes", i as u64 + 1, total);
+    }
+    cx.blockers.extend(sessions(&looked, opts));
+    cx.blockers.extend(cx.files.take_blockers());
+    match Error::all(std::mem::take(&mut cx.blockers)) {
+        Some(e) => Err(e),
+        None => Ok(looked),
+    }
+}
+
+/// Sessions and groups that would not come back.
+fn sessions(looked: &[Looked], opts: &Options) -> Vec<Error> {
+    let Some(root) = looked.first().map(|l| &l.pstree) else { return Vec::new() };
+    let mut errors = Vec::new();
+    let mut pids: Vec<u32> = looked.iter().map(|l| l.pstree.pid).collect();
+    pids.sort_unstable();
+    let foreign = root.sid != root.pid || (root.pgid != root.pid && pids.binary_search(&root.pgid).is_err());
+    if foreign && !opts.shell_job {
+        let what = format!("belongs to session {} and process group {}, whose leader is outside of the tree", root.sid, root.pgid);
+        let help = "dump with --shell-job (and restore with it from a terminal), or start the program with setsid";
+        errors.push(Error::new(Kind::BadRequest, what).help(help).on(crate::Object::Task(root.pid as i32)));
+    }
+    let mut seen: [std::collections::HashMap<u32, u32>; 3] = Default::default();
+    for l in looked {
+        let Some(ids) = &l.ids else { continue };
+        let kinds = [(ids.vm_id, "memory"), (ids.files_id, "descriptor table"), (ids.sighand_id, "signal handlers")];
+        for (map, (id, what)) in seen.iter_mut().zip(kinds) {
+            if let Some(other) = map.insert(id, l.pstree.pid) {
+                let text = format!("shares its {what} with process {other}");
+                let help = "processes that share such objects (vfork in progress, CLONE_VM, CLONE_FILES) are not supported yet";
+                errors.push(Error::unsupported(text, help).on(crate::Object::Task(l.pstree.pid as i32)));
+            }
+        }
+    }
+    errors
+}
+
+fn write_memory(
+    tree: &FrozenTree,
+    looked: &[Looked],
+    cx: &Collected<'_>,
+    out: &Partial,
+    events: &mut dyn Events,
+    report: &mut DumpReport,
+) -> Result<()> {
+    let started = Instant::now();
+    let mut pages_id = 0u32;
+    let mut put = |kind: ImageKind, id: u64, report: &mut DumpReport, dump: &mut dyn FnMut(&std::fs::File) -> Result<PagesDump>| {
+        pages_id += 1;
+        let file = out.create_file(&ImageKind::Pages.file_name(u64::from(pages_id)))?;
+        let pages = dump(&file)?;
+        report.pages_scanned += pages.scanned;
+        report.pages_written += pages.written;
+        let mut w = crust_image::Writer::new(Vec::new(), kind)?;
+        w.entry(&PagemapHead { pages_id })?;
+        for entry in &pages.entries {
+            w.entry(entry)?;
+        }
+        out.put(&kind.file_name(id), &w.into_inner())
+    };
+    let mut looks = looked.iter();
+    for p in &tree.processes {
+        let Some(l) = looks.next() else { break };
+        let Some(mm) = &l.mm else { continue };
+        if events.cancelled() {
+            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
+        }
+        let ns_pid = l.cores[0].0;
+        let target = crate::task::Target { pid: p.pid, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
+        put(ImageKind::Pagemap, ns_pid.as_raw() as u64, report, &mut |file| {
+            memory::dump_pages(&target, mm, file.as_fd()).on_task(p.pid.as_raw())
+        })?;
+        out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
+    }
+    for id in cx.shared.ids() {
+        put(ImageKind::ShmemPagemap, id, report, &mut |file| cx.shared.dump(id, file.as_fd()))?;
+    }
+    report.memdump = started.elapsed();
+    report.memwrite = started.elapsed();
+    Ok(())
+}
+
+fn write_records(looked: &[Looked], out: &Partial) -> Result<()> {
+    out.put_all(ImageKind::Pstree, 0, looked.iter().map(|l| &l.pstree))?;
+    for l in looked {
+        for (tid, core) in &l.cores {
+            out.put_one(ImageKind::Core, tid.as_raw() as u64, core)?;
+        }
+        if let Some(ids) = &l.ids {
+            out.put_one(ImageKind::Ids, u64::from(l.pstree.pid), ids)?;
+        }
+    }
+    out.put_one(ImageKind::Seccomp, 0, &SeccompEntry::default())?;
+    let clock = |id| {
+        let t = rustix::time::clock_gettime(id);
+        Timespec { tv_sec: t.tv_sec as u64, tv_nsec: t.tv_nsec as u64 }
+    };
+    let now = TimensEntry { monotonic: clock(ClockId::Monotonic), boottime: clock(ClockId::Boottime) };
+    out.put_one(ImageKind::Timens, 0, &now)
+}
+
+fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {
+    let run_id = std::fs::read_to_string("/proc/sys/kernel/random/uuid").during("making a run id")?;
+    let inventory = InventoryEntry {
+        img_version: 2,
+        fdinfo_per_id: Some(true),
+        root_ids: looked.first().and_then(|l| l.ids),
+        ns_per_id: Some(true),
+        root_cg_set: Some(1),
+        lsmtype: Some(0),
+        network_lock_method: Some(0),
+        plugins_entry: Some(Default::default()),
+        dump_criu_run_id: Some(run_id.trim().to_owned()),
+        ..Default::default()
+    };
+    out.put_one(ImageKind::Inventory, 0, &inventory)
 }
 
 /// Writes the memory of the tree while it runs on, for a later dump with `prev_images_dir`.

@@ -3,6 +3,7 @@ pub mod check;
 pub mod dump;
 pub mod error;
 pub mod events;
+pub(crate) mod fault;
 pub mod files;
 pub mod images;
 pub mod memory;

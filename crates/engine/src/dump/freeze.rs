@@ -1,0 +1,196 @@
+//! The tree found and frozen: every process below the root, every thread of it, until nothing new appears.
+use crate::error::ResultExt;
+use crate::{Error, Kind, Object, Result, Stage};
+use crust_inject::SeizedProcess;
+use crust_kernel::pidfd::PidFd;
+use crust_kernel::procfs::{ProcDir, Stat};
+use crust_kernel::{Deadline, HostTid, ptrace};
+use std::collections::HashSet;
+
+/// One process of the frozen tree.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) pid: HostTid,
+    /// As the tree has it; the root's is 0.
+    pub(crate) ppid: i32,
+    pub(crate) proc: ProcDir,
+    pub(crate) pidfd: PidFd,
+    pub(crate) stat: Stat,
+    /// `None` for a zombie.
+    pub(crate) seized: Option<SeizedProcess>,
+}
+
+/// A tree that stands still. Dropping it lets it run again.
+#[must_use = "dropping a frozen tree lets it run again"]
+#[derive(Debug)]
+pub(crate) struct FrozenTree {
+    /// Root first, parents before children.
+    pub(crate) processes: Vec<Process>,
+}
+
+impl From<crust_inject::Error> for Error {
+    fn from(e: crust_inject::Error) -> Self {
+        use crust_inject::Kind as K;
+        let kind = match e.kind() {
+            K::Gone | K::Traced { .. } => Kind::NoSuchTask,
+            K::Permission => Kind::Permission,
+            K::Timeout => Kind::Timeout,
+            K::Unsupported => Kind::Unsupported,
+            K::Died | K::Zombie => Kind::TargetChanged,
+            K::Kernel => Kind::Kernel,
+            _ => Kind::Internal,
+        };
+        Error::new(kind, e.to_string()).on(Object::Task(e.task().as_raw())).help(e.help())
+    }
+}
+
+/// Reads a process's stat file; `None` if it is gone.
+pub(crate) fn stat_of(proc: &ProcDir) -> Option<Stat> {
+    Stat::parse(&proc.read("stat").ok()?)
+}
+
+/// The root of a request: there, and not above ourselves.
+pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
+    let bad = |what: String| Error::new(Kind::NoSuchTask, what).at(Stage::Find);
+    let root = HostTid::new(pid).ok_or_else(|| bad(format!("{pid} is no process id")))?;
+    let proc = ProcDir::open(root).map_err(|_| bad(format!("there is no process {pid}")))?;
+    let stat = stat_of(&proc).ok_or_else(|| bad(format!("process {pid} ended")))?;
+    if stat.state == b'Z' {
+        return Err(bad(format!("process {pid} is a zombie")).help("dump from its parent to save it as a zombie"));
+    }
+    // The old wording is what CRIU's clients look for.
+    let mut at = HostTid::new(rustix::process::getpid().as_raw_nonzero().get());
+    while let Some(id) = at {
+        if id == root {
+            return Err(Error::new(Kind::BadRequest, "The criu itself is within dumped tree")
+                .on(Object::Task(pid))
+                .at(Stage::Find)
+                .help("start crust from outside of the tree, or use the service"));
+        }
+        at = ProcDir::open(id).ok().and_then(|p| stat_of(&p)).and_then(|s| HostTid::new(s.ppid));
+    }
+    Ok(root)
+}
+
+impl FrozenTree {
+    /// Stops every task below `root`.
+    ///
+    /// # Errors
+    /// The task that could not be stopped; everything runs again then.
+    pub(crate) fn freeze(root: HostTid, deadline: Deadline) -> Result<Self> {
+        let mut tree = Self { processes: Vec::new() };
+        let mut known = HashSet::new();
+        let mut wanted = vec![(root, 0)];
+        while !wanted.is_empty() {
+            tree.add(&wanted, &mut known, deadline)?;
+            // A task that falls to a new parent (its own died) may show up below any that is frozen already, so all are
+            // asked again until nothing new comes.
+            wanted.clear();
+            for p in tree.processes.iter().filter(|p| p.seized.is_some()) {
+                let children = p.proc.children().during("listing children").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
+                wanted.extend(children.into_iter().filter(|c| !known.contains(c)).map(|c| (c, p.pid.as_raw())));
+            }
+            if deadline.expired() {
+                return Err(Error::new(Kind::Timeout, "the tree forks faster than it can be frozen"));
+            }
+        }
+        tree.order();
+        Ok(tree)
+    }
+
+    /// Seizes a layer of processes. One that is gone by now is none of ours any more, unless it is the root.
+    fn add(&mut self, wanted: &[(HostTid, i32)], known: &mut HashSet<HostTid>, deadline: Deadline) -> Result<()> {
+        let pids: Vec<HostTid> = wanted.iter().map(|w| w.0).collect();
+        let seized = SeizedProcess::seize_all(&pids, ptrace::Options::default(), deadline);
+        for (&(pid, ppid), seized) in wanted.iter().zip(seized) {
+            let seized = match seized {
+                Ok(s) => Some(s),
+                Err(e) if *e.kind() == crust_inject::Kind::Zombie && ppid != 0 => None,
+                Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
+                Err(e) => return Err(e.into()),
+            };
+            let on = |e: Error| e.on(Object::Task(pid.as_raw()));
+            let proc = ProcDir::open(pid).during("opening /proc/PID").map_err(on)?;
+            let pidfd = PidFd::open(pid).during("pidfd_open").map_err(on)?;
+            let gone = || Error::new(Kind::TargetChanged, "ended while the tree was being frozen");
+            let stat = stat_of(&proc).ok_or_else(gone).map_err(on)?;
+            if seized.as_ref().is_some_and(SeizedProcess::leader_is_zombie) {
+                return Err(Error::unsupported(
+                    "the thread group's leader has ended while other threads run on",
+                    "let the program's main thread live, or wait until the others end",
+                )
+                .on(Object::Task(pid.as_raw())));
+            }
+            known.insert(pid);
+            self.processes.push(Process { pid, ppid, proc, pidfd, stat, seized });
+        }
+        Ok(())
+    }
+
+    /// Parents as they are now that nothing moves, and parents before children.
+    fn order(&mut self) {
+        for p in self.processes.iter_mut().skip(1) {
+            if let Some(stat) = stat_of(&p.proc) {
+                p.ppid = stat.ppid;
+                p.stat = stat;
+            }
+        }
+        let mut sorted: Vec<Process> = Vec::with_capacity(self.processes.len());
+        let mut rest = std::mem::take(&mut self.processes);
+        if rest.is_empty() {
+            return;
+        }
+        sorted.push(rest.remove(0));
+        let mut have: HashSet<i32> = sorted.iter().map(|p| p.pid.as_raw()).collect();
+        while !rest.is_empty() {
+            let before = rest.len();
+            let (ready, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| have.contains(&p.ppid));
+            have.extend(ready.iter().map(|p| p.pid.as_raw()));
+            sorted.extend(ready);
+            rest = later;
+            if rest.len() == before {
+                sorted.append(&mut rest); // a stranger's child; the look refuses it by name
+            }
+        }
+        self.processes = sorted;
+    }
+
+    /// Lets everything run on as before.
+    ///
+    /// # Errors
+    /// The first task that could not be put back; the others are, nevertheless.
+    pub(crate) fn resume(self) -> Result<()> {
+        let mut first = None;
+        for p in self.processes {
+            if let Some(Err(e)) = p.seized.map(SeizedProcess::release) {
+                first.get_or_insert(Error::from(e));
+            }
+        }
+        first.map_or(Ok(()), Err)
+    }
+
+    /// Lets everything go, stopped by SIGSTOP.
+    ///
+    /// # Errors
+    /// As [`FrozenTree::resume`].
+    pub(crate) fn stop(self) -> Result<()> {
+        for p in self.processes.iter().filter(|p| p.seized.is_some()) {
+            p.pidfd.send_signal(libc::SIGSTOP).during("stopping a task").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
+        }
+        self.resume()
+    }
+
+    /// Kills every task and waits until they are gone.
+    ///
+    /// # Errors
+    /// A task that does not die in time.
+    pub(crate) fn kill(mut self) -> Result<()> {
+        for seized in self.processes.iter_mut().filter_map(|p| p.seized.as_mut()) {
+            seized.kill_now()?;
+        }
+        for seized in self.processes.into_iter().filter_map(|p| p.seized) {
+            seized.await_death()?;
+        }
+        Ok(())
+    }
+}
