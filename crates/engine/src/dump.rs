@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 mod freeze;
 mod look;
 
-pub(crate) use freeze::{find_root, stat_of};
 use freeze::FrozenTree;
-pub(crate) use look::{Collected, blockers_outside, inner_id};
+pub(crate) use freeze::{find_root, stat_of};
 use look::Looked;
+pub(crate) use look::{Collected, blockers_outside, inner_id};
 
 /// What a dump did; becomes `stats-dump` and the lines people read.
 #[derive(Clone, Debug, Default)]
@@ -167,7 +167,12 @@ fn save(
     Ok(())
 }
 
-fn look_at_all(tree: &mut FrozenTree, cx: &mut Collected<'_>, opts: &Options, events: &mut dyn Events) -> Result<Vec<Looked>> {
+fn look_at_all(
+    tree: &mut FrozenTree,
+    cx: &mut Collected<'_>,
+    opts: &Options,
+    events: &mut dyn Events,
+) -> Result<Vec<Looked>> {
     let total = tree.processes.len() as u64;
     let mut looked = Vec::with_capacity(tree.processes.len());
     for (i, p) in tree.processes.iter_mut().enumerate() {
@@ -203,7 +208,10 @@ fn sessions(looked: &[Looked], opts: &Options) -> Vec<Error> {
     pids.sort_unstable();
     let foreign = root.sid != root.pid || (root.pgid != root.pid && pids.binary_search(&root.pgid).is_err());
     if foreign && !opts.shell_job {
-        let what = format!("belongs to session {} and process group {}, whose leader is outside of the tree", root.sid, root.pgid);
+        let what = format!(
+            "belongs to session {} and process group {}, whose leader is outside of the tree",
+            root.sid, root.pgid
+        );
         let help = "dump with --shell-job (and restore with it from a terminal), or start the program with setsid";
         errors.push(Error::new(Kind::BadRequest, what).help(help).on(crate::Object::Task(root.pid as i32)));
     }
@@ -232,7 +240,10 @@ fn write_memory(
 ) -> Result<()> {
     let started = Instant::now();
     let mut pages_id = 0u32;
-    let mut put = |kind: ImageKind, id: u64, report: &mut DumpReport, dump: &mut dyn FnMut(&std::fs::File) -> Result<PagesDump>| {
+    let mut put = |kind: ImageKind,
+                   id: u64,
+                   report: &mut DumpReport,
+                   dump: &mut dyn FnMut(&std::fs::File) -> Result<PagesDump>| {
         pages_id += 1;
         let file = out.create_file(&ImageKind::Pages.file_name(u64::from(pages_id)))?;
         let pages = dump(&file)?;

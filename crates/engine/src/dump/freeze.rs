@@ -87,7 +87,8 @@ impl FrozenTree {
             // asked again until nothing new comes.
             wanted.clear();
             for p in tree.processes.iter().filter(|p| p.seized.is_some()) {
-                let children = p.proc.children().during("listing children").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
+                let children =
+                    p.proc.children().during("listing children").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
                 wanted.extend(children.into_iter().filter(|c| !known.contains(c)).map(|c| (c, p.pid.as_raw())));
             }
             if deadline.expired() {
@@ -175,7 +176,10 @@ impl FrozenTree {
     /// As [`FrozenTree::resume`].
     pub(crate) fn stop(self) -> Result<()> {
         for p in self.processes.iter().filter(|p| p.seized.is_some()) {
-            p.pidfd.send_signal(libc::SIGSTOP).during("stopping a task").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
+            p.pidfd
+                .send_signal(libc::SIGSTOP)
+                .during("stopping a task")
+                .map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
         }
         self.resume()
     }

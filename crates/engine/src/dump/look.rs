@@ -73,7 +73,9 @@ pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status) ->
             && theirs != ours
         {
             let what = format!("lives in another {ns} namespace than we do ({})", String::from_utf8_lossy(&theirs));
-            let help = format!("run crust inside of it: `nsenter -t {pid} --all crust …`; containers from outside are not supported yet");
+            let help = format!(
+                "run crust inside of it: `nsenter -t {pid} --all crust …`; containers from outside are not supported yet"
+            );
             found.push(Error::unsupported(what, help));
         }
     }
@@ -196,6 +198,8 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     let questions = Questions::ask(&mut program, &tids, &timer_list)?;
     let on: Vec<(HostTid, PlanId)> = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
     let ran = seized.run(&program, &on)?;
+    // Nothing of ours may be seen in the memory that is saved.
+    seized.clean_up()?;
     for q in &questions.threads {
         if let Some(failure) = ran.failure(q.plan) {
             return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
@@ -232,7 +236,8 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
         cores.push(look_thread(p.pid, thread, q, &answers)?);
     }
     let inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
-    let tid_inside = |raw: i32| tids.iter().position(|t| t.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw());
+    let tid_inside =
+        |raw: i32| tids.iter().position(|t| t.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw());
     let tc = process_part(p, &questions, &answers, &tid_inside)?;
     if let Some((_, core)) = cores.first_mut() {
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset).unwrap_or(0);
@@ -331,7 +336,10 @@ fn look_thread(pid: HostTid, t: &SeizedThread, q: &ThreadQuestions, a: &Answers<
         ..Default::default()
     };
     if stat.policy == 6 {
-        return Err(Error::unsupported(format!("thread {tid} is scheduled by SCHED_DEADLINE"), "change its policy before the dump"));
+        return Err(Error::unsupported(
+            format!("thread {tid} is scheduled by SCHED_DEADLINE"),
+            "change its policy before the dump",
+        ));
     }
     let info = regs::to_image(t.regs(), &t.xsave()?, a.word(q.tid_address)?)?;
     Ok((tid, CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() }))
