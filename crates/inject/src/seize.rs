@@ -366,7 +366,16 @@ impl SeizedProcess {
             .and_then(|text| Stat::parse(&text))
             .map_or('?', |s| char::from(s.state));
         let call = ProcDir::open_thread(self.pid, tid).and_then(|d| d.read_text("syscall")).unwrap_or_default();
-        let vfork = call.split_ascii_whitespace().next().is_some_and(|nr| nr == libc::SYS_vfork.to_string());
+        let mut words = call.split_ascii_whitespace();
+        let nr = words.next().and_then(|w| w.parse::<i64>().ok());
+        let first = words.next().and_then(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).unwrap_or(0);
+        let vfork = match nr {
+            Some(libc::SYS_vfork) => true,
+            Some(libc::SYS_clone) => first & libc::CLONE_VFORK as u64 != 0,
+            // Its flags lie in memory; a thread does not stay in clone3 for anything else.
+            Some(libc::SYS_clone3) => true,
+            _ => false,
+        };
         let why = if vfork { "it waits for its vfork child" } else { "it does not come out of the kernel" };
         Error::new(Kind::Timeout, tid, format!("it did not stop (state {state}): {why}"))
     }
