@@ -30,8 +30,22 @@ const MAY_ASM: [(&str, &str); 3] = [
 const NO_UNSAFE: [&str; 2] = ["crates/image/src/lib.rs", "crates/rpc/src/lib.rs"];
 
 /// What every room of the engine may import; the journeys (dump, restore, check) import the rooms, never the reverse.
-const SHARED: [&str; 10] =
-    ["error", "events", "fault", "images", "options", "task::Target", "Error", "Kind", "Result", "Stage"];
+/// Of other rooms only these: the task being looked at, the search for an instruction that restore needs twice, and the
+/// trait by which memory asks the files for a record without knowing them.
+const SHARED: [&str; 12] = [
+    "error",
+    "events",
+    "fault",
+    "images",
+    "options",
+    "task::Target",
+    "task::regs",
+    "memory::FileIds",
+    "Error",
+    "Kind",
+    "Result",
+    "Stage",
+];
 
 /// Files of the engine's rooms that belong to the journeys and may import any room.
 const JOURNEYS: [&str; 3] = ["crates/engine/src/restore/", "crates/engine/src/dump/", "crates/engine/src/check/"];
@@ -69,7 +83,7 @@ fn any_file(name: &str, text: &str, found: &mut Vec<String>) {
     // Written in two halves, so that this file passes its own rules.
     let unfinished = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX"), concat!("HA", "CK:")];
     let unfinished_code = [concat!("to", "do!("), concat!("unimple", "mented!("), concat!("db", "g!(")];
-    let places = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("bash_", "jobs")];
+    let places = [concat!("/wo", "rk/"), concat!("/ro", "ot/."), concat!("bash_", "jobs")];
     if name == "Cargo.lock" {
         return;
     }
