@@ -74,6 +74,12 @@ fn prepare(invocation: &mut Invocation) -> Result<()> {
             Err(e) => log::warn!("--close {fd}: {e}"),
         }
     }
+    // A script named from here stays that one after the change of directory; CRIU looks in the work directory only.
+    for script in &mut s.action_scripts {
+        if script.is_relative() && script.exists() {
+            *script = std::path::absolute(&*script).unwrap_or_else(|_| script.clone());
+        }
+    }
     let mut dir = None;
     if verb != Verb::Check {
         let path = s.images_dir.clone().unwrap_or_else(|| PathBuf::from("."));
