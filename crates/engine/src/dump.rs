@@ -6,7 +6,7 @@ use crate::memory::{self, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, OnObject, Options, Result, Stage};
 use crust_image::ImageKind;
-use crust_image::proto::{InventoryEntry, PagemapHead, SeccompEntry, TimensEntry, Timespec};
+use crust_image::proto::{InventoryEntry, PagemapHead, SeccompEntry, TaskKobjIdsEntry, TimensEntry, Timespec};
 use crust_kernel::Deadline;
 use rustix::time::ClockId;
 use std::os::fd::AsFd;
@@ -302,7 +302,7 @@ fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {
     let inventory = InventoryEntry {
         img_version: 2,
         fdinfo_per_id: Some(true),
-        root_ids: looked.first().and_then(|l| l.ids),
+        root_ids: Some(our_ids(looked)),
         ns_per_id: Some(true),
         root_cg_set: Some(1),
         lsmtype: Some(0),
@@ -312,6 +312,19 @@ fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {
         ..Default::default()
     };
     out.put_one(ImageKind::Inventory, 0, &inventory)
+}
+
+/// Ids of the dumper itself, as CRIU records them: its own objects are nobody's of the tree, its namespaces are theirs.
+fn our_ids(looked: &[Looked]) -> TaskKobjIdsEntry {
+    let all = || looked.iter().filter_map(|l| l.ids.as_ref());
+    let beyond = |id: fn(&TaskKobjIdsEntry) -> u32| all().map(id).max().unwrap_or(0) + 1;
+    TaskKobjIdsEntry {
+        vm_id: beyond(|i| i.vm_id),
+        files_id: beyond(|i| i.files_id),
+        fs_id: beyond(|i| i.fs_id),
+        sighand_id: beyond(|i| i.sighand_id),
+        ..all().next().copied().unwrap_or_default()
+    }
 }
 
 /// Writes the memory of the tree while it runs on, for a later dump with `prev_images_dir`.
