@@ -14,7 +14,7 @@
 //! otherwise [`Committed::hash_rest`] computes it when the tree already runs or is gone, so no hash ever prolongs the freeze.
 use crate::{Error, Kind, Object, Result};
 use crust_image::manifest::{ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest, is_pages, is_plain_name};
-use crust_image::{ImageKind, Message};
+use crust_image::{ImageKind, ImageSet, Message};
 use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::BTreeMap;
@@ -715,4 +715,30 @@ fn cannot_write(what: &str, errno: Errno) -> Error {
 fn failed(e: &std::io::Error, name: &str) -> Error {
     let errno = e.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
     cannot_write("reading or writing failed", errno).on(image(name))
+}
+
+/// For the image crate's tools.
+impl ImageSet for Source {
+    fn names(&self) -> crust_image::Result<Vec<String>> {
+        names(&self.dir).map_err(|e| as_image_error(".", &e))
+    }
+
+    fn read(&self, name: &str) -> crust_image::Result<Option<Vec<u8>>> {
+        Self::read(self, name).map_err(|e| as_image_error(name, &e))
+    }
+
+    fn len_bytes(&self, name: &str) -> crust_image::Result<Option<u64>> {
+        let file = open_in(&self.dir, name).map_err(|e| as_image_error(name, &e))?;
+        let len = file.map(|f| f.metadata().map(|m| m.len())).transpose();
+        len.map_err(|e| as_image_error(name, &failed(&e, name)))
+    }
+
+    fn hash(&self, name: &str) -> crust_image::Result<Option<ContentHash>> {
+        let file = open_in(&self.dir, name).map_err(|e| as_image_error(name, &e))?;
+        file.map(|f| hash_of(&f)).transpose().map_err(|e| as_image_error(name, &failed(&e, name)))
+    }
+}
+
+fn as_image_error(name: &str, e: &Error) -> crust_image::Error {
+    crust_image::Error::text(name, e.headline())
 }

@@ -5,6 +5,8 @@
 //! [`Writer`] the framing.
 #![forbid(unsafe_code)]
 
+mod decode;
+mod encode;
 mod error;
 mod frame;
 pub mod json;
@@ -12,8 +14,17 @@ mod kind;
 pub mod manifest;
 pub mod pagemap;
 pub mod proto;
+mod schema;
+mod set;
+mod text;
+pub mod tools;
+mod tree;
+mod view;
 
+pub use decode::{Style, count_records, decode_image};
+pub use encode::encode_image;
 pub use error::{Error, Result, What};
 pub use frame::{MAX_RECORD_BYTES, Reader, Writer, encode_all, encode_one, read_all, read_one};
 pub use kind::{Extra, ImageKind};
 pub use prost::Message;
+pub use set::ImageSet;

@@ -67,6 +67,20 @@ impl Pagemap {
     /// # Errors
     /// If the run is empty, not aligned, wraps, or lies before the end of the last one.
     pub fn push(&mut self, vaddr: u64, nr_pages: u64, flags: u32) -> Result<()> {
+        self.append(vaddr, nr_pages, flags)?;
+        // What is adjacent in memory is adjacent in the file: nothing was in between.
+        if let [.., before, last] = &mut self.runs[..]
+            && before.end() == last.vaddr
+            && before.flags == last.flags
+        {
+            before.nr_pages += last.nr_pages;
+            self.runs.pop();
+        }
+        Ok(())
+    }
+
+    /// Appends a run as it is.
+    fn append(&mut self, vaddr: u64, nr_pages: u64, flags: u32) -> Result<()> {
         let len = nr_pages.checked_mul(PAGE_BYTES);
         let why = match (len, len.and_then(|len| vaddr.checked_add(len))) {
             _ if nr_pages == 0 => "is empty",
@@ -82,11 +96,7 @@ impl Pagemap {
                 if present {
                     self.present_bytes = self.present_bytes.saturating_add(len);
                 }
-                match self.runs.last_mut() {
-                    // What is adjacent in memory is adjacent in the file: nothing was in between.
-                    Some(last) if last.end() == vaddr && last.flags == flags => last.nr_pages += nr_pages,
-                    _ => self.runs.push(Run { vaddr, nr_pages, flags, offset }),
-                }
+                self.runs.push(Run { vaddr, nr_pages, flags, offset });
                 return Ok(());
             }
         };
@@ -94,7 +104,7 @@ impl Pagemap {
         Err(Error::new(ImageKind::Pagemap.file_name(0), 0, None, What::Impossible(what)))
     }
 
-    /// Reads a pagemap image; `kind` is [`ImageKind::Pagemap`] or [`ImageKind::ShmemPagemap`].
+    /// Reads a pagemap image, its runs as they are; `kind` is [`ImageKind::Pagemap`] or [`ImageKind::ShmemPagemap`].
     ///
     /// # Errors
     /// With the record that is not a run of pages in ascending order, or as [`Reader::open`] and [`Reader::next`].
@@ -110,7 +120,7 @@ impl Pagemap {
                 (_, Some(flags)) => flags,
                 (_, None) => PRESENT,
             };
-            map.push(entry.vaddr, nr_pages, flags).map_err(|e| match e.what() {
+            map.append(entry.vaddr, nr_pages, flags).map_err(|e| match e.what() {
                 What::Impossible(why) => r.impossible(why.clone()),
                 _ => e,
             })?;

@@ -1,0 +1,292 @@
+//! A checkpoint as people think of it: processes with their memory and descriptors, and what those lead to.
+use crate::pagemap::Pagemap;
+use crate::proto::{
+    CoreEntry, FdTypes, FdinfoEntry, FileEntry, FsEntry, InetSkEntry, InventoryEntry, MmEntry, PstreeEntry,
+    RegFileEntry, TaskKobjIdsEntry, UnixSkEntry, VmaEntry,
+};
+use crate::set::{ImageSet, record, records};
+use crate::{Error, ImageKind, Result, schema, text};
+use std::collections::HashMap;
+
+/// `vma_entry.status`.
+pub(crate) mod status {
+    pub(crate) const REGULAR: u32 = 1 << 0;
+    pub(crate) const STACK: u32 = 1 << 1;
+    pub(crate) const VSYSCALL: u32 = 1 << 2;
+    pub(crate) const VDSO: u32 = 1 << 3;
+    pub(crate) const HEAP: u32 = 1 << 5;
+    pub(crate) const FILE_PRIVATE: u32 = 1 << 6;
+    pub(crate) const FILE_SHARED: u32 = 1 << 7;
+    pub(crate) const ANON_SHARED: u32 = 1 << 8;
+    pub(crate) const SYSVIPC: u32 = 1 << 10;
+    pub(crate) const SOCKET: u32 = 1 << 11;
+    pub(crate) const VVAR: u32 = 1 << 12;
+    pub(crate) const AIORING: u32 = 1 << 13;
+}
+
+/// `mmap.flags` of a mapping that grows down.
+pub(crate) const MAP_GROWSDOWN: u32 = 0x100;
+
+/// Text that the kernel allows any bytes in.
+pub(crate) fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// One process.
+#[derive(Debug)]
+pub(crate) struct Task {
+    pub(crate) entry: PstreeEntry,
+    pub(crate) core: CoreEntry,
+    pub(crate) ids: Option<TaskKobjIdsEntry>,
+    pub(crate) mm: Option<MmEntry>,
+    pub(crate) fs: Option<FsEntry>,
+    pub(crate) fds: Vec<FdinfoEntry>,
+    pub(crate) pagemap: Option<Pagemap>,
+}
+
+impl Task {
+    /// The command name.
+    pub(crate) fn comm(&self) -> String {
+        self.core.tc.as_ref().map(|tc| lossy(&tc.comm)).unwrap_or_default()
+    }
+
+    /// `Alive`, `Zombie`, `Stopped`.
+    pub(crate) fn state(&self) -> String {
+        let state = self.core.tc.as_ref().map_or(0, |tc| tc.task_state);
+        let names = schema::values("task.task_state");
+        let name = names.iter().find(|(v, _)| *v == u64::from(state));
+        name.map_or_else(|| format!("state {state}"), |(_, name)| (*name).to_owned())
+    }
+
+    /// All mappings.
+    pub(crate) fn vmas(&self) -> &[VmaEntry] {
+        self.mm.as_ref().map_or(&[], |mm| &mm.vmas)
+    }
+}
+
+/// The whole checkpoint, without the bytes of pages.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) inventory: InventoryEntry,
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) files: HashMap<u32, FileEntry>,
+}
+
+impl View {
+    /// Reads all that belongs to the process tree.
+    pub(crate) fn load(set: &dyn ImageSet) -> Result<Self> {
+        let missing = |kind: ImageKind, id: u32| {
+            Error::text(kind.file_name(id.into()), "the image is missing, so this is no whole checkpoint")
+        };
+        let inventory = record(set, ImageKind::Inventory, 0)?.ok_or_else(|| missing(ImageKind::Inventory, 0))?;
+        let pstree: Vec<PstreeEntry> =
+            records(set, ImageKind::Pstree, 0)?.ok_or_else(|| missing(ImageKind::Pstree, 0))?;
+        let mut files: HashMap<u32, FileEntry> = HashMap::new();
+        for file in records::<FileEntry>(set, ImageKind::Files, 0)?.unwrap_or_default() {
+            files.insert(file.id, file);
+        }
+        load_older_files(set, &mut files)?;
+        let mut tables: HashMap<u32, Vec<FdinfoEntry>> = HashMap::new();
+        let mut tasks = Vec::with_capacity(pstree.len());
+        for entry in pstree {
+            let id = u64::from(entry.pid);
+            let core: CoreEntry =
+                record(set, ImageKind::Core, id)?.ok_or_else(|| missing(ImageKind::Core, entry.pid))?;
+            let ids: Option<TaskKobjIdsEntry> = record(set, ImageKind::Ids, id)?.or(core.ids);
+            let mut mm: Option<MmEntry> = record(set, ImageKind::Mm, id)?;
+            if let Some(mm) = &mut mm
+                && mm.vmas.is_empty()
+            {
+                mm.vmas = records(set, ImageKind::Vmas, id)?.unwrap_or_default();
+            }
+            let fds = match ids.map(|ids| ids.files_id) {
+                None => Vec::new(),
+                Some(table) => match tables.get(&table) {
+                    Some(fds) => fds.clone(),
+                    None => {
+                        let fds: Vec<FdinfoEntry> = records(set, ImageKind::Fdinfo, table.into())?.unwrap_or_default();
+                        tables.insert(table, fds.clone());
+                        fds
+                    }
+                },
+            };
+            let name = ImageKind::Pagemap.file_name(id);
+            let pagemap = match set.read(&name)? {
+                Some(bytes) => Some(Pagemap::parse(&name, &bytes, ImageKind::Pagemap)?),
+                None => None,
+            };
+            let fs = record(set, ImageKind::Fs, id)?;
+            tasks.push(Task { entry, core, ids, mm, fs, fds, pagemap });
+        }
+        Ok(Self { inventory, tasks, files })
+    }
+
+    /// Indices of the processes without a parent in the tree, and of the children of each process.
+    pub(crate) fn family(&self) -> (Vec<usize>, Vec<Vec<usize>>) {
+        let by_pid: HashMap<u32, usize> = self.tasks.iter().enumerate().map(|(at, t)| (t.entry.pid, at)).collect();
+        let mut roots = Vec::new();
+        let mut kids = vec![Vec::new(); self.tasks.len()];
+        for (at, task) in self.tasks.iter().enumerate() {
+            // Parents come before children in the image, so a tree that bites its tail cannot be.
+            match by_pid.get(&task.entry.ppid).and_then(|&p| kids.get_mut(p).filter(|_| p < at)) {
+                Some(siblings) => siblings.push(at),
+                None => roots.push(at),
+            }
+        }
+        (roots, kids)
+    }
+
+    /// Processes in the order of a walk down the tree, each with its depth.
+    pub(crate) fn walk(&self) -> Vec<(usize, usize)> {
+        let (roots, kids) = self.family();
+        let mut out = Vec::with_capacity(self.tasks.len());
+        let mut stack: Vec<(usize, usize)> = roots.iter().rev().map(|&r| (r, 0)).collect();
+        while let Some((at, depth)) = stack.pop() {
+            out.push((at, depth));
+            stack.extend(kids.get(at).into_iter().flatten().rev().map(|&k| (k, depth + 1)));
+        }
+        out
+    }
+
+    /// A regular file's path.
+    pub(crate) fn path(&self, id: u32) -> Option<String> {
+        self.files.get(&id)?.reg.as_ref().map(|reg| lossy(&reg.name))
+    }
+
+    /// What crit prints for a file: a path, `pipe[N]`, `unix[N (PEER) NAME]`, or type and id.
+    pub(crate) fn crit_name(&self, ty: i32, id: u32) -> String {
+        let type_name = FdTypes::try_from(ty).map_or_else(|_| ty.to_string(), |t| t.as_str_name().to_owned());
+        let file = self.files.get(&id);
+        match FdTypes::try_from(ty) {
+            Ok(FdTypes::Reg) => self.path(id).unwrap_or_else(|| "unknown path".to_owned()),
+            Ok(FdTypes::Pipe) => match file.and_then(|f| f.pipe.as_ref()) {
+                Some(pipe) => format!("pipe[{}]", pipe.pipe_id),
+                None => "pipe[?]".to_owned(),
+            },
+            Ok(FdTypes::Unixsk) => match file.and_then(|f| f.usk.as_ref()) {
+                Some(usk) => format!("unix[{} ({}){}]", usk.ino, usk.peer, unix_name(usk)),
+                None => "unix[?]".to_owned(),
+            },
+            _ => format!("{type_name}.{id}"),
+        }
+    }
+
+    /// What people want to know about a file.
+    pub(crate) fn describe(&self, ty: i32, id: u32) -> String {
+        let Some(file) = self.files.get(&id) else { return self.crit_name(ty, id) };
+        if let Some(isk) = &file.isk {
+            return inet(isk);
+        }
+        if let Some(memfd) = &file.memfd {
+            return format!("memfd {}", memfd.inode_id);
+        }
+        if let Some(fifo) = &file.fifo {
+            return format!("fifo {}", self.path(fifo.regf_id()).unwrap_or_default());
+        }
+        if let Some(tty) = &file.tty {
+            let path = self.path(tty.regf_id()).unwrap_or_default();
+            return format!("tty {path}").trim_end().to_owned();
+        }
+        if let Some(efd) = &file.efd {
+            return format!("eventfd, counter {}", efd.counter);
+        }
+        if let Some(epfd) = &file.epfd {
+            return format!("epoll on {} descriptors", epfd.tfd.len());
+        }
+        if let Some(ify) = &file.ify {
+            return format!("inotify, {} watches", ify.wd.len());
+        }
+        if let Some(ffy) = &file.ffy {
+            return format!("fanotify, {} marks", ffy.mark.len());
+        }
+        if let Some(pidfd) = &file.pidfd {
+            return format!("pidfd of {}", pidfd.nspid);
+        }
+        if file.tfd.is_some() {
+            return "timerfd".to_owned();
+        }
+        if file.sgfd.is_some() {
+            return "signalfd".to_owned();
+        }
+        if let Some(nlsk) = &file.nlsk {
+            return format!("netlink socket, protocol {}", nlsk.protocol);
+        }
+        if let Some(psk) = &file.psk {
+            return format!("packet socket, protocol {:#06x}", u16::from_be(psk.protocol as u16));
+        }
+        self.crit_name(ty, id)
+    }
+
+    /// What a mapping is of.
+    pub(crate) fn mapping(&self, vma: &VmaEntry) -> String {
+        let s = vma.status;
+        if s & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
+            return match u32::try_from(vma.shmid).ok().and_then(|id| self.files.get(&id)) {
+                Some(FileEntry { reg: Some(reg), .. }) => lossy(&reg.name),
+                Some(FileEntry { memfd: Some(memfd), .. }) => format!("[memfd {}]", memfd.inode_id),
+                _ => "[unknown file]".to_owned(),
+            };
+        }
+        for (bit, name) in [
+            (status::HEAP, "[heap]"),
+            (status::STACK, "[stack]"),
+            (status::VSYSCALL, "[vsyscall]"),
+            (status::VDSO, "[vdso]"),
+            (status::VVAR, "[vvar]"),
+            (status::AIORING, "[aio]"),
+            (status::SOCKET, "[socket]"),
+        ] {
+            if s & bit != 0 {
+                return name.to_owned();
+            }
+        }
+        match s {
+            _ if s & status::SYSVIPC != 0 => format!("[sysv shm {}]", vma.shmid),
+            _ if s & status::ANON_SHARED != 0 => format!("[shared {}]", vma.shmid),
+            _ => String::new(),
+        }
+    }
+}
+
+/// Images before files.img had a file for each type.
+fn load_older_files(set: &dyn ImageSet, files: &mut HashMap<u32, FileEntry>) -> Result<()> {
+    for reg in records::<RegFileEntry>(set, ImageKind::RegFiles, 0)?.unwrap_or_default() {
+        let id = reg.id;
+        let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() };
+        files.entry(id).or_insert(entry);
+    }
+    for pipe in records::<crate::proto::PipeEntry>(set, ImageKind::Pipes, 0)?.unwrap_or_default() {
+        let id = pipe.id;
+        let entry = FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(pipe), ..FileEntry::default() };
+        files.entry(id).or_insert(entry);
+    }
+    for usk in records::<UnixSkEntry>(set, ImageKind::Unixsk, 0)?.unwrap_or_default() {
+        let id = usk.id;
+        let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() };
+        files.entry(id).or_insert(entry);
+    }
+    Ok(())
+}
+
+fn unix_name(usk: &UnixSkEntry) -> String {
+    if usk.name.is_empty() { String::new() } else { format!(" {}", text::quoted(&usk.name)) }
+}
+
+fn inet(isk: &InetSkEntry) -> String {
+    let name = |table: &str, value: u32| {
+        let found = schema::values(table).iter().find(|(v, _)| *v == u64::from(value));
+        found.map_or_else(|| value.to_string(), |(_, name)| (*name).to_owned())
+    };
+    let end = |words: &[u32], port: u32| {
+        let address = text::ip(words).unwrap_or_else(|| "?".to_owned());
+        if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
+    };
+    let proto = name("socket.proto", isk.proto);
+    let state = name("socket.state", isk.state);
+    let source = end(&isk.src_addr, isk.src_port);
+    if isk.dst_port == 0 {
+        format!("{proto} {source} {state}")
+    } else {
+        format!("{proto} {source} to {} {state}", end(&isk.dst_addr, isk.dst_port))
+    }
+}
