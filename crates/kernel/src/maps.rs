@@ -224,7 +224,7 @@ impl Mapping {
 /// As openat(2) and read(2): `ENOENT` where the kernel has no smaps; `EINVAL` if a line cannot be understood.
 pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
     let mut parser = Parser { all: Vec::new(), smaps: true };
-    each_line(proc.open_file("smaps")?, 256 << 10, |line| parser.line(line))?;
+    each_line(proc.open_file("smaps")?, SMAPS_READ, |line| parser.line(line))?;
     Ok(parser.all)
 }
 
@@ -299,12 +299,17 @@ impl Parser {
     }
 }
 
+/// Less than one entry. The kernel makes entries until its buffer of a page is full, throws the one away that does not fit and
+/// makes it again at the next read: a large mapping's pages would be counted twice (20 ms/GiB). It makes no second entry for a
+/// read that the first one fills.
+const SMAPS_READ: usize = 512;
+
 /// Calls `with` for every line, without its line feed.
-fn each_line(file: OwnedFd, buf_bytes: usize, mut with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buf = vec![0; buf_bytes];
+fn each_line(file: OwnedFd, read_bytes: usize, mut with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut buf = vec![0; 2 * read_bytes];
     let mut kept = 0;
     loop {
-        let n = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buf[kept..]))?;
+        let n = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buf[kept..kept + read_bytes]))?;
         let filled = kept + n;
         let mut from = 0;
         while let Some(len) = find_line_feed(&buf[from..filled]) {
@@ -316,8 +321,8 @@ fn each_line(file: OwnedFd, buf_bytes: usize, mut with: impl FnMut(&[u8]) -> Res
         }
         buf.copy_within(from..filled, 0);
         kept = filled - from;
-        if kept == buf.len() {
-            buf.resize(2 * kept, 0);
+        if kept + read_bytes > buf.len() {
+            buf.resize(2 * buf.len(), 0);
         }
     }
 }

@@ -158,13 +158,14 @@ impl Pagemap {
         let mut result = Ok(());
         while at < end && result.is_ok() {
             result = self.scan_once(at, end, any, tell, &mut regions).and_then(|(n, walked)| {
-                for region in regions.get(..n).ok_or(Errno::RANGE)? {
-                    with(*region);
-                }
-                if walked <= at {
-                    return Err(Errno::RANGE);
-                }
-                at = walked;
+                let found = regions.get(..n).ok_or(Errno::RANGE)?;
+                found.iter().for_each(|region| with(*region));
+                // The kernel fills the vector in steps of 512 and leaves `walk_end` at the beginning of the last step when
+                // the walk then comes to its end: a vector that is not full says that nothing is left.
+                at = match found.last() {
+                    Some(last) if n == CHUNK => last.end.max(walked),
+                    _ => end,
+                };
                 Ok(())
             });
         }
@@ -281,6 +282,29 @@ mod tests {
         map.walk(start, end, any, tell, |r| found.push(((r.start - start) / PAGE_SIZE, (r.end - start) / PAGE_SIZE)))
             .expect("walks");
         found
+    }
+
+    #[test]
+    fn many_regions_are_found_once() {
+        let pages = 3 * CHUNK + 700;
+        let len = 2 * pages * PAGE_SIZE as usize;
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a fresh private anonymous mapping where the kernel likes; nothing else lives there.
+        let area =
+            unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE) }.expect("mmap");
+        for page in 0..pages {
+            // SAFETY: every second page of the mapping above, writable, without references.
+            unsafe { area.cast::<u8>().add(2 * page * PAGE_SIZE as usize).write(1) };
+        }
+        let proc = ProcDir::open(HostTid::new(std::process::id() as i32).expect("a pid")).expect("own /proc");
+        let (start, end) = (area as u64, area as u64 + len as u64);
+        let expected: Vec<_> = (0..pages as u64).map(|page| (2 * page, 2 * page + 1)).collect();
+        assert!(regions(Pagemap::open(&proc).expect("opens"), start, end, Categories::PRESENT) == expected);
+        assert!(
+            regions(Pagemap::open_without_scan(&proc).expect("opens"), start, end, Categories::PRESENT) == expected
+        );
+        // SAFETY: the mapping made above, and no reference into it is left.
+        unsafe { rustix::mm::munmap(area, len) }.expect("munmap");
     }
 
     #[test]
