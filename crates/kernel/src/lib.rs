@@ -17,6 +17,7 @@ pub mod procmap;
 pub mod ptrace;
 pub mod remote_mem;
 pub mod signals;
+pub mod sock_diag;
 pub mod tty;
 pub mod unshare;
 pub mod writeback;

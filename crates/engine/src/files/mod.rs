@@ -17,9 +17,11 @@ mod pipe;
 mod regular;
 mod restore;
 mod signalfd;
+mod sockopt;
 mod table;
 mod timerfd;
 mod tty;
+mod unix;
 
 pub use fs::PathLink;
 pub use restore::{FileImages, TaskFiles};
@@ -56,6 +58,7 @@ static KINDS: &[&FdKind] = &[
     &signalfd::KIND,
     &timerfd::KIND,
     &tty::KIND,
+    &unix::KIND,
     &regular::KIND,
 ];
 

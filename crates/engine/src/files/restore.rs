@@ -9,7 +9,7 @@ use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
     FdinfoEntry, FileEntry, FownEntry, FsEntry, PipeDataEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-    TtyInfoEntry,
+    SkPacketEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crust_image::{ImageKind, Reader};
 use crust_kernel::fd as kfd;
@@ -60,6 +60,10 @@ pub struct FileImages {
     pub(super) fifo_data: HashMap<u32, PipeContent>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     pub(super) tty_info: HashMap<u32, TtyInfoEntry>,
+    /// What waits in sockets, by the file's id.
+    pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
+    /// Unix sockets by the inode they had.
+    unix_inodes: HashMap<u32, u32>,
     units: Vec<Unit>,
     unit_of: HashMap<u32, usize>,
     /// From here on numbers are used by no table.
@@ -103,6 +107,21 @@ impl FileImages {
         for tty in source.read_all::<TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
             images.tty_info.insert(tty.id, tty);
         }
+        let name = ImageKind::SkQueues.file_name(0);
+        if let Some(bytes) = source.read(&name)? {
+            let mut reader = Reader::open_named(&name, &bytes, ImageKind::SkQueues)?;
+            while let Some(packet) = reader.next::<SkPacketEntry>()? {
+                let bytes = reader.extra(u64::from(packet.length))?.to_vec();
+                if !packet.scm.is_empty() {
+                    return Err(Error::unsupported(
+                        "descriptors were on their way through a unix socket at the dump",
+                        "such images cannot be restored by this version; use CRIU",
+                    ));
+                }
+                images.packets.entry(packet.id_for).or_default().push(bytes);
+            }
+        }
+        images.unix_inodes = images.files.values().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.id)).collect();
         images.plan(tasks)?;
         Ok(images)
     }
@@ -357,6 +376,16 @@ impl FileImages {
                 "such files cannot be restored yet",
             )),
         }
+    }
+
+    /// The unix socket that had this inode.
+    pub(super) fn unix_by_ino(&self, ino: u32) -> Option<&UnixSkEntry> {
+        self.files.get(self.unix_inodes.get(&ino)?)?.usk.as_ref()
+    }
+
+    /// True if a listening unix socket has this name.
+    pub(super) fn has_listener(&self, name: &[u8]) -> bool {
+        !name.is_empty() && self.files.values().filter_map(|f| f.usk.as_ref()).any(|s| s.state == 10 && s.name == name)
     }
 
     /// Open terminals with what is known about each.

@@ -6,10 +6,13 @@ use super::{KINDS, ghost::Ghost};
 use crate::images::Partial;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
-use crust_image::proto::{FdinfoEntry, FileEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, TtyInfoEntry};
+use crust_image::proto::{
+    FdinfoEntry, FileEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
+};
 use crust_image::{ImageKind, Writer};
 use crust_kernel::TargetFd;
 use crust_kernel::kcmp::Shared;
+use crust_kernel::sock_diag::UnixSocket;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -55,6 +58,12 @@ pub(super) struct Records<'o> {
     pub(super) ghosts: Vec<Ghost>,
     pub(super) remaps: Vec<RemapFilePathEntry>,
     pub(super) tty_info: Vec<TtyInfoEntry>,
+    /// All unix sockets of the namespace, asked for once.
+    pub(super) unix: Option<HashMap<u32, UnixSocket>>,
+    /// Inode and peer of each unix socket of the tree, and where it was seen.
+    pub(super) unix_seen: Vec<(u32, u32, Object)>,
+    /// What waits in sockets.
+    pub(super) packets: Vec<(SkPacketEntry, Vec<u8>)>,
     /// Where each terminal was seen, and its name, for errors.
     pub(super) tty_seen: Vec<(u32, Object, String)>,
     /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
@@ -102,6 +111,9 @@ impl<'o> FileTable<'o> {
             remaps: Vec::new(),
             tty_info: Vec::new(),
             tty_seen: Vec::new(),
+            unix: None,
+            unix_seen: Vec::new(),
+            packets: Vec::new(),
             special: HashMap::new(),
             build_ids: HashMap::new(),
             root: None,
@@ -168,6 +180,7 @@ impl<'o> FileTable<'o> {
     pub fn take_blockers(&mut self) -> Vec<Error> {
         let mut all = std::mem::take(&mut self.blockers);
         all.extend(self.check_ttys());
+        all.extend(self.check_unix());
         all
     }
 
@@ -211,6 +224,14 @@ impl<'o> FileTable<'o> {
                 w.extra(bytes)?;
             }
             out.put(&kind.file_name(0), &w.into_inner())?;
+        }
+        if !r.packets.is_empty() {
+            let mut w = Writer::new(Vec::new(), ImageKind::SkQueues)?;
+            for (entry, bytes) in &r.packets {
+                w.entry(entry)?;
+                w.extra(bytes)?;
+            }
+            out.put(&ImageKind::SkQueues.file_name(0), &w.into_inner())?;
         }
         if !r.remaps.is_empty() {
             out.put_all(ImageKind::RemapFpath, 0, &r.remaps)?;

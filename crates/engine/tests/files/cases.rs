@@ -382,6 +382,92 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "unix_pairs",
+        hold: |_| {
+            use std::os::unix::net::{UnixDatagram, UnixStream};
+            let (mut a, mut b) = UnixStream::pair().unwrap();
+            a.write_all(b"to b").unwrap();
+            b.write_all(&vec![5; 100_000]).unwrap();
+            at(a, 20, false);
+            at(b, 9, true);
+            let (a, b) = UnixDatagram::pair().unwrap();
+            for n in 1..5u8 {
+                a.send(&vec![n; usize::from(n) * 1000]).unwrap();
+            }
+            at(a, 30, false);
+            at(b, 31, false);
+            let (mut a, b) = UnixStream::pair().unwrap();
+            a.write_all(b"last words").unwrap();
+            drop(a);
+            at(b, 32, false);
+            let (a, b) = UnixStream::pair().unwrap();
+            a.shutdown(std::net::Shutdown::Write).unwrap();
+            a.set_nonblocking(true).unwrap();
+            at(a, 33, false);
+            at(b, 34, false);
+        },
+        verify: |_| {
+            let mut got = Vec::new();
+            while got.len() < 100_000 {
+                got.extend(read_some(20));
+            }
+            assert!(got.iter().all(|b| *b == 5) && got.len() == 100_000);
+            assert_eq!(read_some(9), b"to b");
+            for n in 1..5u8 {
+                assert_eq!(read_some(31), vec![n; usize::from(n) * 1000]);
+            }
+            assert_eq!(read_some(32), b"last words");
+            assert_eq!(read_some(32), b"", "its peer is gone");
+            assert_eq!(read_some(34), b"", "shut down");
+            rustix::io::write(borrowed(34), b"x").unwrap();
+            assert_eq!(read_some(33), b"x");
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "unix_names",
+        hold: |dir| {
+            use std::os::unix::net::{UnixDatagram, UnixListener};
+            std::env::set_current_dir(dir).unwrap();
+            at(UnixListener::bind(dir.join("listen")).unwrap(), 20, false);
+            std::fs::set_permissions(dir.join("listen"), std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+            at(UnixListener::bind("relative").unwrap(), 21, true);
+            at(UnixDatagram::bind(dir.join("dgram")).unwrap(), 22, false);
+            let client = UnixDatagram::unbound().unwrap();
+            client.connect(dir.join("dgram")).unwrap();
+            client.send(b"queued").unwrap();
+            at(client, 19, false);
+            at(UnixDatagram::unbound().unwrap(), 23, false);
+        },
+        verify: |_| {
+            use std::os::unix::net::UnixStream;
+            for name in ["listen", "relative"] {
+                let path = std::env::current_dir().unwrap().join(name);
+                let mut c = UnixStream::connect(path).unwrap();
+                c.write_all(b"hello").unwrap();
+            }
+            rustix::net::accept(borrowed(20)).unwrap();
+            let stat = rustix::fs::stat("listen").unwrap();
+            assert_eq!(stat.st_mode & 0o777, 0o640);
+            assert_eq!(read_some(22), b"queued");
+            rustix::io::write(borrowed(19), b"by name").unwrap();
+            assert_eq!(read_some(22), b"by name");
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "unix_peer_outside",
+        hold: |_| {
+            let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+            crate::park(b.into());
+            at(a, 20, false);
+        },
+        refused: Some("belongs to no task in the tree"),
+        ..PLAIN
+    },
+    Case {
         name: "shared_by_two_processes",
         hold: |dir| {
             let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
