@@ -554,7 +554,7 @@ pub fn run(case: &Case) {
 }
 
 /// Takes a program that holds something no dump may accept: the dump must fail, name the root's pid and what the
-/// program says it holds (its file `names`), leave no images, and the program must run on and find itself unchanged.
+/// program says it holds (its file `names`, one a line, `|` between wordings), leave no images, and the program must run on and find itself unchanged.
 ///
 /// # Panics
 /// If any of that does not hold.
@@ -585,7 +585,7 @@ fn refusal(case: &Case, tool: &Tool) -> Outcome {
             expect_no_images(&room.dir.join(&images))?;
             let said = room.read(&format!("{images}.dump.out")) + &room.read(&format!("{images}.dump.log"));
             for name in room.read("names").lines() {
-                if !said.contains(name) {
+                if !name.split('|').any(|word| said.contains(word)) {
                     return Err(format!("the refusal does not name {name:?}"));
                 }
             }

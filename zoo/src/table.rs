@@ -86,6 +86,7 @@ macro_rules! programs {
             beyond ctty;
             beyond epoll_closed_target;
             beyond fd_table_shared;
+            beyond eventfd_semaphore;
             beyond file_locks "--file-locks";
             beyond inotify;
             beyond memfd;

@@ -25,7 +25,7 @@ fn fail_everywhere(program: &'static str) {
                 return Err(format!("the dump did not fail at {stage}"));
             }
             let said = room.read(&format!("{images}.dump.out")) + &room.read(&format!("{images}.dump.log"));
-            if !said.contains(&format!("fault injected at {stage}")) {
+            if !said.contains(&format!("asked for a failure at {stage}")) {
                 return Err(format!("the dump failed before it came to {stage}"));
             }
             expect_no_images(&room.dir.join(&images)).map_err(|e| format!("{stage}: {e}"))?;

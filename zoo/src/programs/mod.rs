@@ -18,6 +18,7 @@ mod epoll_basic;
 mod epoll_closed_target;
 mod epoll_nested;
 mod eventfd;
+mod eventfd_semaphore;
 mod fd_big;
 mod fd_cloexec;
 mod fd_dir;

@@ -7,7 +7,7 @@ pub(super) fn main() {
         while zoo::proc::shape(pid).is_ok_and(|s| s.state != 'Z') {
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
-        zoo.tell("names", &format!("task {pid}\nmain thread"));
+        zoo.tell("names", &format!("task {pid}|process {pid}\nmain thread|zombie|leader"));
         while zoo.gap() {
             zoo.ok("still so", zoo::proc::shape(pid).is_ok_and(|s| s.state == 'Z' && s.tids.len() == 2));
         }

@@ -16,7 +16,7 @@ pub(super) fn main() {
         unsafe { libc::clone(wait_for_quit, stack.as_mut_ptr_range().end.cast(), flags, std::ptr::null_mut()) };
     });
     std::thread::sleep(std::time::Duration::from_millis(50));
-    zoo.tell("names", &format!("task {}", zoo::sys::getpid()));
+    zoo.tell("names", "task \nvfork");
     while zoo.gap() {
         let ours = zoo::proc::all().map_or(0, |all| all.iter().filter(|p| p.ppid == zoo::sys::getpid()).count());
         zoo.eq("children", ours, 1);
