@@ -16,12 +16,12 @@ pub struct Feature {
 
 /// Tries every kernel interface that crust can use.
 pub fn host() -> Vec<Feature> {
-    Vec::new()
+    crate::features::all()
 }
 
 /// CRIU's 45 names for `check --feature`: `None` for a name nobody knows.
 pub fn feature(name: &str) -> Option<bool> {
-    host().into_iter().find(|f| f.name == name).map(|f| f.present)
+    crate::features::one(name).map(|f| f.present)
 }
 
 /// Everything in the tree below `pid` that would make a dump fail, one error each; looks only, stops nothing.

@@ -4,6 +4,7 @@ pub mod dump;
 pub mod error;
 pub mod events;
 pub(crate) mod fault;
+mod features;
 pub mod files;
 pub mod images;
 pub mod memory;

@@ -11,6 +11,7 @@ pub mod mman;
 pub mod pagemap;
 pub mod peer;
 pub mod pidfd;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod procmap;
