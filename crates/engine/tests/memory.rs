@@ -332,6 +332,73 @@ fn refuses_what_cannot_come_back_by_name() {
     assert!(text.contains("io_uring") && text.contains("mapping 0x") && text.contains("help: close"), "{text}");
 }
 
+#[test]
+fn pages_of_parents_show_through() {
+    use crust_engine::memory::Pages;
+    use crust_image::proto::PagemapHead;
+    let dir = scratch("parents");
+    let write = |at: &Path, entries: &[(u64, u64, u32)], pages: usize| {
+        std::fs::create_dir_all(at).unwrap();
+        let mut out = crust_image::Writer::new(Vec::new(), ImageKind::Pagemap).unwrap();
+        out.entry(&PagemapHead { pages_id: 1 }).unwrap();
+        for &(vaddr, nr_pages, flags) in entries {
+            let entry = PagemapEntry { vaddr, flags: Some(flags), nr_pages: Some(nr_pages), ..Default::default() };
+            out.entry(&entry).unwrap();
+        }
+        std::fs::write(at.join("pagemap-7.img"), out.into_inner()).unwrap();
+        std::fs::write(at.join("pages-1.img"), vec![1; pages * PAGE]).unwrap();
+    };
+    let open = |at: &Path| {
+        Source::open_dir(rustix::fs::open(at, rustix::fs::OFlags::DIRECTORY, rustix::fs::Mode::empty()).unwrap())
+            .unwrap()
+    };
+    let (old, middle, new) = (dir.join("old"), dir.join("middle"), dir.join("new"));
+    let page = PAGE as u64;
+    let (parent, present) = (1, 4);
+    write(&old, &[(0x10000, 8, present)], 8);
+    write(&middle, &[(0x10000, 2, parent), (0x12000, 1, present), (0x13000, 5, parent)], 1);
+    write(&new, &[(0x11000, 3, parent), (0x20000, 1, present)], 1);
+    std::os::unix::fs::symlink("../old", middle.join("parent")).unwrap();
+    std::os::unix::fs::symlink("../middle", new.join("parent")).unwrap();
+    let merged = Pages::read(&open(&new), ImageKind::Pagemap, 7).unwrap();
+    // What a page's bytes are: the directory (0 the newest), its place there.
+    assert_eq!(
+        merged.places(),
+        [
+            (0x11000, 0x12000, 2, page),
+            (0x12000, 0x13000, 1, 0),
+            (0x13000, 0x14000, 2, 3 * page),
+            (0x20000, 0x21000, 0, 0),
+        ]
+    );
+    assert_eq!(merged.bytes(), 4 * page);
+
+    // A page that the parent should have and does not have.
+    write(&new, &[(0x18000, 1, parent)], 0);
+    let error = Pages::read(&open(&new), ImageKind::Pagemap, 7).unwrap_err();
+    assert!(error.to_string().contains("0x18000 should be in the parent"), "{error}");
+    // Overlapping records, too few bytes, no parent at all.
+    write(&old, &[(0x10000, 8, present), (0x17000, 1, present)], 9);
+    assert!(Pages::read(&open(&old), ImageKind::Pagemap, 7).unwrap_err().to_string().contains("out of order"));
+    write(&old, &[(0x10000, 8, present)], 7);
+    assert!(Pages::read(&open(&old), ImageKind::Pagemap, 7).unwrap_err().to_string().contains("lists"));
+    write(&old, &[(0x10000, 8, parent)], 0);
+    assert!(Pages::read(&open(&old), ImageKind::Pagemap, 7).unwrap_err().to_string().contains("no parent link"));
+    std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+fn full_ranges_come_back_as_huge_pages() {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if !setting.contains("[madvise]") && !setting.contains("[always]") {
+        return;
+    }
+    let held = Held::new("big");
+    let huge = round_trip(&held, &scratch("huge"), false);
+    // 40 MiB at any address hold 19 whole huge pages; a busy machine may refuse some.
+    assert!(huge >= 10 * 2048, "{huge} KiB");
+}
+
 /// Opens files by the names that the dump noted.
 struct Paths(HashMap<u32, String>);
 
@@ -364,7 +431,7 @@ fn rebuild(dir: &str, park_all: bool) -> crust_engine::Result<()> {
     assert_eq!(at as u64, boot);
     let keep = [(boot, boot + boot_len)];
     let mut paths = Paths(names.collect());
-    let staged = memory::stage(&source, &images, &segments, &mut paths, &keep, StageOptions { park_all })?;
+    let staged = memory::stage(&source, &images, &segments, &mut paths, &keep, StageOptions { park_all, threads: 0 })?;
     let mut program = Program::new();
     let plan = program.plan("task");
     staged.plan(&mut program, plan, &keep);
@@ -386,8 +453,9 @@ fn proc_of(pid: i32) -> ProcDir {
     ProcDir::open(HostTid::new(pid).unwrap()).unwrap()
 }
 
-/// Dumps `pid` into `dir`, rebuilds it in another process, and compares the two from outside.
-fn round_trip(held: &Held, dir: &Path, park_all: bool) {
+/// Dumps `pid` into `dir`, rebuilds it in another process, and compares the two from outside. Returns the copy's huge pages,
+/// in KiB.
+fn round_trip(held: &Held, dir: &Path, park_all: bool) -> u64 {
     let _stale_is_fine = std::fs::remove_dir_all(dir);
     std::fs::create_dir_all(dir).unwrap();
     let pid = held.child.id() as i32;
@@ -428,6 +496,8 @@ fn round_trip(held: &Held, dir: &Path, park_all: bool) {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     compare(pid, copy);
+    let smaps = maps::read_smaps(&proc_of(copy)).unwrap();
+    let huge = smaps.iter().map(|m| m.detail.unwrap().anon_huge_kib).sum();
     assert_eq!(std::fs::read_link(format!("/proc/{copy}/exe")).unwrap(), exe);
     let stat = |pid| crust_kernel::procfs::Stat::parse(&proc_of(pid).read("stat").unwrap()).unwrap();
     let (a, b) = (stat(pid), stat(copy));
@@ -440,6 +510,7 @@ fn round_trip(held: &Held, dir: &Path, park_all: bool) {
     assert_eq!(proc_of(pid).read("cmdline").unwrap(), proc_of(copy).read("cmdline").unwrap());
     drop(restorer);
     std::fs::remove_dir_all(dir).unwrap();
+    huge
 }
 
 fn compare(pid: i32, copy: i32) {

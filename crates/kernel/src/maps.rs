@@ -224,7 +224,10 @@ impl Mapping {
 /// As openat(2) and read(2): `ENOENT` where the kernel has no smaps; `EINVAL` if a line cannot be understood.
 pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
     let mut parser = Parser { all: Vec::new(), smaps: true };
-    each_line(proc.open_file("smaps")?, SMAPS_READ, |line| parser.line(line))?;
+    let resident_pages =
+        proc.read("statm").ok().and_then(|text| decimal(text.split(|&b| b == b' ').nth(1)?).map(|(n, _)| n));
+    let read_bytes = if resident_pages.is_some_and(|n| n > MUCH_PAGES) { SMAPS_READ } else { 64 << 10 };
+    each_line(proc.open_file("smaps")?, read_bytes, |line| parser.line(line))?;
     Ok(parser.all)
 }
 
@@ -298,6 +301,9 @@ impl Parser {
         Ok(())
     }
 }
+
+/// From here on the walk over the pages counts for more than the number of calls.
+const MUCH_PAGES: u64 = 32 << 10;
 
 /// Less than one entry. The kernel makes entries until its buffer of a page is full, throws the one away that does not fit and
 /// makes it again at the next read: a large mapping's pages would be counted twice (20 ms/GiB). It makes no second entry for a

@@ -74,8 +74,8 @@ impl Filler {
         self.bytes
     }
 
-    /// Reads everything.
-    pub(super) fn run(&self, pages: &Pages, files: &[OwnedFd]) -> Result<()> {
+    /// Reads everything, by at most `threads` threads (0: as many as pay).
+    pub(super) fn run(&self, pages: &Pages, files: &[OwnedFd], threads: usize) -> Result<()> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             let mut iov = Vec::new();
@@ -85,8 +85,9 @@ impl Filler {
             }
             Ok(())
         };
+        let limit = if threads == 0 { 2 } else { threads };
         let threads =
-            if self.bytes < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) };
+            if self.bytes < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(limit)) };
         if threads == 1 {
             return work();
         }

@@ -63,13 +63,18 @@ impl Pages {
         for (number, level) in levels.into_iter().enumerate().rev() {
             merged = level.over(merged, number, &kind.file_name(id))?;
         }
-        merged.files.iter().try_for_each(|f| crate::memory::load::check_name(&f.name))?;
         Ok(merged)
     }
 
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
         self.extents.iter().map(|e| e.end - e.start).sum()
+    }
+
+    /// Every range with where its bytes are: start, end, how many parents up, offset in the pages image there.
+    pub fn places(&self) -> Vec<(u64, u64, usize, u64)> {
+        let level = |e: &Extent| self.files.get(e.file as usize).map_or(0, |f| f.level);
+        self.extents.iter().map(|e| (e.start, e.end, level(e), e.offset)).collect()
     }
 
     /// Opens the pages images.
@@ -109,10 +114,6 @@ impl Pages {
     pub(super) fn file_name(&self, file: u32) -> &str {
         self.files.get(file as usize).map_or("pages", |f| &f.name)
     }
-}
-
-fn check_name(name: &str) -> Result<()> {
-    if name.starts_with("pages-") { Ok(()) } else { Err(Error::bad_image(name, "not a pages image")) }
 }
 
 /// One pagemap as read.

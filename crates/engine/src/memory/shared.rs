@@ -170,7 +170,7 @@ pub(super) fn fill_area(source: &Source, pages: &Pages, area: &Area, name: &str)
         filler.add(e.file, e.offset, area.start() + e.start, e.end - e.start, false);
     }
     if filler.bytes() > 0 {
-        filler.run(pages, &pages.open(source)?)?;
+        filler.run(pages, &pages.open(source)?, 0)?;
         area.advise(0, area.len_bytes(), libc::MADV_DONTNEED).during("letting go of filled memory")?;
     }
     Ok(())

@@ -36,6 +36,9 @@ pub trait MapFiles {
 pub struct StageOptions {
     /// Park every mapping, even those whose final place is free. For tests.
     pub park_all: bool,
+    /// Threads that fill memory, at most; 0: as many as pay. A thread takes an id from the pid namespace: where ids are
+    /// still to be given out by number, let the kernel count on from above them (ns_last_pid), or say 1 here.
+    pub threads: usize,
 }
 
 /// One mapping on its way.
@@ -124,7 +127,7 @@ pub fn stage(
     };
     staged.mm.vmas.clear();
     staged.map_all(images, segments, files)?;
-    staged.fill(source, images)?;
+    staged.fill(source, images, options.threads)?;
     staged.finish(images)?;
     staged.exe = staged.executable(files)?;
     Ok(staged)
@@ -272,7 +275,7 @@ impl Staged {
         Ok(())
     }
 
-    fn fill(&mut self, source: &Source, images: &Images) -> Result<()> {
+    fn fill(&mut self, source: &Source, images: &Images, threads: usize) -> Result<()> {
         let huge_allowed = huge_pages_allowed() && images.mm.thp_disabled != Some(true);
         let mut filler = Filler::default();
         let mut next = 0;
@@ -295,7 +298,7 @@ impl Staged {
         }
         if filler.bytes() > 0 {
             let open = images.pages.open(source)?;
-            filler.run(&images.pages, &open)?;
+            filler.run(&images.pages, &open, threads)?;
         }
         self.filled_bytes = filler.bytes();
         Ok(())

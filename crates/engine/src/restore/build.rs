@@ -259,7 +259,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let boot_range = [(boot.start, boot.start + boot.len)];
     let park_all = std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
     let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
-    let options = memory::StageOptions { park_all };
+    let options = memory::StageOptions { park_all, ..Default::default() };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
     let exe = opener.exe;
     cx.arena.control().pages.fetch_add(staged.filled_bytes / PAGE, Ordering::Relaxed);
