@@ -4,9 +4,9 @@ use crate::error::{During, Error, Kind, Result};
 use crate::seccomp;
 use crate::seize::{GRACE, SeizedProcess};
 use crate::site::Site;
-use crust_kernel::ptrace::{self, Stop};
+use crust_kernel::ptrace::{self, Stop, StopWaiter};
 use crust_kernel::remote_mem::RemoteMem;
-use crust_kernel::{Backoff, Deadline, HostTid, VirtAddr};
+use crust_kernel::{Deadline, HostTid, VirtAddr};
 use rustix::io::Errno;
 
 /// One borrowed thread. [`Remote::finish`] gives it back; dropping it leaves that to the process's release.
@@ -23,9 +23,14 @@ impl SeizedProcess {
     /// `Permission` or `Died`.
     pub fn memory(&mut self) -> Result<&RemoteMem> {
         if self.mem.is_none() {
-            self.mem = Some(RemoteMem::open(self.pid).during(self.pid, "opening its memory")?);
+            self.mem = Some(RemoteMem::open(self.living()).during(self.pid, "opening its memory")?);
         }
         self.mem.as_ref().ok_or_else(|| Error::new(Kind::Unexpected, self.pid, "no memory file"))
+    }
+
+    /// A thread through which memory and mappings can be seen: a leader that has ended shows none.
+    fn living(&self) -> HostTid {
+        self.threads.iter().find(|t| !t.gone).map_or(self.pid, |t| t.tid)
     }
 
     pub(crate) fn index_of(&self, tid: HostTid) -> Result<usize> {
@@ -38,7 +43,7 @@ impl SeizedProcess {
         if self.site.is_none()
             && let Some(mem) = &self.mem
         {
-            self.site = Some(Site::find(self.pid, mem)?);
+            self.site = Some(Site::find(self.living(), mem)?);
         }
         Ok(())
     }
@@ -171,7 +176,7 @@ impl SeizedProcess {
 
     fn remove_traces(&mut self, deadline: Deadline) -> Result<()> {
         let request = std::mem::replace(&mut self.deadline, deadline);
-        let removed = self.remove_area();
+        let removed = self.remove_areas();
         self.deadline = request;
         removed?;
         let (site, mem, _) = self.parts()?;
@@ -179,21 +184,29 @@ impl SeizedProcess {
         site.retire_vdso(mem)
     }
 
-    fn remove_area(&mut self) -> Result<()> {
+    fn remove_areas(&mut self) -> Result<()> {
         let deadline = self.deadline;
         let (site, mem, threads) = self.parts()?;
-        let Some((base, len)) = site.removable_area() else { return Ok(()) };
-        // The thread that has a place already, or else the first for which there is one.
+        let areas = site.removable_areas();
+        if areas.is_empty() {
+            return Ok(());
+        }
+        // The thread that has a place already, or else the first for which there is one. Without one the area stays and
+        // is found again through the registry.
         let holder = threads.iter().position(|t| !t.gone && site.has_vdso_place(mem, t.tid));
         let Some(index) = holder else { return Ok(()) };
-        let got = self.call_from_vdso(index, libc::SYS_munmap, [base, len, 0, 0, 0, 0])?;
-        self.threads[index].bring_home(deadline)?;
-        let tid = self.threads[index].tid;
-        if let Some(errno) = errno_of(got) {
-            return Err(Error::call(tid, "unmapping our area", errno));
+        let tid = threads[index].tid;
+        let mut first = None;
+        for (base, len) in areas {
+            let got = self.call_from_vdso(index, libc::SYS_munmap, [base, len, 0, 0, 0, 0])?;
+            if let Some(errno) = errno_of(got) {
+                first.get_or_insert(Error::call(tid, "unmapping our area", errno));
+            }
         }
+        self.threads[index].bring_home(deadline)?;
         let (site, mem, _) = self.parts()?;
-        site.area_removed(mem)
+        site.areas_removed(mem)?;
+        first.map_or(Ok(()), Err)
     }
 
     /// Lets threads that wait in a restore plan's barrier run on, up to the exit of their rt_sigreturn; open the barrier
@@ -213,7 +226,7 @@ impl SeizedProcess {
     pub fn await_sigreturn(&mut self) -> Result<()> {
         let mut entered = vec![false; self.threads.len()];
         let mut done = vec![false; self.threads.len()];
-        let mut backoff = Backoff::new();
+        let mut waiter = StopWaiter::new();
         while done.iter().any(|d| !d) {
             let mut progress = false;
             for (i, thread) in self.threads.iter_mut().enumerate().filter(|(i, _)| !done[*i]).collect::<Vec<_>>() {
@@ -233,8 +246,8 @@ impl SeizedProcess {
                 }
             }
             if progress {
-                backoff.reset();
-            } else if !backoff.pause(self.deadline) {
+                waiter.reset();
+            } else if !waiter.pause(self.deadline) {
                 return Err(Error::new(
                     Kind::Timeout,
                     self.pid,

@@ -11,8 +11,8 @@ use crate::plan::{Arg, DataRef, Expect, Failure, Linked, PlanId, Program, RECORD
 use crate::seccomp;
 use crate::seize::SeizedProcess;
 use crust_kernel::procfs::{ProcDir, Status};
-use crust_kernel::ptrace::Stop;
-use crust_kernel::{Backoff, HostTid, VirtAddr};
+use crust_kernel::ptrace::{Stop, StopWaiter};
+use crust_kernel::{HostTid, VirtAddr};
 
 /// Bytes that the four records of our own may take, labels included.
 const OWN_RECORDS_BYTES: usize = 4 * RECORD_BYTES + 128;
@@ -162,7 +162,7 @@ impl SeizedProcess {
     }
 
     fn await_ends(&mut self, runners: &mut [Runner], mark: Option<i32>) -> Result<()> {
-        let mut backoff = Backoff::new();
+        let mut waiter = StopWaiter::new();
         let mut left = runners.len();
         while left > 0 {
             let mut progress = false;
@@ -190,8 +190,8 @@ impl SeizedProcess {
                 }
             }
             if progress {
-                backoff.reset();
-            } else if left > 0 && !backoff.pause(self.deadline) {
+                waiter.reset();
+            } else if left > 0 && !waiter.pause(self.deadline) {
                 return Err(Error::new(Kind::Timeout, self.pid, "its plan did not come to an end"));
             }
         }

@@ -73,37 +73,33 @@ fn judge(tid: HostTid, mode: i64, calls: &[i64]) -> CrashSafety {
 
 /// Suspends the filters of a stopped thread, if it has any, before it is borrowed.
 pub(crate) fn make_way(pid: HostTid, thread: &mut SeizedThread, options: Options) -> Result<()> {
-    if thread.suspended_seccomp || options.suspend_seccomp {
-        return Ok(());
-    }
-    let mode = mode(pid, thread.tid);
-    if mode == 0 {
-        thread.suspended_seccomp = true;
+    if thread.suspended_seccomp {
         return Ok(());
     }
     match ptrace::set_options(thread.tid, Options { suspend_seccomp: true, ..options }) {
         Ok(()) => {
-            if judge(thread.tid, mode, &[]) != CrashSafety::Safe {
+            // Asking for a filter is far cheaper than reading the thread's status, which matters for many threads.
+            let filtered = ptrace::get_seccomp_filter(thread.tid, 0).is_ok();
+            if filtered && judge(thread.tid, 2, &[]) != CrashSafety::Safe {
                 log::warn!(
-                    "thread {}: its seccomp filter would not allow our calls; it survives them, but not our death",
+                    "thread {}: its seccomp filter refuses our calls; it survives them, but would not survive our death",
                     thread.tid
                 );
             }
-            thread.suspended_seccomp = true;
-            Ok(())
         }
-        Err(Errno::SRCH) => Err(Error::call(thread.tid, "suspending its seccomp filter", Errno::SRCH)),
+        Err(Errno::SRCH) => return Err(Error::call(thread.tid, "suspending its seccomp filter", Errno::SRCH)),
+        // Not allowed to, or not known to this kernel: fine where there is nothing to suspend, or where it allows what we
+        // do. Without the right to suspend there is mostly no right to read filters either.
         Err(errno) => {
-            // Arguments are not known here, so only filters that allow every call we make could be trusted; without the
-            // right to suspend there is mostly no right to read them either.
-            if judge(thread.tid, mode, &[]) == CrashSafety::Safe {
-                thread.suspended_seccomp = true;
-                return Ok(());
+            let mode = mode(pid, thread.tid);
+            if judge(thread.tid, mode, &[]) != CrashSafety::Safe {
+                let what = format!("it runs under seccomp (mode {mode}), which cannot be suspended: {errno}");
+                return Err(Error::new(Kind::Unsupported, thread.tid, what));
             }
-            let what = format!("it runs under seccomp (mode {mode}), which cannot be suspended: {errno}");
-            Err(Error::new(Kind::Unsupported, thread.tid, what))
         }
     }
+    thread.suspended_seccomp = true;
+    Ok(())
 }
 
 impl SeizedProcess {

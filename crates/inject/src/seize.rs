@@ -10,9 +10,9 @@ use crate::error::{During, Error, Kind, Result};
 use crate::home::Away;
 use crate::site::Site;
 use crust_kernel::procfs::{ProcDir, Stat, Status};
-use crust_kernel::ptrace::{self, Options, RseqConfig, SigInfo, Stop, Waited};
+use crust_kernel::ptrace::{self, Options, RseqConfig, SigInfo, Stop, StopWaiter, Waited};
 use crust_kernel::remote_mem::RemoteMem;
-use crust_kernel::{Backoff, Deadline, HostTid, VirtAddr};
+use crust_kernel::{Deadline, HostTid, VirtAddr};
 use rustix::io::Errno;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -117,17 +117,17 @@ impl SeizedThread {
 
     /// If the thread was cut inside a restartable sequence, the registers are moved to its abort handler: what the kernel
     /// does on the way back to user mode, but it cannot once the registers have been elsewhere.
-    fn abort_rseq(&mut self, pid: HostTid) {
+    fn abort_rseq(&mut self) {
         const RSEQ_CS: u64 = 8;
         let Some(pointer) = self.rseq.area().and_then(|a| a.checked_add(RSEQ_CS)) else { return };
         let mut word = [0; 8];
         let mut section = [0; 32];
         // What cannot be read is not in force: the kernel would kill the task for it at its next preemption.
-        if crust_kernel::remote_mem::process_vm_read(pid, pointer, &mut word) != Ok(8) {
+        if crust_kernel::remote_mem::process_vm_read(self.tid, pointer, &mut word) != Ok(8) {
             return;
         }
         let at = VirtAddr(u64::from_ne_bytes(word));
-        if at.as_raw() == 0 || crust_kernel::remote_mem::process_vm_read(pid, at, &mut section) != Ok(32) {
+        if at.as_raw() == 0 || crust_kernel::remote_mem::process_vm_read(self.tid, at, &mut section) != Ok(32) {
             return;
         }
         if let Some(abort) = rseq_abort_ip(&section, regs::ip(&self.regs)) {
@@ -287,10 +287,9 @@ impl SeizedProcess {
     /// Reads every thread's state. False if one was not where it should be (an exec takes over the leader's id), or
     /// is gone: then everything must be looked at again.
     fn read_all(&mut self) -> Result<bool> {
-        let pid = self.pid;
         for thread in &mut self.threads {
             match thread.look() {
-                Ok(()) => thread.abort_rseq(pid),
+                Ok(()) => thread.abort_rseq(),
                 Err(Errno::SRCH) => {
                     thread.stopped = None;
                     return Ok(false);
@@ -310,7 +309,7 @@ impl SeizedProcess {
 
     /// Waits until all known threads stand still or are gone.
     fn await_stops(&mut self) -> Result<()> {
-        let mut backoff = Backoff::new();
+        let mut waiter = StopWaiter::new();
         loop {
             let mut waiting = None;
             let mut progress = false;
@@ -340,9 +339,9 @@ impl SeizedProcess {
             }
             let Some(tid) = waiting else { break };
             if progress {
-                backoff.reset();
+                waiter.reset();
             }
-            if !backoff.pause(self.deadline) {
+            if !waiter.pause(self.deadline) {
                 return Err(self.did_not_stop(tid));
             }
         }

@@ -52,6 +52,8 @@ pub(crate) struct Site {
     padding: Option<Padding>,
     pub(crate) area: Option<Area>,
     looked_for_area: bool,
+    /// Areas mapped by this session that became too small.
+    outgrown: Vec<(u64, u64)>,
     /// vDSO places in use by this session, by thread.
     vdso_slots: Vec<(HostTid, u64)>,
     /// Landings in the area in use by this session, by thread.
@@ -82,15 +84,22 @@ fn elf_content_len(head: &[u8]) -> Option<u64> {
 }
 
 impl Site {
-    /// Looks for the vDSO of `pid`.
+    /// Looks for the vDSO of the process that `pid`, a living thread, belongs to.
     pub(crate) fn find(pid: HostTid, mem: &RemoteMem) -> Result<Self> {
         let dir = ProcDir::open(pid).during(pid, "opening its /proc directory")?;
         let padding = match Self::padding_from_auxv(&dir, mem) {
             Some(padding) => Some(padding),
             None => Self::padding_from_maps(&dir, mem).during(pid, "looking for its vDSO")?,
         };
-        let site =
-            Self { pid, padding, area: None, looked_for_area: false, vdso_slots: Vec::new(), landings: Vec::new() };
+        let site = Self {
+            pid,
+            padding,
+            area: None,
+            looked_for_area: false,
+            outgrown: Vec::new(),
+            vdso_slots: Vec::new(),
+            landings: Vec::new(),
+        };
         Ok(site)
     }
 
@@ -261,8 +270,13 @@ impl Site {
         self.write_registry(mem, Some(base))?;
         // Places in an older area stay what they are; new ones come from here.
         self.landings.clear();
+        self.outgrown.extend(self.removable());
         self.area = Some(area);
         Ok(())
+    }
+
+    fn removable(&self) -> Option<(u64, u64)> {
+        self.area.filter(|a| a.fresh).map(|a| (a.base, a.len))
     }
 
     fn write_head(&self, mem: &RemoteMem, area: &Area) -> Result<()> {
@@ -317,13 +331,17 @@ impl Site {
         Ok(area.base + at)
     }
 
-    /// What has to be unmapped in an orderly end: the area, if it was ours from the start.
-    pub(crate) fn removable_area(&self) -> Option<(u64, u64)> {
-        self.area.filter(|a| a.fresh).map(|a| (a.base, a.len))
+    /// What has to be unmapped in an orderly end: every area that was ours from the start.
+    pub(crate) fn removable_areas(&self) -> Vec<(u64, u64)> {
+        self.outgrown.iter().copied().chain(self.removable()).collect()
     }
 
-    /// The area is unmapped.
-    pub(crate) fn area_removed(&mut self, mem: &RemoteMem) -> Result<()> {
+    /// They are unmapped.
+    pub(crate) fn areas_removed(&mut self, mem: &RemoteMem) -> Result<()> {
+        self.outgrown.clear();
+        if self.removable().is_none() {
+            return Ok(());
+        }
         self.area = None;
         self.landings.clear();
         self.write_registry(mem, None)

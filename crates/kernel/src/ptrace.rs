@@ -7,6 +7,7 @@
 use crate::{HostTid, VirtAddr};
 use rustix::io::{Errno, Result};
 use std::mem::{MaybeUninit, size_of};
+use std::time::Duration;
 
 /// Options of a seize. `TRACESYSGOOD` is always on: without it a tracer killed at the wrong moment leaves a real SIGTRAP
 /// behind, which kills the target (measured: 72 % of the kills around a blocked read).
@@ -412,32 +413,124 @@ pub fn poll_wait(tid: HostTid) -> Result<Option<Waited>> {
     }
 }
 
+/// The pause between two looks with [`poll_wait`], bounded, and ended early by the SIGCHLD that every stop sends.
+///
+/// wait4 has no timeout and pidfds do not tell of stops; yielding costs a whole time slice on a busy machine. So SIGCHLD is
+/// blocked in this thread and awaited with sigtimedwait. Where somebody in this process cares for SIGCHLD (a handler, a
+/// signalfd) it is left alone and short sleeps do the work, as they do should another thread take the signal.
+#[derive(Debug)]
+pub struct StopWaiter {
+    backoff: crate::Backoff,
+    armed: Option<Option<libc::sigset_t>>,
+    looks: u32,
+}
+
+impl Default for StopWaiter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl StopWaiter {
+    /// Looks before the first real pause: a thread on another processor stops within a few microseconds.
+    const EAGER_LOOKS: u32 = 8;
+    /// Longest trust in the signal alone.
+    const SLICE: Duration = Duration::from_millis(1);
+
+    /// Ready; nothing is changed in this process before the first pause.
+    pub fn new() -> Self {
+        Self { backoff: crate::Backoff::new(), armed: None, looks: 0 }
+    }
+
+    /// Something happened: look eagerly again.
+    pub fn reset(&mut self) {
+        self.backoff.reset();
+        self.looks = 0;
+    }
+
+    /// One pause. Returns false, without pausing, once `deadline` has passed.
+    pub fn pause(&mut self, deadline: crate::Deadline) -> bool {
+        if self.armed.is_none() {
+            self.armed = Some(block_sigchld());
+            // What stopped before the signal was blocked must be looked for once more.
+            return !deadline.expired();
+        }
+        self.looks += 1;
+        if self.looks <= Self::EAGER_LOOKS {
+            std::hint::spin_loop();
+            return !deadline.expired();
+        }
+        if !matches!(self.armed, Some(Some(_))) {
+            return self.backoff.pause(deadline);
+        }
+        let left = deadline.remaining().min(Self::SLICE);
+        if left.is_zero() {
+            return false;
+        }
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: libc::c_long::from(left.subsec_nanos()) };
+        // SAFETY: sigemptyset initialises the set before it is read; no siginfo is asked for; the timeout is complete.
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+            // Whatever it returns, the caller looks again.
+            libc::sigtimedwait(set.as_ptr(), std::ptr::null_mut(), &raw const timeout);
+        }
+        true
+    }
+}
+
+impl Drop for StopWaiter {
+    fn drop(&mut self) {
+        if let Some(Some(old)) = self.armed.take() {
+            // SAFETY: `old` is the complete mask this thread had before. A SIGCHLD still pending is dropped by its default
+            // action, as it would have been.
+            unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const old, std::ptr::null_mut()) };
+        }
+    }
+}
+
+/// Blocks SIGCHLD in this thread if nobody here uses it; gives the mask from before.
+fn block_sigchld() -> Option<libc::sigset_t> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    let mut old = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: every struct is filled by the call it is given to before anything reads it, and read only if that call
+    // succeeded; the mask changed is this thread's alone.
+    unsafe {
+        if libc::sigaction(libc::SIGCHLD, std::ptr::null(), action.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let action = action.assume_init();
+        if action.sa_sigaction != libc::SIG_DFL || action.sa_flags & libc::SA_NOCLDSTOP != 0 {
+            return None;
+        }
+        libc::sigemptyset(set.as_mut_ptr());
+        libc::sigaddset(set.as_mut_ptr(), libc::SIGCHLD);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), old.as_mut_ptr()) != 0 {
+            return None;
+        }
+        let old = old.assume_init();
+        // Blocked already: somebody reads it from a signalfd, and taking it would rob them.
+        (libc::sigismember(&raw const old, libc::SIGCHLD) == 0).then_some(old)
+    }
+}
+
 /// Waits for news of `tid` until `deadline`.
 ///
 /// # Errors
 /// `ETIMEDOUT` at the deadline; otherwise as [`poll_wait`].
 pub fn wait(tid: HostTid, deadline: crate::Deadline) -> Result<Waited> {
-    let mut backoff = crate::Backoff::new();
+    let mut waiter = StopWaiter::new();
     loop {
         if let Some(news) = poll_wait(tid)? {
             return Ok(news);
         }
-        if !backoff.pause(deadline) {
+        if !waiter.pause(deadline) {
             // The news may have come between the last look and the deadline.
             return poll_wait(tid)?.ok_or(Errno::TIMEDOUT);
         }
     }
-}
-
-/// Head and length of a thread's robust futex list.
-///
-/// # Errors
-/// `EPERM` without ptrace access, `ESRCH` if the thread is gone.
-pub fn get_robust_list(tid: HostTid) -> Result<(u64, u64)> {
-    let (mut head, mut len) = (0u64, 0u64);
-    // SAFETY: the kernel stores a pointer and a size at the two addresses, which live over the call.
-    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw(), &raw mut head, &raw mut len) })?;
-    Ok((head, len))
 }
 
 /// Sends `signal` to one thread of thread group `pid`; 0 only checks that it is there.

@@ -5,11 +5,11 @@
 //! the full run, default 400); `CRUST_KILL_TARGETS=a,b` picks targets.
 #![allow(unsafe_code, reason = "targets hold register state by hand, and the page of counters is shared memory")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::exit, reason = "a test with its own main")]
+mod features;
 mod shared;
 mod targets;
 mod tracer;
 
-use crust_inject::{Kind, SeizedProcess};
 use crust_kernel::ptrace::{self, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
 use shared::{Page, Word};
@@ -376,22 +376,6 @@ fn run_target(name: &'static str, kills: u64, boundaries: bool, dir: &Path, rand
     Some(tally)
 }
 
-/// A vfork parent cannot be stopped: the seize must give up at its deadline and leave it as it was.
-fn vfork_parent(dir: &Path) {
-    let mut target = Target::start("vfork", dir).unwrap();
-    std::thread::sleep(Duration::from_millis(200));
-    let start = Instant::now();
-    let got = SeizedProcess::seize(target.pid(), Deadline::after(Duration::from_millis(200)));
-    let error = got.expect_err("a vfork parent does not stop");
-    assert_eq!(*error.kind(), Kind::Timeout, "{error}");
-    assert!(error.to_string().contains("vfork"), "{error}");
-    assert!(start.elapsed() < Duration::from_secs(4));
-    let mut tally = Tally::default();
-    assert!(target.check(&mut tally));
-    target.end(&mut tally);
-    println!("vfork       refused in {:?} and left alone: {error}", start.elapsed());
-}
-
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let word = |i: usize| args.get(i).map_or("", String::as_str);
@@ -430,6 +414,9 @@ fn main() {
         ("node", 5, false),
         ("java", 4, false),
     ];
+    if only.is_empty() || only.split(',').any(|o| o == "features") {
+        features::all(&dir);
+    }
     let mut results = Vec::new();
     for (name, share, boundaries) in plan {
         if !only.is_empty() && !only.split(',').any(|o| o == name) {
@@ -439,9 +426,6 @@ fn main() {
         if let Some(tally) = run_target(name, (kills * share).div_ceil(100), boundaries, &dir, &mut random) {
             results.push((name, tally, start.elapsed()));
         }
-    }
-    if only.is_empty() {
-        vfork_parent(&dir);
     }
     println!(
         "target           kills boundary  lost stuck corrupt EINTR oversleep     time  kills by phase {:?}",

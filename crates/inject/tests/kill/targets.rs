@@ -33,6 +33,13 @@ pub(crate) fn run(name: &str, page: &Path) -> ! {
         }
         "threads" => threads(page),
         "vfork" => vfork(page),
+        "many" => many(page),
+        "headless" => headless(page),
+        "catchall" => catch_all(page),
+        "filtered" => filtered(page),
+        "suspended" => suspended(page),
+        "handler" => in_handler(page),
+        "tight" => tight(page),
         other => panic!("no target {other}"),
     }
 }
@@ -368,4 +375,139 @@ fn vfork(page: &Page) -> ! {
         page.step(0);
         std::thread::sleep(Duration::from_millis(300));
     }
+}
+
+/// 500 threads, most of them asleep.
+fn many(page: &'static Page) -> ! {
+    for _ in 1..500 {
+        std::thread::Builder::new()
+            .stack_size(64 * 1024)
+            .spawn(|| {
+                loop {
+                    std::thread::sleep(Duration::from_secs(100));
+                }
+            })
+            .unwrap();
+    }
+    page.set(Word::Ready, 1);
+    sleeper(page, 0)
+}
+
+/// The main thread ends, another lives on.
+fn headless(page: &'static Page) -> ! {
+    std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        page.set(Word::Ready, 1);
+        sleeper(page, 0)
+    });
+    // SAFETY: ends this thread only; nothing of its stack is used by the other.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!()
+}
+
+extern "C" fn on_any(_: libc::c_int) {
+    // A handler that runs was not asked for by anybody.
+    if let Some((.., page)) = ALT.get() {
+        page.add(Word::Corrupt, 1);
+    }
+}
+
+fn handle(signal: i32, handler: extern "C" fn(libc::c_int)) {
+    // SAFETY: the handlers use atomics only; a zeroed sigaction has an empty mask and no flags.
+    unsafe {
+        let mut act: libc::sigaction = std::mem::zeroed();
+        act.sa_sigaction = handler as *const () as usize;
+        assert_eq!(libc::sigaction(signal, &act, std::ptr::null_mut()), 0);
+    }
+}
+
+/// As Go does: every signal that could be a mark has a handler.
+fn catch_all(page: &'static Page) -> ! {
+    ALT.set((0, 0, page)).ok().unwrap();
+    for signal in [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT] {
+        handle(signal, on_any);
+    }
+    page.set(Word::Ready, 1);
+    sleeper(page, 0)
+}
+
+/// Under a filter that kills for everything but nanosleep, clock_gettime and exit.
+fn filtered(page: &'static Page) -> ! {
+    let insn = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let allow = |nr: i64| [insn(0x15, 0, 1, nr as u32), insn(0x06, 0, 0, 0x7fff_0000)];
+    let mut code = vec![insn(0x20, 0, 0, 0)];
+    for nr in [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_clock_gettime, libc::SYS_restart_syscall] {
+        code.extend(allow(nr));
+    }
+    code.push(insn(0x06, 0, 0, 0x8000_0000));
+    let program = libc::sock_fprog { len: code.len() as u16, filter: code.as_mut_ptr() };
+    // SAFETY: the program lives until the call has copied it.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program), 0);
+    }
+    page.set(Word::Ready, 1);
+    sleeper(page, 0)
+}
+
+extern "C" fn on_usr1(_: libc::c_int) {
+    if let Some((.., page)) = ALT.get() {
+        page.step(0);
+    }
+}
+
+/// Blocks SIGUSR1 and SIGUSR2 and waits in sigsuspend with only SIGUSR2 blocked.
+fn suspended(page: &'static Page) -> ! {
+    ALT.set((0, 0, page)).ok().unwrap();
+    handle(libc::SIGUSR1, on_usr1);
+    // SAFETY: sets are initialised by sigemptyset before use.
+    unsafe {
+        let (mut outside, mut inside) = (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigemptyset(&mut outside);
+        libc::sigaddset(&mut outside, libc::SIGUSR1);
+        libc::sigaddset(&mut outside, libc::SIGUSR2);
+        libc::sigprocmask(libc::SIG_BLOCK, &outside, std::ptr::null_mut());
+        libc::sigemptyset(&mut inside);
+        libc::sigaddset(&mut inside, libc::SIGUSR2);
+        page.set(Word::Ready, 1);
+        loop {
+            libc::sigsuspend(&inside);
+            page.add(Word::Messages, 1);
+        }
+    }
+}
+
+extern "C" fn wait_for_go(_: libc::c_int) {
+    if let Some((.., page)) = ALT.get() {
+        page.set(Word::Ready, 1);
+        while page.get(Word::Go) == 0 {
+            // SAFETY: plain sleep.
+            unsafe { libc::usleep(1000) };
+        }
+    }
+}
+
+/// Sits in a signal handler until told to go; its return is an rt_sigreturn. Then it counts.
+fn in_handler(page: &'static Page) -> ! {
+    ALT.set((0, 0, page)).ok().unwrap();
+    handle(libc::SIGUSR1, wait_for_go);
+    let (prot, flags) = (rustix::mm::ProtFlags::READ, rustix::mm::MapFlags::PRIVATE);
+    // SAFETY: a new mapping, never touched.
+    let area = unsafe { rustix::mm::mmap_anonymous(std::ptr::null_mut(), 16384, prot, flags).unwrap() };
+    page.set(Word::Messages, area as u64);
+    // SAFETY: a signal to ourselves.
+    unsafe { libc::raise(libc::SIGUSR1) };
+    counter(page, 0)
+}
+
+/// Has hardly any address space left.
+fn tight(page: &'static Page) -> ! {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = text.split(' ').next().unwrap().parse().unwrap();
+    let limit = (pages + 20) * 4096;
+    let limit = libc::rlimit { rlim_cur: limit, rlim_max: limit };
+    // SAFETY: reads one rlimit.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
+    page.set(Word::Ready, 1);
+    sleeper(page, 0)
 }
