@@ -533,6 +533,17 @@ pub fn wait(tid: HostTid, deadline: crate::Deadline) -> Result<Waited> {
     }
 }
 
+/// Head and length of a thread's robust futex list.
+///
+/// # Errors
+/// `EPERM` without ptrace access, `ESRCH` if the thread is gone.
+pub fn get_robust_list(tid: HostTid) -> Result<(u64, u64)> {
+    let (mut head, mut len) = (0u64, 0u64);
+    // SAFETY: the kernel stores a pointer and a size at the two addresses, which live over the call.
+    check(unsafe { libc::syscall(libc::SYS_get_robust_list, tid.as_raw(), &raw mut head, &raw mut len) })?;
+    Ok((head, len))
+}
+
 /// Sends `signal` to one thread of thread group `pid`; 0 only checks that it is there.
 ///
 /// # Errors
