@@ -194,6 +194,36 @@ pub fn peek(fd: impl AsFd, room: usize) -> Result<(Vec<u8>, PeekFlags)> {
     Ok((buf, peeked))
 }
 
+/// State of a TCP socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TcpInfo {
+    /// `TCP_*` state: 1 established, 7 closed, 10 listening.
+    pub state: u8,
+    /// Of a listener: connections that wait to be accepted.
+    pub waiting: u32,
+    /// Of a listener: its backlog.
+    pub backlog: u32,
+}
+
+/// Asks for the state of a TCP socket (`TCP_INFO`).
+///
+/// # Errors
+/// `EOPNOTSUPP` for other sockets.
+pub fn tcp_info(fd: impl AsFd) -> Result<TcpInfo> {
+    let mut raw = [0u8; 104];
+    let mut len = raw.len() as libc::socklen_t;
+    let number = fd.as_fd().as_raw_fd();
+    // SAFETY: the kernel writes at most `len` bytes to `raw`, which has that room; both live over the call.
+    let ret =
+        unsafe { libc::getsockopt(number, libc::IPPROTO_TCP, libc::TCP_INFO, raw.as_mut_ptr().cast(), &raw mut len) };
+    if ret < 0 {
+        return Err(last());
+    }
+    // struct tcp_info: eight bytes, then 32-bit words; tcpi_unacked and tcpi_sacked mean a listener's queue.
+    let word = |n: usize| u32_at(&raw, 8 + 4 * n).unwrap_or(0);
+    Ok(TcpInfo { state: raw[0], waiting: word(4), backlog: word(5) })
+}
+
 /// What [`peek`] could not show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeekFlags {
@@ -226,6 +256,17 @@ mod tests {
         assert_eq!(peek(&b, 10), Ok((b"message".to_vec(), whole)));
         assert_eq!(peek(&b, 3), Ok((b"mes".to_vec(), PeekFlags { cut: true, control: false })));
         assert_eq!(peek(&b, 10), Ok((b"message".to_vec(), whole)));
+    }
+
+    #[test]
+    fn listener_tells_its_backlog() {
+        let listener = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None)
+            .expect("socket");
+        assert_eq!(tcp_info(&listener).map(|i| i.state), Ok(7));
+        let any: std::net::SocketAddr = "127.0.0.1:0".parse().expect("address");
+        rustix::net::bind(&listener, &any).expect("bind");
+        rustix::net::listen(&listener, 7).expect("listen");
+        assert_eq!(tcp_info(&listener), Ok(TcpInfo { state: 10, waiting: 0, backlog: 7 }));
     }
 
     #[test]

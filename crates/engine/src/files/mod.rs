@@ -12,6 +12,7 @@ mod fifo;
 mod fs;
 mod ghost;
 pub mod ids;
+mod inet;
 mod look;
 mod pipe;
 mod regular;
@@ -59,6 +60,7 @@ static KINDS: &[&FdKind] = &[
     &timerfd::KIND,
     &tty::KIND,
     &unix::KIND,
+    &inet::KIND,
     &regular::KIND,
 ];
 

@@ -468,6 +468,55 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "tcp_listeners_and_udp",
+        hold: |dir| {
+            use std::net::{TcpListener, UdpSocket};
+            let mut ports = Vec::new();
+            for (n, at_address) in ["127.0.0.1:0", "[::1]:0"].iter().enumerate() {
+                let l = TcpListener::bind(at_address).unwrap();
+                ports.push(l.local_addr().unwrap().port());
+                l.set_nonblocking(n == 1).unwrap();
+                at(l, 20 + n as i32, n == 0);
+            }
+            let u = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let c = UdpSocket::bind("127.0.0.1:0").unwrap();
+            c.connect(u.local_addr().unwrap()).unwrap();
+            u.set_broadcast(true).unwrap();
+            c.set_ttl(9).unwrap();
+            at(u, 22, false);
+            at(c, 19, false);
+            at(
+                rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::STREAM, None).unwrap(),
+                23,
+                false,
+            );
+            std::fs::write(dir.join("ports"), format!("{} {}", ports[0], ports[1])).unwrap();
+        },
+        verify: |_| {
+            use crust_kernel::sock_diag::{option, tcp_info};
+            let text = std::fs::read_to_string("ports").unwrap();
+            let (v4, v6) = text.split_once(' ').unwrap();
+            assert_eq!(tcp_info(borrowed(20)).unwrap().backlog, tcp_info(borrowed(21)).unwrap().backlog);
+            std::net::TcpStream::connect(format!("127.0.0.1:{v4}")).unwrap();
+            std::net::TcpStream::connect(format!("[::1]:{v6}")).unwrap();
+            rustix::io::write(borrowed(19), b"datagram").unwrap();
+            assert_eq!(read_some(22), b"datagram");
+            assert_eq!(option(borrowed(22), libc::SOL_SOCKET, libc::SO_BROADCAST), Ok(1));
+            assert_eq!(option(borrowed(19), libc::IPPROTO_IP, libc::IP_TTL), Ok(9));
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "tcp_connection",
+        hold: |_| {
+            let l = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            at(std::net::TcpStream::connect(l.local_addr().unwrap()).unwrap(), 20, false);
+            at(l.accept().unwrap().0, 21, false);
+        },
+        refused: Some("TCP connection 127.0.0.1:"),
+        ..PLAIN
+    },
+    Case {
         name: "shared_by_two_processes",
         hold: |dir| {
             let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
