@@ -36,6 +36,11 @@ pub(crate) fn read(path: &Path) -> Result<Vec<Token>, BadFile> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        // Under another user's HOME there is nothing for us.
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            log::info!("configuration file {} cannot be read and is ignored: {e}", path.display());
+            return Ok(Vec::new());
+        }
         Err(e) => {
             log::warn!("configuration file {} cannot be read and is ignored: {e}", path.display());
             return Ok(Vec::new());

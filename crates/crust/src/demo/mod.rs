@@ -202,7 +202,7 @@ fn demonstrate(show: &Show) -> Result<Exit> {
     let pid = i32::try_from(sample.id()).ok().and_then(HostTid::new);
     let pid = pid.ok_or_else(|| Error::new(Kind::Internal, "the sample has no pid"))?;
     stage.sample = Some(pid);
-    let before = stage.status(|s| s.count >= 20_000 && s.rounds >= 4)?;
+    let before = stage.status(|s| s.count >= 20_000 && s.rounds >= 20)?;
     show.fact("pid", &format!("{pid}, 5 threads, a pipe with a letter in it, an open file, a timer, 16 MiB it hashes"));
     show.progress(&before);
 
