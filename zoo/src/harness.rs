@@ -371,7 +371,9 @@ impl Case {
     }
 
     fn cycles_in(&self, room: &mut Room, root: Proc, route: &Route) -> Outcome {
-        for n in 1..=self.cycles {
+        // CRIU restores into a time namespace of its own making; dumping from there is another matter.
+        let cycles = if route.1.name == "criu" && route.0.name != "criu" { 1 } else { self.cycles };
+        for n in 1..=cycles {
             room.await_file(&format!("ready.{n}"), &[])?;
             let before = room.ps()?;
             let images = format!("images.{n}");
@@ -384,7 +386,7 @@ impl Case {
             }
             check_round(room, n).map_err(|e| format!("cycle {n}: {e}"))?;
         }
-        finish(room, root, self.cycles + 1)
+        finish(room, root, cycles + 1)
     }
 
     /// Dumps the tree into the new directory `images` of the room; must succeed.
