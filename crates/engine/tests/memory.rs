@@ -189,6 +189,17 @@ fn plays_a_part() {
             // SAFETY: own memory; an old kernel says no, and the test looks at the answer.
             say.push(unsafe { libc::madvise(guarded.add(2 * PAGE).cast(), 2 * PAGE, 102) } as u64);
             say.push(guarded as u64);
+            let locked = map(4 * PAGE, RW, ANON, -1);
+            fill(locked, PAGE, 9);
+            let (named, sealed) = (map(4 * PAGE, RW, ANON, -1), map(4 * PAGE, RW, ANON, -1));
+            fill(sealed, PAGE, 10);
+            // SAFETY: own memory, which stays as it is. Kernels that lack a call say no: then both processes lack it.
+            unsafe {
+                libc::syscall(libc::SYS_mlock2, locked, PAGE, libc::MLOCK_ONFAULT);
+                libc::mlock(locked.add(2 * PAGE).cast(), PAGE);
+                libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, named, 2 * PAGE, c"crust test".as_ptr());
+                libc::syscall(462, sealed, 2 * PAGE, 0);
+            }
         }
         "big" | "holes" => {
             let len = 40 << 20;
@@ -524,6 +535,8 @@ fn compare(pid: i32, copy: i32) {
         let kept = {
             let mut flags = m.detail.unwrap().flags;
             flags.forget(maps::VmFlag::SoftDirty);
+            // Sticks to what was once merged with a guarded mapping.
+            flags.forget(maps::VmFlag::MaybeGuard);
             flags
         };
         format!(

@@ -224,16 +224,27 @@ pub unsafe fn madvise(at: u64, len: u64, advice: i32) -> Result<()> {
     if unsafe { libc::madvise(at as *mut _, len as usize, advice) } == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
-/// mlock(2).
+/// mlock2(2); `on_fault` locks only what is touched.
 ///
 /// # Errors
-/// As mlock(2).
+/// As mlock2(2).
 ///
 /// # Safety
 /// The range must be mapped by the caller; nothing is changed in it.
-pub unsafe fn mlock(at: u64, len: u64) -> Result<()> {
+pub unsafe fn mlock(at: u64, len: u64, on_fault: bool) -> Result<()> {
     // SAFETY: by this function's own contract.
-    if unsafe { libc::mlock(at as *const _, len as usize) } == 0 { Ok(()) } else { Err(last_errno()) }
+    let rc = unsafe { libc::syscall(libc::SYS_mlock2, at, len, if on_fault { libc::MLOCK_ONFAULT } else { 0 }) };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// Names anonymous memory (PR_SET_VMA_ANON_NAME, Linux 5.17).
+///
+/// # Errors
+/// `EINVAL` for a name with characters the kernel does not print, and without CONFIG_ANON_VMA_NAME.
+pub fn set_name(at: u64, len: u64, name: &std::ffi::CStr) -> Result<()> {
+    // SAFETY: the kernel reads `name` up to its NUL; no memory is changed, only what /proc prints about it.
+    let rc = unsafe { libc::prctl(libc::PR_SET_VMA, libc::PR_SET_VMA_ANON_NAME, at, len, name.as_ptr()) };
+    if rc == 0 { Ok(()) } else { Err(last_errno()) }
 }
 
 /// preadv(2) into ranges given as address and length; at most 1024 of them. Returns the bytes read.

@@ -4,7 +4,7 @@ use super::status as st;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::task::Target;
 use crate::{OnObject, Result};
-use crust_image::proto::{MmEntry, VmaEntry};
+use crust_image::proto::{CrustVmaName, MmEntry, VmaEntry};
 use crust_kernel::maps::{self, Mapping, VmFlag};
 use crust_kernel::procfs::{Stat, Status};
 use rustix::io::Errno;
@@ -194,6 +194,9 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         }
     }
     entry.madv = (madv != 0).then_some(madv);
+    let ours = [(VmFlag::Sealed, SEALED), (VmFlag::LockOnFault, LOCK_ON_FAULT)];
+    let ours = ours.iter().fold(0, |all, &(flag, bit)| if has(flag) { all | bit } else { all });
+    entry.crust_flags = (ours != 0).then_some(ours);
     match m.name.as_slice() {
         b"[vsyscall]" => {
             entry.status = st::VSYSCALL | st::ANON_PRIVATE;
@@ -219,6 +222,9 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
             ));
         }
         _ => {}
+    }
+    if m.detail.is_some_and(|d| d.flags.unknown != [0; 2]) {
+        log::warn!("mapping {:#x}-{:#x} has a flag this version does not know; it will be lost", m.start, m.end);
     }
     refuse(m)?;
     if m.inode == 0 && !m.name.starts_with(b"/") {
@@ -254,6 +260,16 @@ fn protection(m: &Mapping) -> u32 {
     [(m.read, libc::PROT_READ), (m.write, libc::PROT_WRITE), (m.exec, libc::PROT_EXEC)]
         .iter()
         .fold(0, |all, &(set, bit)| if set { all | bit as u32 } else { all })
+}
+
+/// Bits of our own field `crust_flags`.
+pub(super) const SEALED: u32 = 1;
+pub(super) const LOCK_ON_FAULT: u32 = 2;
+
+/// The name that the program gave to anonymous memory.
+fn given_name(m: &Mapping) -> Option<&[u8]> {
+    let rest = m.name.strip_prefix(b"[anon:").or_else(|| m.name.strip_prefix(b"[anon_shmem:"))?;
+    rest.strip_suffix(b"]")
 }
 
 /// `MAP_DROPPABLE` (Linux 6.11).
@@ -359,6 +375,13 @@ fn mm_fields(t: &Target<'_>, vmas: &[Vma], files: &mut dyn FileIds) -> Result<Mm
         mm_env_end: stat.env_end,
         exe_file_id: files.exe(t)?,
         mm_saved_auxv: saved,
+        crust_names: vmas
+            .iter()
+            .filter_map(|v| {
+                let (start, end) = (v.entry.start, v.entry.end);
+                given_name(&v.mapping).map(|name| CrustVmaName { start, end, name: name.to_vec() })
+            })
+            .collect(),
         thp_disabled: Some(status.number("THP_enabled") == Some(0)),
         ..MmEntry::default()
     })

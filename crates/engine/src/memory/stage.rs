@@ -1,7 +1,7 @@
 //! A task's memory is built around the program that builds it: mapped and filled at the final address where that is free,
 //! else parked in a hole and moved by the plan. Ordinary code does all but the moving.
 #![allow(unsafe_code, reason = "maps, fills and moves memory by address")]
-use super::collect::MAP_DROPPABLE;
+use super::collect::{LOCK_ON_FAULT, MAP_DROPPABLE, SEALED};
 use super::fill::{Filler, huge_pages_allowed};
 use super::layout::{self, Special};
 use super::load::{Extent, Images};
@@ -343,13 +343,24 @@ impl Staged {
             }
             if vma.flags & libc::MAP_LOCKED as u32 != 0 {
                 // SAFETY: as above; locking changes no content.
-                match unsafe { mman::mlock(at, len) } {
+                match unsafe { mman::mlock(at, len, vma.crust_flags.unwrap_or(0) & LOCK_ON_FAULT != 0) } {
                     // What has no permissions gets the flag, and no pages.
                     Ok(()) | Err(Errno::NOMEM) if vma.prot == 0 => {}
                     Ok(()) => {}
                     Err(e) => {
                         return Err(fail(e, "locking memory").help("raise the limit of locked memory (ulimit -l)"));
                     }
+                }
+            }
+        }
+        for named in &images.mm.crust_names {
+            let Ok(name) = std::ffi::CString::new(named.name.as_slice()) else { continue };
+            for place in self.places.iter().filter(|p| p.vma.start < named.end && p.vma.end > named.start) {
+                let start = named.start.max(place.vma.start);
+                let end = named.end.min(place.vma.end);
+                if let Err(e) = mman::set_name(place.at + (start - place.vma.start), end - start, &name) {
+                    // Only what /proc shows: not worth a failed restore.
+                    log::warn!("the name of the mapping {start:#x}-{end:#x} is lost: {e}");
                 }
             }
         }
@@ -423,6 +434,11 @@ impl Staged {
                 shift(program, "vDSO to its place".into(), stop + offset, end - start, to + offset);
             }
         }
+        // Last, for a sealed mapping can be neither moved nor protected.
+        for place in self.places.iter().filter(|p| p.vma.crust_flags.unwrap_or(0) & SEALED != 0) {
+            let (start, len) = (place.vma.start, place.vma.end - place.vma.start);
+            program.syscall(plan, format!("mseal {start:#x}"), SYS_MSEAL, &[start.into(), len.into(), 0u64.into()]);
+        }
         self.plan_mm(program, plan);
     }
 
@@ -467,6 +483,8 @@ impl Staged {
     }
 }
 
+/// mseal(2) (Linux 6.10); the same number on all architectures.
+const SYS_MSEAL: i64 = 462;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 const PR_SET_THP_DISABLE: u64 = 41;
