@@ -21,6 +21,10 @@ const ESTABLISHED: u32 = 1;
 const CLOSE: u32 = 7;
 /// `USK_EXTERN`: the other end of a connection is outside of the tree.
 const EXTERN: u32 = 1;
+/// `USK_SERVICE`: the other end is ours; the request to dump the program came through it.
+const SERVICE: u32 = 2;
+/// What a program that dumped itself reads after its restore: the RPC response DUMP, success, restored.
+const RESTORED: [u8; 8] = [8, 1, 16, 1, 26, 2, 8, 1];
 const SO_PEEK_OFF: i32 = 42;
 
 fn recognise(v: &FdView<'_>) -> bool {
@@ -75,6 +79,11 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
             2 => SkShutdown::Write,
             _ => SkShutdown::Both,
         } as i32);
+    }
+    if s.peer != 0 && out.opts.service_socket_inode == Some(u64::from(s.peer)) {
+        (entry.state, entry.peer, entry.uflags) = (CLOSE, 0, SERVICE);
+        out.unix_seen.push((ino, 0, v.object()));
+        return Ok(FileEntry { usk: Some(entry), ..FileEntry::default() });
     }
     if !s.name.is_empty() && s.name.first() != Some(&0) {
         entry.name.push(0); // as CRIU has it
@@ -321,6 +330,12 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
 /// A socket that is no half of a pair.
 fn single(s: &UnixSkEntry, cx: &mut Opener<'_>) -> Result<OwnedFd> {
     let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    if s.uflags & SERVICE != 0 {
+        let (fd, ours) = rustix::net::socketpair(family, kind_of(s), flags, None).during("socketpair")?;
+        sockopt::restore(&fd, &s.opts)?;
+        rustix::net::send(&ours, &RESTORED, rustix::net::SendFlags::DONTWAIT).during("answering a self-dump")?;
+        return Ok(fd);
+    }
     // The kernel calls a datagram socket connected too when others are connected to it.
     let datagram = s.r#type == libc::SOCK_DGRAM as u32;
     let lost_peer = s.state == ESTABLISHED && s.peer == 0 && !datagram;
