@@ -1,5 +1,14 @@
 //! Questions without consequences: what this kernel offers, and what in a tree would block a dump.
-use crate::{Error, Kind, Options, Result};
+use crate::dump::{Collected, blockers_outside, find_root, foreign_session, inner_id, stat_of};
+use crate::error::ResultExt;
+use crate::task::Target;
+use crate::{Error, Kind, Object, Options, Result, memory};
+use crust_image::proto::PstreeEntry;
+use crust_kernel::NsTid;
+use crust_kernel::pidfd::PidFd;
+use crust_kernel::procfs::{ProcDir, Status};
+use std::collections::HashSet;
+use std::os::fd::AsFd;
 
 /// One answer of [`host`].
 #[derive(Clone, Debug)]
@@ -29,6 +38,56 @@ pub fn feature(name: &str) -> Option<bool> {
 /// # Errors
 /// Only if the tree cannot be looked at; blockers are the `Ok` value.
 pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
-    let _ = (pid, opts);
-    Err(Error::new(Kind::Internal, "check --pid is not built yet"))
+    let root = find_root(pid)?;
+    let mut blockers = Vec::new();
+    let mut cx = Collected::new(opts);
+    let mut pids = vec![(root, 0)];
+    let mut seen = HashSet::from([root]);
+    let mut records = Vec::new();
+    let mut at = 0;
+    while let Some(&(pid, ppid)) = pids.get(at) {
+        at += 1;
+        // A task may end while we look: then it blocks nothing any more.
+        let Ok(proc) = ProcDir::open(pid) else { continue };
+        let (Some(stat), Ok(status)) = (stat_of(&proc), proc.read_text("status")) else { continue };
+        let Some(ns_pid) = inner_id(&Status::new(status.clone())) else { continue };
+        records.push(PstreeEntry {
+            pid: ns_pid.as_raw() as u32,
+            ppid,
+            pgid: stat.pgrp as u32,
+            sid: stat.session as u32,
+            threads: Vec::new(),
+        });
+        if stat.state == b'Z' {
+            continue;
+        }
+        blockers.extend(task(&proc, &Status::new(status), ns_pid, &mut cx));
+        for child in proc.children().unwrap_or_default() {
+            if seen.insert(child) {
+                pids.push((child, ns_pid.as_raw() as u32));
+            }
+        }
+    }
+    blockers.extend(foreign_session(&records, opts));
+    blockers.extend(cx.files.take_blockers());
+    Ok(blockers)
+}
+
+/// What one running process has that would block a dump.
+fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) -> Vec<Error> {
+    let pid = proc.id();
+    let mut found = blockers_outside(pid, proc, status);
+    if let Some(tracer) = status.number("TracerPid").filter(|&t| t != 0) {
+        let what = format!("is traced by process {tracer}");
+        found.push(Error::unsupported(what, "end the debugger or tracer first: a task has only one"));
+    }
+    let looked = PidFd::open(pid).during("pidfd_open").and_then(|pidfd| {
+        let target = Target { pid, ns_pid, proc, pidfd: pidfd.as_fd() };
+        memory::collect(&target, &mut cx.files)?;
+        cx.files.dump_fds(&target)?;
+        cx.files.dump_fs(&target)
+    });
+    // A task that ended meanwhile blocks nothing.
+    found.extend(looked.err().filter(|e| e.kind() != Kind::TargetChanged));
+    found.into_iter().map(|e| e.on(Object::Task(pid.as_raw()))).collect()
 }

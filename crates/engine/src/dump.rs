@@ -4,11 +4,11 @@ use crate::fault;
 use crate::images::Partial;
 use crate::memory::{self, PagesDump};
 use crate::options::After;
-use crate::{Error, Event, Events, Kind, OnObject, Options, Result, Stage};
+use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
 use crust_image::ImageKind;
-use crust_image::proto::{InventoryEntry, PagemapHead, SeccompEntry, TaskKobjIdsEntry, TimensEntry, Timespec};
+use crust_image::proto::{InventoryEntry, PagemapHead, PstreeEntry, SeccompEntry, TaskKobjIdsEntry};
 use crust_kernel::Deadline;
-use rustix::time::ClockId;
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -122,7 +122,7 @@ fn refuse_options(opts: &Options) -> Result<()> {
     ];
     let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
         Error::unsupported("is not supported yet", "leave the option out: the dump is then complete by itself")
-            .on(crate::Object::Option(name.into()))
+            .on(Object::Option(name.into()))
             .at(Stage::Request)
     });
     Error::all(refused.collect()).map_or(Ok(()), Err)
@@ -148,6 +148,7 @@ fn save(
     write_memory(tree, &looked, &cx, &out, events, report).map_err(|e| e.at(Stage::Write))?;
     phases.done("memory");
     write_records(&looked, &out).map_err(|e| e.at(Stage::Write))?;
+    write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
     let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
     fault::point(Stage::Write)?;
     write_inventory(&looked, &out).map_err(|e| e.at(Stage::Write))?;
@@ -192,7 +193,9 @@ fn look_at_all(
         }
         events.progress("processes", i as u64 + 1, total);
     }
-    cx.blockers.extend(sessions(&looked, opts));
+    let tree: Vec<PstreeEntry> = looked.iter().map(|l| l.pstree.clone()).collect();
+    cx.blockers.extend(foreign_session(&tree, opts));
+    cx.blockers.extend(shared_objects(&looked));
     cx.blockers.extend(cx.files.take_blockers());
     match Error::all(std::mem::take(&mut cx.blockers)) {
         Some(e) => Err(e),
@@ -200,22 +203,23 @@ fn look_at_all(
     }
 }
 
-/// Sessions and groups that would not come back.
-fn sessions(looked: &[Looked], opts: &Options) -> Vec<Error> {
-    let Some(root) = looked.first().map(|l| &l.pstree) else { return Vec::new() };
-    let mut errors = Vec::new();
-    let mut pids: Vec<u32> = looked.iter().map(|l| l.pstree.pid).collect();
-    pids.sort_unstable();
-    let foreign = root.sid != root.pid || (root.pgid != root.pid && pids.binary_search(&root.pgid).is_err());
-    if foreign && !opts.shell_job {
-        let what = format!(
-            "belongs to session {} and process group {}, whose leader is outside of the tree",
-            root.sid, root.pgid
-        );
-        let help = "dump with --shell-job (and restore with it from a terminal), or start the program with setsid";
-        errors.push(Error::new(Kind::BadRequest, what).help(help).on(crate::Object::Task(root.pid as i32)));
+/// The root's session or group, if its leader is outside of the tree and the caller did not say --shell-job.
+pub(crate) fn foreign_session(tree: &[PstreeEntry], opts: &Options) -> Option<Error> {
+    let root = tree.first()?;
+    let inside = |id: u32| tree.iter().any(|t| t.pid == id);
+    if opts.shell_job || (root.sid == root.pid && inside(root.pgid)) {
+        return None;
     }
-    let mut seen: [std::collections::HashMap<u32, u32>; 3] = Default::default();
+    let what =
+        format!("belongs to session {} and process group {}, whose leader is outside of the tree", root.sid, root.pgid);
+    let help = "dump with --shell-job (and restore with it from a terminal), or start the program with setsid";
+    Some(Error::new(Kind::BadRequest, what).help(help).on(Object::Task(root.pid as i32)))
+}
+
+/// Processes that share what restore cannot share between processes yet.
+fn shared_objects(looked: &[Looked]) -> Vec<Error> {
+    let mut errors = Vec::new();
+    let mut seen: [HashMap<u32, u32>; 3] = Default::default();
     for l in looked {
         let Some(ids) = &l.ids else { continue };
         let kinds = [(ids.vm_id, "memory"), (ids.files_id, "descriptor table"), (ids.sighand_id, "signal handlers")];
@@ -223,7 +227,7 @@ fn sessions(looked: &[Looked], opts: &Options) -> Vec<Error> {
             if let Some(other) = map.insert(id, l.pstree.pid) {
                 let text = format!("shares its {what} with process {other}");
                 let help = "processes that share such objects (vfork in progress, CLONE_VM, CLONE_FILES) are not supported yet";
-                errors.push(Error::unsupported(text, help).on(crate::Object::Task(l.pstree.pid as i32)));
+                errors.push(Error::unsupported(text, help).on(Object::Task(l.pstree.pid as i32)));
             }
         }
     }
@@ -289,12 +293,20 @@ fn write_records(looked: &[Looked], out: &Partial) -> Result<()> {
         }
     }
     out.put_one(ImageKind::Seccomp, 0, &SeccompEntry::default())?;
-    let clock = |id| {
-        let t = rustix::time::clock_gettime(id);
-        Timespec { tv_sec: t.tv_sec as u64, tv_nsec: t.tv_nsec as u64 }
-    };
-    let now = TimensEntry { monotonic: clock(ClockId::Monotonic), boottime: clock(ClockId::Boottime) };
-    out.put_one(ImageKind::Timens, 0, &now)
+    Ok(())
+}
+
+/// The clocks of the tree's time namespace, which all its tasks must share.
+fn write_clocks(tree: &FrozenTree, out: &Partial) -> Result<()> {
+    let Some(root) = tree.processes.first() else { return Ok(()) };
+    let namespace = |p: &freeze::Process| p.proc.readlink("ns/time").ok();
+    let ours = namespace(root);
+    if let Some(other) = tree.processes.iter().find(|p| p.seized.is_some() && namespace(p) != ours) {
+        let help = "trees that span several time namespaces are not supported";
+        return Err(Error::unsupported("lives in another time namespace than the root task", help))
+            .on_task(other.pid.as_raw());
+    }
+    out.put_one(ImageKind::Timens, 0, &namespaces::time::look(&root.proc))
 }
 
 fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {

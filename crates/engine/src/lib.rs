@@ -8,6 +8,7 @@ mod features;
 pub mod files;
 pub mod images;
 pub mod memory;
+pub mod namespaces;
 pub mod options;
 pub mod restore;
 pub mod task;

@@ -3,7 +3,7 @@ use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::task::{creds, limits, regs, thread, timers};
-use crate::{Event, Events, Object, Options, Result, Stage, memory};
+use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::InventoryEntry;
 use crust_kernel::procfs::{ProcDir, Stat, Status};
@@ -104,7 +104,9 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         creds: plan.creds.clone(),
         own: plan.own,
     };
+    let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
+    drop(clocks);
     let guard = KillOnDrop { root, armed: true };
     line_up(&plan, &arena, root, deadline, events)
         .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;

@@ -6,7 +6,6 @@
 //! the plan's error path if it has one; otherwise the process ends with status 112.
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fmt::Write as _;
 
 /// Bytes of a record; the interpreter's stride.
 pub const RECORD_BYTES: usize = 72;
@@ -339,10 +338,10 @@ impl Program {
     pub fn listing(&self) -> String {
         let mut out = String::new();
         for plan in &self.plans {
-            let _ = writeln!(out, "plan {}", plan.name);
+            out.push_str(&format!("plan {}\n", plan.name));
             for (i, r) in plan.records.iter().enumerate() {
                 let error = if plan.error_path == Some(i) { " (error path)" } else { "" };
-                let _ = writeln!(out, "  {i:4} {}{error} nr {} {:x?} {:?}", r.label, r.nr, r.args, r.expect);
+                out.push_str(&format!("  {i:4} {}{error} nr {} {:x?} {:?}\n", r.label, r.nr, r.args, r.expect));
             }
         }
         out

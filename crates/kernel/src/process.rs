@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "clone3 and prctl are not in rustix in the form needed")]
 use crate::{HostTid, NsTid};
 use rustix::io::{Errno, Result};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// Which side of a fork this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +138,24 @@ pub fn set_child_subreaper(on: bool) -> Result<()> {
 pub fn timer_restore_ids(on: bool) -> Result<()> {
     // SAFETY: the option takes a number only.
     unsafe { prctl(77, [u64::from(on), 0, 0, 0]) }.map(drop)
+}
+
+/// unshare(2).
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare(flags: i32) -> Result<()> {
+    // SAFETY: takes a number only. What is unshared stays valid for this process.
+    if unsafe { libc::unshare(flags) } == 0 { Ok(()) } else { Err(last()) }
+}
+
+/// setns(2).
+///
+/// # Errors
+/// As setns(2).
+pub fn set_namespace(fd: BorrowedFd<'_>, kind: i32) -> Result<()> {
+    // SAFETY: an open descriptor and a number.
+    if unsafe { libc::setns(fd.as_raw_fd(), kind) } == 0 { Ok(()) } else { Err(last()) }
 }
 
 /// The calling thread's securebits.

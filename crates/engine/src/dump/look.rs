@@ -6,7 +6,7 @@ use crate::files::FileTable;
 use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
 use crate::task::{Target, creds, limits, regs, signals, timers};
-use crate::{Options, Result};
+use crate::{Options, Result, namespaces};
 use crust_image::proto::{
     CoreEntry, ItimerEntry, PstreeEntry, RseqEntry, SeccompMode, TaskCoreEntry, TaskKobjIdsEntry, TaskTimersEntry,
     ThreadCoreEntry,
@@ -23,9 +23,6 @@ const GET_REGISTRATIONS: u32 = 1 << 9;
 const PR_GET_TID_ADDRESS: i32 = 40;
 /// The one control group set of a tree that stays where its restorer is.
 const CG_SET: u32 = 1;
-
-/// Namespaces as /proc/PID/ns names them, with the ids that our images give them.
-pub(crate) const NAMESPACES: [&str; 8] = ["pid", "net", "ipc", "uts", "time", "mnt", "user", "cgroup"];
 
 /// A process as records.
 #[derive(Debug)]
@@ -65,20 +62,7 @@ pub(crate) fn inner_id(status: &Status) -> Option<NsTid> {
 
 /// What can be said against a process without stopping it. Also the first part of every dump's look.
 pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status) -> Vec<Error> {
-    let mut found = Vec::new();
-    for ns in NAMESPACES {
-        let theirs = proc.readlink(&format!("ns/{ns}"));
-        let ours = rustix::fs::readlink(format!("/proc/self/ns/{ns}"), Vec::new()).map(|l| l.into_bytes());
-        if let (Ok(theirs), Ok(ours)) = (theirs, ours)
-            && theirs != ours
-        {
-            let what = format!("lives in another {ns} namespace than we do ({})", String::from_utf8_lossy(&theirs));
-            let help = format!(
-                "run crust inside of it: `nsenter -t {pid} --all crust …`; containers from outside are not supported yet"
-            );
-            found.push(Error::unsupported(what, help));
-        }
-    }
+    let mut found = namespaces::foreign(pid, proc);
     if status.number("Seccomp").is_some_and(|mode| mode != 0) {
         found.push(Error::unsupported(
             "runs under seccomp",

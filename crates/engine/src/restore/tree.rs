@@ -69,8 +69,7 @@ impl Task {
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) tasks: Vec<Task>,
-    /// The root's session and group are the caller's (`--shell-job`).
-    pub(crate) foreign_session: bool,
+    /// The root's process group is the caller's (`--shell-job`).
     pub(crate) foreign_group: bool,
     /// Some task is born as an orphan, so the root must adopt for a while.
     pub(crate) needs_subreaper: bool,
@@ -120,7 +119,7 @@ impl Tree {
                 .help("restore with --shell-job: the tree then joins the session of this terminal")
                 .at(Stage::Check));
         }
-        let mut tree = Self { tasks, foreign_session, foreign_group, needs_subreaper: false };
+        let mut tree = Self { tasks, foreign_group, needs_subreaper: false };
         tree.link(&index, root_pid, root_sid)?;
         tree.groups(&mut index, root_pgid)?;
         tree.order()?;
@@ -364,7 +363,7 @@ mod tests {
     fn foreign_session_wants_shell_job() {
         let error = Tree::plan(vec![task(10, 0, 10, 5)], false).expect_err("refused");
         assert!(error.advice().contains("--shell-job"));
-        assert!(Tree::plan(vec![task(10, 0, 10, 5)], true).expect("plans").foreign_session);
+        assert!(Tree::plan(vec![task(10, 0, 10, 5)], true).is_ok());
     }
 
     #[test]
