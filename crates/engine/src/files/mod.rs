@@ -14,6 +14,7 @@ mod ghost;
 pub mod ids;
 mod inet;
 mod look;
+mod memfd;
 mod pipe;
 mod regular;
 mod restore;
@@ -61,6 +62,7 @@ static KINDS: &[&FdKind] = &[
     &tty::KIND,
     &unix::KIND,
     &inet::KIND,
+    &memfd::KIND,
     &regular::KIND,
 ];
 

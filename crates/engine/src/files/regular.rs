@@ -2,10 +2,10 @@
 //!
 //! The record is the path, the flags and the position, with size, mode and build id to know the file again by.
 use super::FdKind;
-use super::ghost;
 use super::look::FdView;
 use super::restore::{FileImages, Opener};
 use super::table::{FileTable, Records};
+use super::{ghost, memfd};
 use crate::options::FileValidation;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
@@ -278,6 +278,12 @@ pub(super) fn special(
     }
     let id = out.new_id();
     let seen = Seen { link, stat: &stat, mnt_id: -1, fd, flags, pos: 0, fown: FownEntry::default(), code: true };
+    if memfd::is_memfd(link) && stat.st_nlink == 0 {
+        let entry = memfd::entry(&seen, id, out)?;
+        out.files.push(entry);
+        out.special.insert(key, id);
+        return Ok(id);
+    }
     let reg = dump_seen(&seen, t, id, out)?;
     out.files.push(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() });
     out.special.insert(key, id);

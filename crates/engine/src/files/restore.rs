@@ -8,8 +8,8 @@ use super::{FdKind, epoll, kind_of_type, regular, tty};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
-    FdinfoEntry, FileEntry, FownEntry, FsEntry, PipeDataEntry, RegFileEntry, RemapFilePathEntry, RemapType,
-    SkPacketEntry, TtyInfoEntry, UnixSkEntry,
+    FdinfoEntry, FileEntry, FownEntry, FsEntry, MemfdInodeEntry, PipeDataEntry, RegFileEntry, RemapFilePathEntry,
+    RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crust_image::{ImageKind, Reader};
 use crust_kernel::fd as kfd;
@@ -45,6 +45,8 @@ pub(super) struct OpenState {
     /// Files of shared units, opened in the root task, at high numbers.
     shared: HashMap<u32, OwnedFd>,
     pub(super) ghosts: HashMap<u32, super::ghost::Made>,
+    /// Memfds made again, by inode id, to open them through.
+    pub(super) memfds: HashMap<u32, OwnedFd>,
     pub(super) inherited: HashMap<String, OwnedFd>,
     /// Tables whose descriptors are in place in this process.
     built: BTreeSet<u32>,
@@ -60,6 +62,7 @@ pub struct FileImages {
     pub(super) fifo_data: HashMap<u32, PipeContent>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     pub(super) tty_info: HashMap<u32, TtyInfoEntry>,
+    pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
     /// What waits in sockets, by the file's id.
     pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
     /// Unix sockets by the inode they had.
@@ -106,6 +109,11 @@ impl FileImages {
         }
         for tty in source.read_all::<TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
             images.tty_info.insert(tty.id, tty);
+        }
+        for memfd in source.read_all::<MemfdInodeEntry>(ImageKind::MemfdInode, 0)? {
+            let id =
+                u32::try_from(memfd.inode_id).map_err(|_| Error::bad_image("memfd.img", "an impossible inode id"))?;
+            images.memfds.insert(id, memfd);
         }
         let name = ImageKind::SkQueues.file_name(0);
         if let Some(bytes) = source.read(&name)? {
@@ -263,6 +271,7 @@ impl FileImages {
         let entries = self.tables.get(&table).cloned().unwrap_or_default();
         kept.extend(self.state.shared.values().map(AsRawFd::as_raw_fd));
         kept.extend(self.state.inherited.values().map(AsRawFd::as_raw_fd));
+        kept.extend(self.state.memfds.values().map(AsRawFd::as_raw_fd));
         kept.extend(self.state.ghosts.values().map(|g| g.fd.as_raw_fd()));
         close_all_but(kept)?;
 

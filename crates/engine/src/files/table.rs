@@ -58,6 +58,7 @@ pub(super) struct Records<'o> {
     pub(super) ghosts: Vec<Ghost>,
     pub(super) remaps: Vec<RemapFilePathEntry>,
     pub(super) tty_info: Vec<TtyInfoEntry>,
+    pub(super) memfds: Vec<super::memfd::Inode>,
     /// All unix sockets of the namespace, asked for once.
     pub(super) unix: Option<HashMap<u32, UnixSocket>>,
     /// Inode and peer of each unix socket of the tree, and where it was seen.
@@ -111,6 +112,7 @@ impl<'o> FileTable<'o> {
             remaps: Vec::new(),
             tty_info: Vec::new(),
             tty_seen: Vec::new(),
+            memfds: Vec::new(),
             unix: None,
             unix_seen: Vec::new(),
             packets: Vec::new(),
@@ -240,6 +242,7 @@ impl<'o> FileTable<'o> {
         if !r.tty_info.is_empty() {
             out.put_all(ImageKind::TtyInfo, 0, &r.tty_info)?;
         }
+        super::memfd::write(&r.memfds, out)?;
         for ghost in &r.ghosts {
             ghost.write(out)?;
         }

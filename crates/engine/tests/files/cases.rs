@@ -517,6 +517,40 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "memfds",
+        hold: |_| {
+            use rustix::fs::{MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek};
+            let m = memfd_create("plain name", MemfdFlags::CLOEXEC).unwrap();
+            rustix::io::write(&m, b"in memory").unwrap();
+            seek(&m, SeekFrom::Start(3)).unwrap();
+            at(
+                open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&m)), OFlags::RDONLY, Mode::empty())
+                    .unwrap(),
+                21,
+                false,
+            );
+            at(m, 20, true);
+            let m = memfd_create("sealed", MemfdFlags::ALLOW_SEALING).unwrap();
+            ftruncate(&m, 3 << 20).unwrap();
+            rustix::io::pwrite(&m, b"far in", 2 << 20).unwrap();
+            fcntl_add_seals(&m, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW).unwrap();
+            at(m, 19, false);
+        },
+        verify: |_| {
+            use rustix::fs::{SealFlags, fcntl_get_seals};
+            let mut buf = [0; 16];
+            let n = rustix::io::pread(borrowed(21), &mut buf, 0).unwrap();
+            assert_eq!(&buf[..n], b"in memory");
+            assert_eq!(fcntl_get_seals(borrowed(20)), Ok(SealFlags::SEAL));
+            assert_eq!(fcntl_get_seals(borrowed(19)), Ok(SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW));
+            rustix::io::pread(borrowed(19), &mut buf[..6], 2 << 20).unwrap();
+            assert_eq!(&buf[..6], b"far in");
+            let stat = rustix::fs::fstat(borrowed(19)).unwrap();
+            assert!(stat.st_size == 3 << 20 && stat.st_blocks * 512 < 1 << 20, "{} blocks", stat.st_blocks);
+        },
+        ..PLAIN
+    },
+    Case {
         name: "shared_by_two_processes",
         hold: |dir| {
             let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");

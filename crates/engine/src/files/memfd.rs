@@ -1,0 +1,169 @@
+//! memfd_create(2): a file in memory with a name of its own, seals, and content that goes to pagemap-shmem-N.img.
+use super::FdKind;
+use super::look::FdView;
+use super::regular::{self, Seen};
+use super::restore::{FileImages, Opener};
+use super::table::Records;
+use crate::images::Partial;
+use crate::{Error, Object, Result, ResultExt, memory};
+use crust_image::ImageKind;
+use crust_image::proto::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+pub(super) static KIND: FdKind = FdKind {
+    name: "memfd",
+    fd_type: FdTypes::Memfd,
+    recognise: |v| v.file_type() == libc::S_IFREG && is_memfd(&v.link) && v.stat.st_nlink == 0 && !v.is_o_path(),
+    dump,
+    group,
+    open,
+};
+
+/// Page images of memfds have numbers from here on, out of the way of those of processes.
+const FIRST_PAGES_ID: u32 = 1 << 20;
+
+/// True for the link of a memfd. A real path could look the same only below a directory of that odd name.
+pub(super) fn is_memfd(link: &[u8]) -> bool {
+    link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)")
+}
+
+/// A memfd whose content is to be written.
+#[derive(Debug)]
+pub(super) struct Inode {
+    entry: MemfdInodeEntry,
+    dev: u64,
+    ino: u64,
+    content: OwnedFd,
+}
+
+fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
+    let seen = Seen {
+        link: &v.link,
+        stat: &v.stat,
+        mnt_id: v.info.mnt_id,
+        fd: v.copy(),
+        flags: v.info.flags,
+        pos: v.info.pos,
+        fown: v.fown()?,
+        code: false,
+    };
+    entry(&seen, id, out)
+}
+
+/// The record of an open memfd, by whatever way it was found; notes its inode.
+pub(super) fn entry(seen: &Seen<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
+    let inode_id = inode(seen, out)?;
+    let memfd = MemfdFileEntry { id, flags: seen.flags, pos: seen.pos, fown: seen.fown, inode_id };
+    Ok(FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(memfd), ..FileEntry::default() })
+}
+
+fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
+    let stat = seen.stat;
+    if let Some(known) = out.memfds.iter().find(|m| (m.dev, m.ino) == (stat.st_dev, stat.st_ino)) {
+        return Ok(known.entry.inode_id as u32);
+    }
+    let name = seen.link.strip_prefix(b"/memfd:").and_then(|n| n.strip_suffix(b" (deleted)")).unwrap_or(seen.link);
+    if stat.st_blksize as u64 != crust_kernel::ids::PAGE_SIZE {
+        return Err(Error::unsupported(
+            format!("the memfd {} has huge pages, which is not supported yet", String::from_utf8_lossy(name)),
+            "close it before the dump",
+        ));
+    }
+    let content = regular::reopen_for_reading(seen.fd).during("opening a memfd to read it")?;
+    let seals = rustix::fs::fcntl_get_seals(&content).during("asking for a memfd's seals")?;
+    let inode_id = out.memfds.len() as u32 + 1;
+    let entry = MemfdInodeEntry {
+        name: name.to_vec(),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        size: stat.st_size as u64,
+        // Inode numbers of shared memory are not reused while the inode lives, and fit in practice.
+        shmid: stat.st_ino as u32,
+        seals: seals.bits(),
+        inode_id: inode_id.into(),
+        hugetlb_flag: None,
+        mode: Some(stat.st_mode & 0o7777),
+    };
+    out.memfds.push(Inode { entry, dev: stat.st_dev, ino: stat.st_ino, content });
+    Ok(inode_id)
+}
+
+/// Writes memfd.img and the content of each.
+pub(super) fn write(memfds: &[Inode], out: &Partial) -> Result<()> {
+    if memfds.is_empty() {
+        return Ok(());
+    }
+    out.put_all(ImageKind::MemfdInode, 0, memfds.iter().map(|m| &m.entry))?;
+    for (n, m) in memfds.iter().enumerate() {
+        let pages_id = FIRST_PAGES_ID + n as u32;
+        let mut file = out.create_file(&ImageKind::Pages.file_name(pages_id.into()))?;
+        let pages = memory::dump_file(m.content.as_fd(), m.entry.size, file.as_fd())?;
+        file.flush().during("writing a memfd's content")?;
+        let name = ImageKind::ShmemPagemap.file_name(m.entry.shmid.into());
+        out.put(&name, &pages.pagemap(ImageKind::ShmemPagemap, pages_id)?)?;
+    }
+    Ok(())
+}
+
+fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {
+    e.memfd.as_ref().map(|m| u64::from(m.inode_id))
+}
+
+fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
+    let mut opened = Vec::new();
+    for e in entries {
+        let r = cx.body(e, e.memfd.as_ref())?;
+        if let std::collections::hash_map::Entry::Vacant(_) = cx.state.memfds.entry(r.inode_id) {
+            let made = make(r.inode_id, cx)?;
+            let held = cx.hold(made)?;
+            cx.state.memfds.insert(r.inode_id, held);
+        }
+        let base = cx.state.memfds.get(&r.inode_id).map_or(-1, AsRawFd::as_raw_fd);
+        let fd = cx.reopen_number(base, r.flags)?;
+        if r.pos != 0 {
+            rustix::fs::seek(&fd, SeekFrom::Start(r.pos)).during("setting the position")?;
+        }
+        cx.settle(&fd, r.flags, &r.fown)?;
+        opened.push((e.id, fd));
+    }
+    Ok(opened)
+}
+
+fn make(inode_id: u32, cx: &Opener<'_>) -> Result<OwnedFd> {
+    let Some(m) = cx.images.memfds.get(&inode_id) else {
+        return Err(Error::bad_image("memfd.img", format!("memfd {inode_id} is missing")));
+    };
+    let on = |e: Error| e.on(Object::Path(format!("memfd {}", String::from_utf8_lossy(&m.name))));
+    if m.hugetlb_flag.unwrap_or(0) != 0 {
+        return Err(on(Error::unsupported("a memfd with huge pages cannot be restored yet", "restore it with CRIU")));
+    }
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(m.name.as_slice(), flags).during("memfd_create").map_err(on)?;
+    rustix::fs::ftruncate(&fd, m.size).during("sizing a memfd").map_err(on)?;
+    memory::fill_file(cx.source, ImageKind::ShmemPagemap, m.shmid.into(), fd.as_fd(), m.size).map_err(on)?;
+    let stat = rustix::fs::fstat(&fd).during("fstat")?;
+    if let Some(mode) = m.mode.filter(|mode| mode & 0o7777 != stat.st_mode & 0o7777) {
+        rustix::fs::fchmod(&fd, Mode::from_bits_retain(mode & 0o7777)).during("setting a memfd's mode").map_err(on)?;
+    }
+    if (stat.st_uid, stat.st_gid) != (m.uid, m.gid) {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(m.uid), rustix::fs::Gid::from_raw(m.gid));
+        rustix::fs::fchown(&fd, Some(uid), Some(gid)).during("giving a memfd to its owner").map_err(on)?;
+    }
+    let seals = SealFlags::from_bits_retain(m.seals);
+    if !seals.is_empty() {
+        rustix::fs::fcntl_add_seals(&fd, seals).during("sealing a memfd").map_err(on)?;
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert!(is_memfd(b"/memfd:a b (deleted)") && !is_memfd(b"/memfd:x") && !is_memfd(b"/tmp/x (deleted)"));
+    }
+}
