@@ -91,6 +91,10 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         if let Err(r) = &resumed {
             log::error!("after a failed dump: {r}");
         }
+        // Whoever cut the network at network-lock has to join it again.
+        if let Err(also) = events.notify(Event::NetworkUnlock, Some(opts.pid), None) {
+            log::error!("network-unlock failed: {also}");
+        }
         let state = if resumed.is_ok() { RUNS_ON } else { "not every task could be put back, see the log" };
         return Err(e.state(state));
     }
@@ -159,7 +163,12 @@ fn save(
     report.tasks = looked.len();
     report.threads = looked.iter().filter(|l| l.mm.is_some()).map(|l| l.cores.len()).sum();
     phases.done("commit");
-    events.notify(Event::PostDump, Some(opts.pid), None)?;
+    if let Err(e) = events.notify(Event::PostDump, Some(opts.pid), None) {
+        if let Err(also) = committed.discard() {
+            log::error!("after a refused checkpoint: {also}");
+        }
+        return Err(e);
+    }
     if opts.after != After::Kill
         && let Err(e) = events.notify(Event::NetworkUnlock, Some(opts.pid), None)
     {

@@ -378,6 +378,23 @@ impl Committed {
         &self.manifest
     }
 
+    /// Takes the checkpoint away again: somebody refused it after it was made. The inventory goes first, so that nothing
+    /// that is left could be taken for a good one.
+    ///
+    /// # Errors
+    /// With the first file that cannot be removed.
+    pub fn discard(self) -> Result<()> {
+        let inventory = ImageKind::Inventory.file_name(0);
+        let others = self.manifest.files.iter().map(|f| f.name.as_str()).filter(|n| *n != inventory);
+        for name in [inventory.as_str(), MANIFEST_NAME].into_iter().chain(others) {
+            match fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => return Err(cannot_write("the refused checkpoint cannot be removed", e).on(image(name))),
+            }
+        }
+        Ok(())
+    }
+
     /// Hashes the files that are not hashed yet and completes the manifest. For after the tree runs again or is gone.
     ///
     /// # Errors

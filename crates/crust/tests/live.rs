@@ -1,0 +1,397 @@
+//! Whole checkpoints and restores of the demonstration's sample, each test in a pid namespace of its own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+mod common;
+
+use common::{CRUST, Dir, Process, failure, opts, swrk};
+use crust_rpc::{Error, Opts};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// True inside of the namespace; outside, runs the test `name` again inside of one and says false.
+fn inside(name: &str) -> bool {
+    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    if rustix::process::geteuid().is_root() {
+        command.args(["-pf", "--mount-proc"]);
+    } else {
+        command.args(["-Urpf", "--mount-proc"]);
+    }
+    let output =
+        command.arg(exe).args(["--exact", name, "--nocapture"]).env("CRUST_TEST_INSIDE", "1").output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    false
+}
+
+/// A running sample and its directory.
+struct Sample {
+    dir: Dir,
+    pid: i32,
+}
+
+impl Sample {
+    fn start(name: &str) -> Self {
+        let dir = Dir::new(name);
+        fs::create_dir(dir.path("images")).unwrap();
+        let child = Command::new(CRUST)
+            .arg("demo-sample")
+            .args([dir.path("status"), dir.path("journal")])
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let sample = Self { dir, pid: child.id() as i32 };
+        sample.goes_on();
+        sample
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.len() < 10 {
+            return 0;
+        }
+        assert_eq!(words[9], "good", "{text}");
+        words[1].parse().unwrap()
+    }
+
+    /// It counts, and its memory, pipe and file are as they must be.
+    fn goes_on(&self) {
+        let (start, from) = (Instant::now(), self.count());
+        while self.count() < from + 5000 {
+            assert!(start.elapsed() < Duration::from_secs(20), "the sample does not go on from {from}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        let pid = rustix::process::Pid::from_raw(self.pid);
+        let _reaped = rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG);
+        !std::path::Path::new(&format!("/proc/{}", self.pid)).exists()
+    }
+
+    fn must_be_gone(&self) {
+        let start = Instant::now();
+        while !self.is_gone() {
+            assert!(start.elapsed() < Duration::from_secs(5), "pid {} is still there", self.pid);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn images(&self) -> fs::File {
+        fs::File::open(self.dir.path("images")).unwrap()
+    }
+
+    fn has_images(&self) -> bool {
+        self.dir.path("images/inventory.img").exists()
+    }
+
+    fn cli(&self, args: &[&str]) -> (Option<i32>, String) {
+        let output = Command::new(CRUST).args(args).current_dir(&self.dir.0).env_clear().output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    }
+
+    fn script(&self, name: &str, text: &str) {
+        let path = self.dir.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.pid) {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+        }
+    }
+}
+
+fn dump_opts(sample: &Sample, images: &fs::File) -> Opts {
+    Opts { pid: Some(sample.pid), notify_scripts: Some(true), log_file: Some(b"dump.log".to_vec()), ..opts(images) }
+}
+
+#[test]
+fn by_command_line_twice_in_a_row() {
+    if !inside("by_command_line_twice_in_a_row") {
+        return;
+    }
+    let sample = Sample::start("cli");
+    let pid = sample.pid.to_string();
+    for round in 0..2 {
+        let before = sample.count();
+        let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-v4", "-o", "dump.log"]);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "round {round}");
+        sample.must_be_gone();
+        assert!(sample.dir.path("images/stats-dump").exists() && sample.has_images());
+        let log = fs::read_to_string(sample.dir.path("images/dump.log")).unwrap();
+        assert!(log.contains("Dumping finished successfully"), "{log}");
+        // Reads the pid file relative to the work directory.
+        let (code, err) =
+            sample.cli(&["restore", "-D", "images", "-W", ".", "-d", "--pidfile", &format!("pid{round}")]);
+        assert_eq!((code, err.as_str()), (Some(0), ""), "round {round}");
+        assert_eq!(fs::read_to_string(sample.dir.path(&format!("pid{round}"))).unwrap(), pid);
+        assert!(sample.count() >= before);
+        sample.goes_on();
+        assert!(sample.dir.path("stats-restore").exists());
+    }
+}
+
+#[test]
+fn a_restore_in_the_foreground_waits_for_the_end() {
+    if !inside("a_restore_in_the_foreground_waits_for_the_end") {
+        return;
+    }
+    let sample = Sample::start("wait");
+    assert_eq!(sample.cli(&["dump", "-t", &sample.pid.to_string(), "-D", "images"]).0, Some(0));
+    sample.must_be_gone();
+    let mut command = Command::new(CRUST);
+    command.args(["restore", "-D", "images"]).current_dir(&sample.dir.0).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut restore = Process(command.spawn().unwrap());
+    sample.goes_on();
+    assert!(restore.0.try_wait().unwrap().is_none());
+    let pid = rustix::process::Pid::from_raw(sample.pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(restore.code(), Some(0));
+}
+
+#[test]
+fn the_command_of_exec_cmd_becomes_the_parent() {
+    if !inside("the_command_of_exec_cmd_becomes_the_parent") {
+        return;
+    }
+    let sample = Sample::start("exec");
+    assert_eq!(sample.cli(&["dump", "-t", &sample.pid.to_string(), "-D", "images"]).0, Some(0));
+    sample.must_be_gone();
+    let text = "grep ^PPid: /proc/$CRTOOLS_INIT_PID/status; echo me $$; kill $CRTOOLS_INIT_PID; exit 7";
+    let output = Command::new(CRUST)
+        .args(["restore", "-D", "images", "--exec-cmd", "--", "sh", "-c", text])
+        .current_dir(&sample.dir.0)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(7));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let numbers: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(numbers.get(1), numbers.get(3), "{said}");
+}
+
+#[test]
+fn scripts_see_every_step_and_may_refuse() {
+    if !inside("scripts_see_every_step_and_may_refuse") {
+        return;
+    }
+    let sample = Sample::start("scripts");
+    let pid = sample.pid.to_string();
+    let record = "echo \"$CRTOOLS_SCRIPT_ACTION ${CRTOOLS_INIT_PID:-none}\" >> seen; test -d $CRTOOLS_IMAGE_DIR";
+    for refused in ["pre-dump", "network-lock", "post-dump"] {
+        sample.script("act", &format!("{record} && [ $CRTOOLS_SCRIPT_ACTION != {refused} ]"));
+        let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", ".", "--action-script", "./act"]);
+        assert_eq!(code, Some(if refused == "post-dump" { 255 } else { 1 }), "{refused}: {err}");
+        assert!(err.contains(refused), "{err}");
+        sample.goes_on();
+        assert!(!sample.has_images(), "{refused} left images that look good");
+    }
+    fs::remove_file(sample.dir.path("seen")).unwrap();
+    sample.script("act", record);
+    let args = ["-D", "images", "-W", ".", "--action-script", "./act"];
+    assert_eq!(sample.cli(&[&["dump", "-t", &pid][..], &args].concat()).0, Some(0));
+    sample.must_be_gone();
+    for refused in ["pre-restore", "post-restore"] {
+        sample.script("act", &format!("[ $CRTOOLS_SCRIPT_ACTION != {refused} ]"));
+        let (code, err) = sample.cli(&[&["restore", "-d"][..], &args].concat());
+        assert_eq!(code, Some(1), "{refused}: {err}");
+        sample.must_be_gone();
+    }
+    // From here on the tree runs, or must: a refusal is only logged.
+    sample.script("act", &format!("{record}; [ $CRTOOLS_SCRIPT_ACTION != pre-resume ]"));
+    let (code, err) = sample.cli(&[&["restore", "-d"][..], &args].concat());
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("Error (") && err.contains("pre-resume"), "{err}");
+    sample.goes_on();
+    let seen = fs::read_to_string(sample.dir.path("seen")).unwrap();
+    let expected = ["pre-dump", "network-lock", "post-dump"].map(|s| format!("{s} {pid}"));
+    let expected = [
+        &expected[..],
+        &["pre-restore none".to_owned()],
+        &["post-restore", "network-unlock", "pre-resume", "post-resume"].map(|s| format!("{s} {pid}")),
+    ]
+    .concat();
+    assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn notifications_come_in_criu_s_order() {
+    if !inside("notifications_come_in_criu_s_order") {
+        return;
+    }
+    let sample = Sample::start("order");
+    let images = sample.images();
+    let mut seen = Vec::new();
+    let (mut client, mut process) = swrk(&sample.dir, &[]);
+    let restored = client.dump(dump_opts(&sample, &images), |n| {
+        seen.push(n.script);
+        true
+    });
+    assert!(!restored.unwrap());
+    assert_eq!(process.code(), Some(0));
+    assert_eq!(seen, ["pre-dump", "network-lock", "query-ext-files", "post-dump"]);
+    sample.must_be_gone();
+
+    let mut seen = Vec::new();
+    let (mut client, mut process) = swrk(&sample.dir, &[]);
+    let restore = Opts { notify_scripts: Some(true), rst_sibling: Some(true), ..opts(&images) };
+    let pid = client.restore(restore, |n| {
+        seen.push((n.script, n.pid));
+        true
+    });
+    assert_eq!(pid.unwrap(), sample.pid);
+    assert_eq!(process.code(), Some(0));
+    let names: Vec<&str> = seen.iter().map(|(n, _)| n.as_str()).collect();
+    assert_eq!(names, ["pre-restore", "post-restore", "network-unlock", "pre-resume", "post-resume"]);
+    assert_eq!(seen[1].1, Some(sample.pid));
+    sample.goes_on();
+    // The sibling of swrk is our child.
+    let status = fs::read_to_string(format!("/proc/{}/status", sample.pid)).unwrap();
+    assert!(status.contains(&format!("PPid:\t{}\n", std::process::id())), "{status}");
+}
+
+#[test]
+fn a_client_that_says_no_or_leaves_gets_its_program_back() {
+    if !inside("a_client_that_says_no_or_leaves_gets_its_program_back") {
+        return;
+    }
+    let sample = Sample::start("no");
+    let images = sample.images();
+    for script in ["pre-dump", "network-lock", "query-ext-files", "post-dump"] {
+        let (mut client, mut process) = swrk(&sample.dir, &[]);
+        let mut seen = Vec::new();
+        let f = failure(client.dump(dump_opts(&sample, &images), |n| {
+            let good = n.script != script;
+            seen.push(n.script);
+            good
+        }));
+        // Whoever cut the network at network-lock has to join it again.
+        let unlocked = seen.last().is_some_and(|s| s == "network-unlock");
+        assert_eq!(unlocked, script != "pre-dump", "{script}: {seen:?}");
+        assert!(f.message.as_deref().is_some_and(|m| m.contains(script)), "{f:?}");
+        assert_eq!(process.code(), Some(1), "{script}");
+        sample.goes_on();
+        assert!(!sample.has_images(), "{script}");
+
+        // The same with a client that hangs up instead.
+        let (client, mut process) = swrk(&sample.dir, &[]);
+        let ask = common::request(crust_rpc::RequestType::Dump, Some(dump_opts(&sample, &images)));
+        client.connection().send(&ask, None).unwrap();
+        loop {
+            let reply = match client.connection().receive::<crust_rpc::Response>().unwrap() {
+                crust_rpc::Packet::Message(reply, _) => reply,
+                other => panic!("{other:?}"),
+            };
+            if reply.notify.unwrap().script.as_deref() == Some(script) {
+                break;
+            }
+            let mut ack = common::request(crust_rpc::RequestType::Notify, None);
+            ack.notify_success = Some(true);
+            client.connection().send(&ack, None).unwrap();
+        }
+        drop(client);
+        assert!(process.code().is_some());
+        sample.goes_on();
+        assert!(!sample.has_images(), "{script}");
+    }
+    // And a good one afterwards.
+    let (mut client, _process) = swrk(&sample.dir, &[]);
+    let running = Opts { leave_running: Some(true), ..dump_opts(&sample, &images) };
+    assert!(!client.dump(running, |_| true).unwrap());
+    sample.goes_on();
+    assert!(sample.has_images());
+}
+
+#[test]
+fn restore_by_rpc_refuses_what_is_taken_and_leaves_nothing() {
+    if !inside("restore_by_rpc_refuses_what_is_taken_and_leaves_nothing") {
+        return;
+    }
+    let sample = Sample::start("taken");
+    let images = sample.images();
+    let (mut client, _process) = swrk(&sample.dir, &[]);
+    let running = Opts { leave_running: Some(true), ..dump_opts(&sample, &images) };
+    client.dump(running, |_| true).unwrap();
+    let (mut client, mut process) = swrk(&sample.dir, &[]);
+    let f = failure(client.restore(opts(&images), |_| true));
+    assert_eq!(f.errno, Some(libc::EEXIST), "{f:?}");
+    assert!(f.message.unwrap().contains(&sample.pid.to_string()));
+    assert_eq!(process.code(), Some(1));
+    sample.goes_on();
+}
+
+#[test]
+fn errnos_are_what_clients_know() {
+    let dir = Dir::new("errno");
+    let images = dir.open();
+    let (mut client, _process) = swrk(&dir, &[]);
+    let nobody = Opts { pid: Some(999_999_999), ..opts(&images) };
+    assert_eq!(failure(client.dump(nobody, |_| true)).errno, Some(libc::ESRCH));
+    let (mut client, _process) = swrk(&dir, &[]);
+    match client.restore(opts(&images), |_| true) {
+        Err(Error::Failed(f)) => assert!(f.message.unwrap().contains("inventory.img")),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_read_only_image_directory_is_refused_before_the_program_notices() {
+    if !rustix::process::geteuid().is_root()
+        || !inside("a_read_only_image_directory_is_refused_before_the_program_notices")
+    {
+        return;
+    }
+    let sample = Sample::start("readonly");
+    let target = sample.dir.path("images");
+    let mounted = Command::new("unshare")
+        .args(["-m", "sh", "-c", "mount -t tmpfs -o ro none images && exec \"$0\" dump -t $1 -D images -W ."])
+        .arg(CRUST)
+        .arg(sample.pid.to_string())
+        .current_dir(&sample.dir.0)
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&mounted.stderr).into_owned();
+    assert_eq!(mounted.status.code(), Some(1), "{err}");
+    assert!(err.contains("Read-only"), "{err}");
+    sample.goes_on();
+
+    let full = Command::new("unshare")
+        .args(["-m", "sh", "-c", "mount -t tmpfs -o size=1m none images && exec \"$0\" dump -t $1 -D images -W ."])
+        .arg(CRUST)
+        .arg(sample.pid.to_string())
+        .current_dir(&sample.dir.0)
+        .output()
+        .unwrap();
+    let err = String::from_utf8_lossy(&full.stderr).into_owned();
+    assert_eq!(full.status.code(), Some(1), "{err}");
+    assert!(err.contains("No space") || err.contains("space"), "{err}");
+    sample.goes_on();
+    assert!(target.exists());
+}
+
+#[test]
+fn the_demonstration_ends_well() {
+    if !inside("the_demonstration_ends_well") {
+        return;
+    }
+    let output = Command::new(CRUST).arg("demo").stdin(Stdio::null()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("Checkpointed, gone, restored, and right.") && !text.contains('\x1b'), "{text}");
+}
