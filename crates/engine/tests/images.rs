@@ -1,4 +1,5 @@
 //! The image directory: whole or not at all, whatever the disk does and whoever is killed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking, helpers outside of #[test] functions too")]
 use crust_engine::images::{Partial, Source};
 use crust_engine::{Kind, Object, Result};
 use crust_image::ImageKind;

@@ -266,6 +266,10 @@ impl Parser<'_> {
                 }
             }
             Some(b'"') => self.string().map(Json::Str),
+            // Python reads and writes these three.
+            _ if self.eat("NaN") => Ok(Json::Float(f64::NAN)),
+            _ if self.eat("Infinity") => Ok(Json::Float(f64::INFINITY)),
+            _ if self.eat("-Infinity") => Ok(Json::Float(f64::NEG_INFINITY)),
             Some(b'-' | b'0'..=b'9') => self.number(),
             _ if self.eat("true") => Ok(Json::Bool(true)),
             _ if self.eat("false") => Ok(Json::Bool(false)),
@@ -282,7 +286,7 @@ impl Parser<'_> {
         let text = self.text.get(start..self.at).unwrap_or_default();
         let value = match text.parse::<i128>() {
             Ok(n) => Some(Json::Int(n)),
-            Err(_) => text.parse::<f64>().ok().map(Json::Float),
+            Err(_) => text.parse().ok().filter(|x: &f64| x.is_finite()).map(Json::Float),
         };
         value.ok_or_else(|| {
             self.at = start;
@@ -379,6 +383,7 @@ mod tests {
             ("\"\\ud800x\"", "line 1, column 8: the second half of a surrogate pair expected, but found 'x'"),
             ("\"é\\u00é0\"", "four hexadecimal digits"),
             ("--1", "a number expected"),
+            ("1e999", "a number expected"),
             ("1 2", "nothing more expected"),
         ] {
             let e = Json::parse("t", text).unwrap_err().to_string();

@@ -1,0 +1,88 @@
+//! What is fuzzed: every reader of the image crate, on bytes from anywhere. Nothing may panic, and what decodes must encode
+//! to something that decodes to the same.
+use crust_image::json::Json;
+use crust_image::manifest::Manifest;
+use crust_image::pagemap::{Chain, Pagemap};
+use crust_image::proto::{CoreEntry, FileEntry, InventoryEntry, MmEntry};
+use crust_image::{ImageKind, Message, Reader, Style, count_records, decode_image, encode_image, tools};
+use std::collections::BTreeMap;
+
+/// One image file of any kind, known by its magic.
+pub fn image(data: &[u8]) {
+    for pretty in [false, true] {
+        for without_payload in [false, true] {
+            let Ok(json) = decode_image("fuzz", data, Style { pretty, without_payload }) else { continue };
+            let text = if pretty { json.to_pretty() } else { json.to_line() };
+            let parsed = Json::parse("fuzz", &text).expect("what we wrote is JSON");
+            if without_payload {
+                continue;
+            }
+            // Required fields may be absent in bytes, never in what is encoded.
+            if let Ok(bytes) = encode_image("fuzz", &parsed) {
+                let again =
+                    decode_image("fuzz", &bytes, Style { pretty, without_payload }).expect("what we encoded decodes");
+                assert_eq!(text, if pretty { again.to_pretty() } else { again.to_line() });
+            }
+        }
+    }
+    let _count = count_records("fuzz", data);
+    typed::<InventoryEntry>(data, ImageKind::Inventory);
+    typed::<CoreEntry>(data, ImageKind::Core);
+    typed::<MmEntry>(data, ImageKind::Mm);
+    typed::<FileEntry>(data, ImageKind::Files);
+    if let Ok(map) = Pagemap::parse("fuzz", data, ImageKind::Pagemap) {
+        let again = Pagemap::parse("fuzz", &map.encode(ImageKind::Pagemap).expect("encodes"), ImageKind::Pagemap);
+        assert_eq!(again.as_ref(), Ok(&map));
+        let chain = Chain::new(vec![map.clone(), map]).expect("two levels");
+        if let Ok(pieces) = chain.pieces() {
+            for piece in pieces.iter().take(100) {
+                assert!(chain.lookup(piece.vaddr).is_ok_and(|p| p.is_some()));
+            }
+        }
+    }
+}
+
+fn typed<T: Message + Default>(data: &[u8], kind: ImageKind) {
+    let Ok(mut r) = Reader::open(data, kind) else { return };
+    while let Ok(Some(record)) = r.next::<T>() {
+        let _length = record.encoded_len();
+    }
+}
+
+/// The files of a checkpoint: for each a byte for its kind, two for its length, and its bytes.
+pub fn checkpoint(data: &[u8]) {
+    let kinds: Vec<ImageKind> = ImageKind::all().collect();
+    let mut set = BTreeMap::new();
+    let mut rest = data;
+    while let [kind, low, high, after @ ..] = rest {
+        let len = usize::from(u16::from_le_bytes([*low, *high])).min(after.len());
+        let (bytes, next) = after.split_at(len);
+        rest = next;
+        let kind = kinds[usize::from(*kind) % kinds.len()];
+        set.insert(kind.file_name(1), bytes.to_vec());
+    }
+    let _results = (tools::verify(&set), tools::tree(&set, true), tools::tree_json(&set), tools::html(&set));
+    let _results = (tools::ps(&set), tools::fds(&set), tools::mems(&set), tools::rss(&set));
+    if let Ok(same) = tools::diff(&set, &set) {
+        assert_eq!(same, "");
+    }
+    let _difference = tools::diff(&set, &BTreeMap::new());
+}
+
+/// Text that may be an image as JSON.
+pub fn json(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(json) = Json::parse("fuzz", text) else { return };
+    assert_eq!(Json::parse("fuzz", &json.to_line()).map(|j| j.to_line()), Ok(json.to_line()));
+    if let Ok(bytes) = encode_image("fuzz", &json) {
+        decode_image("fuzz", &bytes, Style::default()).expect("what we encoded decodes");
+    }
+}
+
+/// Text that may be a manifest.
+pub fn manifest(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(m) = Manifest::from_text(text) {
+        assert_eq!(Manifest::from_text(&m.to_text()), Ok(m));
+    }
+}
