@@ -135,7 +135,7 @@ fn restore(case: &Case, dir: &Path) -> ! {
     }
     files.open_table(tasks[mine].table, &[REPORT.load(Ordering::Relaxed)], &source, &opts).unwrap_or_else(|e| fail(e));
     files.set_fs(tasks[mine].pid, &source, &opts).unwrap_or_else(|e| fail(e));
-    files.close_shared();
+    files.close_shared().unwrap_or_else(|e| fail(e));
     drop(source);
     (case.verify)(mine);
     stand();
@@ -245,7 +245,13 @@ fn look(pids: &[HostTid], report: &OwnedFd, case: &Case) -> BTreeMap<(usize, u32
         let name = if case.ignore_ghost_names { name.split("/#").next().unwrap().to_owned() } else { name };
         let own: Vec<&str> = text
             .lines()
-            .filter(|l| l.starts_with("eventfd-count") || l.starts_with("sigmask") || l.starts_with("clockid"))
+            .filter(|l| {
+                l.starts_with("eventfd-count")
+                    || l.starts_with("sigmask")
+                    || l.starts_with("clockid")
+                    || l.starts_with("lock:") && case.name.contains("lock")
+            })
+            .map(|l| l.split(&format!(" {pid} ")).next().unwrap())
             .collect();
         let targets: Vec<String> = {
             let mut all: Vec<_> = info

@@ -136,6 +136,34 @@ pub fn set_thread_uids(real: u32, effective: u32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, u32::MAX) }).map(drop)
 }
 
+/// A range of a file to be locked; `len` 0 is up to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockRange {
+    /// Exclusive.
+    pub write: bool,
+    /// First byte.
+    pub start: i64,
+    /// Number of bytes.
+    pub len: i64,
+}
+
+/// Locks a range without waiting: for the process (POSIX), or for the open file description (OFD).
+///
+/// # Errors
+/// `EAGAIN` or `EACCES` if somebody else holds it.
+pub fn lock_range(fd: impl AsFd, range: LockRange, by_file: bool) -> Result<()> {
+    let lock = libc::flock {
+        l_type: if range.write { libc::F_WRLCK } else { libc::F_RDLCK } as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: range.start,
+        l_len: range.len,
+        l_pid: 0,
+    };
+    let op = if by_file { libc::F_OFD_SETLK } else { libc::F_SETLK };
+    // SAFETY: the kernel reads a `struct flock`; `lock` is that and lives over the call.
+    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), op, &raw const lock) }).map(drop)
+}
+
 /// Takes ownership of a descriptor that a call just returned.
 fn owned(ret: Result<i64>) -> Result<OwnedFd> {
     let raw = RawFd::try_from(ret?).map_err(|_| Errno::BADF)?;

@@ -13,6 +13,7 @@ mod fs;
 mod ghost;
 pub mod ids;
 mod inet;
+mod locks;
 mod look;
 mod memfd;
 mod pipe;

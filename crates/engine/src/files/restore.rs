@@ -4,12 +4,12 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, kind_of_type, regular, tty};
+use super::{FdKind, epoll, kind_of_type, locks, regular, tty};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
-    FdinfoEntry, FileEntry, FownEntry, FsEntry, MemfdInodeEntry, PipeDataEntry, RegFileEntry, RemapFilePathEntry,
-    RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
+    FdinfoEntry, FileEntry, FileLockEntry, FownEntry, FsEntry, MemfdInodeEntry, PipeDataEntry, RegFileEntry,
+    RemapFilePathEntry, RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crust_image::{ImageKind, Reader};
 use crust_kernel::fd as kfd;
@@ -62,6 +62,9 @@ pub struct FileImages {
     pub(super) fifo_data: HashMap<u32, PipeContent>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     pub(super) tty_info: HashMap<u32, TtyInfoEntry>,
+    locks: Vec<FileLockEntry>,
+    /// Table of each process.
+    table_of: HashMap<i32, u32>,
     pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
     /// What waits in sockets, by the file's id.
     pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
@@ -94,7 +97,9 @@ impl FileImages {
                 return Err(Error::bad_image("files.img", format!("two files have id {}", entry.id)));
             }
         }
+        images.locks = source.read_all(ImageKind::FileLocks, 0)?;
         for task in tasks {
+            images.table_of.insert(task.pid, task.table);
             if let std::collections::btree_map::Entry::Vacant(slot) = images.tables.entry(task.table) {
                 slot.insert(source.read_all(ImageKind::Fdinfo, u64::from(task.table))?);
             }
@@ -351,9 +356,19 @@ impl FileImages {
         })
     }
 
-    /// Closes what is left of shared files in this process: the table is as imaged then, but for the kept descriptors.
-    pub fn close_shared(&mut self) {
-        self.state = OpenState::default();
+    /// Closes what is left of shared files in this process, then takes the locks of its tables: closing any descriptor of
+    /// a file drops the process's POSIX locks on it. The table is as imaged then, but for the kept descriptors.
+    ///
+    /// # Errors
+    /// A lock is held by somebody else.
+    pub fn close_shared(&mut self) -> Result<()> {
+        let built = std::mem::take(&mut self.state).built;
+        for lock in &self.locks {
+            if self.table_of.get(&lock.pid).is_some_and(|table| built.contains(table)) {
+                locks::restore(lock)?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn with_opener<T>(

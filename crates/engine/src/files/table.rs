@@ -2,12 +2,12 @@
 use super::ids::{FileIds, FileKey, TaskIds};
 use super::look::FdView;
 use super::regular::SpecialKey;
-use super::{KINDS, ghost::Ghost};
+use super::{KINDS, ghost::Ghost, locks};
 use crate::images::Partial;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::{
-    FdinfoEntry, FileEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
+    FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
 };
 use crust_image::{ImageKind, Writer};
 use crust_kernel::TargetFd;
@@ -94,6 +94,8 @@ pub struct FileTable<'o> {
     table_ids: TaskIds,
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     fs: Vec<(i32, FsEntry)>,
+    locks: Vec<FileLockEntry>,
+    locks_seen: HashSet<(u32, i32, u32, i64)>,
     blockers: Vec<Error>,
 }
 
@@ -128,6 +130,8 @@ impl<'o> FileTable<'o> {
             table_ids: TaskIds::new(),
             tables: BTreeMap::new(),
             fs: Vec::new(),
+            locks: Vec::new(),
+            locks_seen: HashSet::new(),
             blockers: Vec::new(),
         }
     }
@@ -173,8 +177,23 @@ impl<'o> FileTable<'o> {
             self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
             fd_type?;
         }
+        self.note_locks(&view, id)?;
         let fd_type = self.types.get(&id).copied().unwrap_or(0);
         Ok(FdinfoEntry { id, flags: u32::from(view.info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
+    }
+
+    /// Locks show at every descriptor of the file; each is noted once, POSIX locks once for each process.
+    fn note_locks(&mut self, view: &FdView<'_>, id: u32) -> Result<()> {
+        for lock in locks::look(view)? {
+            if !self.records.opts.file_locks {
+                return Err(locks::not_asked());
+            }
+            let owner = if lock.flag == 1 { lock.pid } else { 0 };
+            if self.locks_seen.insert((id, owner, lock.flag, lock.start)) {
+                self.locks.push(lock);
+            }
+        }
+        Ok(())
     }
 
     /// Everything that cannot be saved, one error each; empties the list. Call it when every task was looked at: some
@@ -226,6 +245,9 @@ impl<'o> FileTable<'o> {
                 w.extra(bytes)?;
             }
             out.put(&kind.file_name(0), &w.into_inner())?;
+        }
+        if !self.locks.is_empty() {
+            out.put_all(ImageKind::FileLocks, 0, &self.locks)?;
         }
         if !r.packets.is_empty() {
             let mut w = Writer::new(Vec::new(), ImageKind::SkQueues)?;

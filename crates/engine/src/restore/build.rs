@@ -272,7 +272,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     cx.arena.reached(i, Step::Files);
     let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
     limits::set_oom_score_adj(tc.oom_score_adj)?;
-    cx.files.close_shared();
+    cx.files.close_shared()?;
 
     let program = write_plan(cx, i, &boot, staged, &images.mm, first_service)?;
     let linked_len = program.linked_len() as u64;

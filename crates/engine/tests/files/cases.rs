@@ -551,6 +551,38 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "locks",
+        options: |o| o.file_locks = true,
+        hold: |dir| {
+            use crust_kernel::fd::{LockRange, lock_range};
+            at(create(&dir.join("posix"), OFlags::RDWR, b"0123456789"), 20, false);
+            lock_range(borrowed(20), LockRange { write: true, start: 2, len: 3 }, false).unwrap();
+            lock_range(borrowed(20), LockRange { write: false, start: 8, len: 0 }, false).unwrap();
+            at(create(&dir.join("flock"), OFlags::RDWR, b""), 21, false);
+            rustix::fs::flock(borrowed(21), rustix::fs::FlockOperation::LockExclusive).unwrap();
+            at(borrowed(21).try_clone_to_owned().unwrap(), 22, false);
+        },
+        verify: |_| {
+            let text = std::fs::read_to_string("/proc/self/fdinfo/20").unwrap();
+            assert!(
+                text.contains("WRITE") && text.contains(" 2 4") && text.contains("READ") && text.contains(" 8 EOF"),
+                "{text}"
+            );
+            let text = std::fs::read_to_string("/proc/self/fdinfo/22").unwrap();
+            assert!(text.contains("FLOCK"), "{text}");
+        },
+        ..PLAIN
+    },
+    Case {
+        name: "locks_not_asked_for",
+        hold: |dir| {
+            at(create(&dir.join("flock"), OFlags::RDWR, b""), 21, false);
+            rustix::fs::flock(borrowed(21), rustix::fs::FlockOperation::LockShared).unwrap();
+        },
+        refused: Some("--file-locks"),
+        ..PLAIN
+    },
+    Case {
         name: "shared_by_two_processes",
         hold: |dir| {
             let f = create(&dir.join("a"), OFlags::RDWR, b"0123456789");
