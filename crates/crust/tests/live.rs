@@ -39,6 +39,10 @@ struct Sample {
 }
 
 impl Sample {
+    #[allow(
+        clippy::zombie_processes,
+        reason = "waited for by pid: what is dumped and restored is not this child any more"
+    )]
     fn start(name: &str) -> Self {
         let dir = Dir::new(name);
         fs::create_dir(dir.path("images")).unwrap();
@@ -228,6 +232,31 @@ fn scripts_see_every_step_and_may_refuse() {
     ]
     .concat();
     assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn an_interrupt_rolls_back() {
+    if !inside("an_interrupt_rolls_back") {
+        return;
+    }
+    let sample = Sample::start("interrupt");
+    let pid = sample.pid.to_string();
+    // The script stands for the user at the keyboard: the tree is frozen when it runs.
+    sample.script("act", "[ $CRTOOLS_SCRIPT_ACTION != ${AT:-network-lock} ] || kill -INT $PPID");
+    let args = ["-D", "images", "-W", ".", "--action-script", "./act"];
+    let (code, err) = sample.cli(&[&["dump", "-t", &pid][..], &args].concat());
+    assert_eq!(code, Some(1), "{err}");
+    sample.goes_on();
+    assert!(!sample.has_images());
+
+    sample.script("act", "[ $CRTOOLS_SCRIPT_ACTION != pre-restore ] || kill -TERM $PPID");
+    assert_eq!(sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", "."]).0, Some(0));
+    sample.must_be_gone();
+    let (code, err) = sample.cli(&[&["restore", "-d"][..], &args].concat());
+    assert_eq!(code, Some(1), "{err}");
+    sample.must_be_gone();
+    assert_eq!(sample.cli(&["restore", "-d", "-D", "images", "-W", "."]).0, Some(0));
+    sample.goes_on();
 }
 
 #[test]

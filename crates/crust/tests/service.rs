@@ -1,5 +1,5 @@
 //! `crust service`: activation with right and wrong descriptors, its own socket, many clients, its end.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test may panic, and says why it skips")]
 mod common;
 
 use common::{CRUST, Dir, Process, activated, connect, failure, listener, opts, request, send_raw};
@@ -182,6 +182,10 @@ fn another_user_gets_its_own_rights_only() {
     let dir = Dir::new("nobody");
     fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
     let path = dir.path("s");
+    let own = dir.path("own");
+    fs::create_dir(&own).unwrap();
+    std::os::unix::fs::chown(&own, Some(65534), Some(65534)).unwrap();
+    let mut roots = Process(Command::new("sleep").arg("1000").spawn().unwrap());
     let mut service = activated(&dir, listener(&path, SocketType::SEQPACKET), "1");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
     // Python speaks for a user that cannot read this test's binary; the packets are written by hand.
@@ -204,19 +208,30 @@ base = [(1, here), (2, 1), (9, 4)]
 print('log', 'Permission denied' in ask(1, *base, (10, b'evil.log')))
 print('config', 'for root only' in ask(1, *base, (51, b'/etc/passwd')))
 print('exec', 'for root only' in ask(2, *base, (22, b'/bin/sh')))
-print('path', 'Permission denied' in ask(1, (68, b'/root/x'), (2, 1)) or True)
+own = os.open(sys.argv[3], os.O_RDONLY)
+said = ask(1, (1, own), (2, int(sys.argv[4])), (9, 4))
+print('dump', 'ermission' in said or 'not permitted' in said, said)
+print('restore', 'for root only' in ask(2, (1, own), (9, 4)))
 print('version', len(ask(10)) > 0)
 "#;
-    let said = Command::new("python3").args(["-c", script]).arg(&path).arg(&dir.0).output();
+    let said = Command::new("python3")
+        .args(["-c", script])
+        .arg(&path)
+        .arg(&dir.0)
+        .arg(&own)
+        .arg(roots.0.id().to_string())
+        .output();
     match said {
         Ok(said) => {
             let text = String::from_utf8_lossy(&said.stdout).into_owned();
             assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
             assert!(!text.contains("False"), "{text}");
-            assert_eq!(text.lines().count(), 5);
+            assert_eq!(text.lines().count(), 6, "{text}");
         }
         Err(e) => eprintln!("skipped, python3 cannot be run: {e}"),
     }
+    assert!(roots.0.try_wait().unwrap().is_none(), "root's task was harmed");
+    assert!(!own.join("inventory.img").exists());
     assert!(!dir.path("evil.log").exists(), "nothing was created in a directory that the caller cannot write");
     assert_eq!(stop(&mut service), Some(0));
 }

@@ -211,6 +211,16 @@ impl Worker {
     fn job(&self, verb: Verb, request: Request, base: Settings) -> Result<Job> {
         let opts = request.opts.ok_or_else(|| bad("the request has no opts"))?;
         let peer = self.peer(&opts)?;
+        if verb == Verb::Restore
+            && self.mode == Mode::Service
+            && check::feature("cap_checkpoint_restore") == Some(false)
+        {
+            return Err(Error::new(
+                Kind::Permission,
+                "the service restores for root only: it acts with its caller's rights",
+            )
+            .help("run `crust restore` in a user namespace of your own (`unshare -Urpf --mount-proc`)"));
+        }
         request::job(verb, opts, base, self.mode, &peer, &self.connection)
     }
 

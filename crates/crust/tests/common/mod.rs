@@ -9,23 +9,23 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// The binary under test.
-pub const CRUST: &str = env!("CARGO_BIN_EXE_crust");
+pub(crate) const CRUST: &str = env!("CARGO_BIN_EXE_crust");
 
 /// A directory of one test, removed at its end.
-pub struct Dir(pub PathBuf);
+pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
-    pub fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("crust-rpc-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         Self(dir)
     }
 
-    pub fn open(&self) -> File {
+    pub(crate) fn open(&self) -> File {
         File::open(&self.0).unwrap()
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }
@@ -37,7 +37,7 @@ impl Drop for Dir {
 }
 
 /// A process that does not outlive the test.
-pub struct Process(pub Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -48,7 +48,7 @@ impl Drop for Process {
 
 impl Process {
     /// Its exit code; a test that waits longer than this has failed.
-    pub fn code(&mut self) -> Option<i32> {
+    pub(crate) fn code(&mut self) -> Option<i32> {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(20) {
             if let Some(status) = self.0.try_wait().unwrap() {
@@ -61,7 +61,7 @@ impl Process {
 }
 
 /// A `swrk` and our end of its socket. Its messages go to `dir/stderr`.
-pub fn swrk(dir: &Dir, args: &[&str]) -> (Client, Process) {
+pub(crate) fn swrk(dir: &Dir, args: &[&str]) -> (Client, Process) {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
     let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
     let mut command = Command::new(CRUST);
@@ -72,7 +72,7 @@ pub fn swrk(dir: &Dir, args: &[&str]) -> (Client, Process) {
 }
 
 /// Starts `crust service` with `fd` as its number 3, as a service manager does; `count` goes into LISTEN_FDS.
-pub fn activated(dir: &Dir, fd: OwnedFd, count: &str) -> Process {
+pub(crate) fn activated(dir: &Dir, fd: OwnedFd, count: &str) -> Process {
     let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
     let script = format!("exec 3<&0 4<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$0\" service -v4");
     let mut command = Command::new("sh");
@@ -82,7 +82,7 @@ pub fn activated(dir: &Dir, fd: OwnedFd, count: &str) -> Process {
 }
 
 /// A socket that listens on `path`.
-pub fn listener(path: &Path, kind: SocketType) -> OwnedFd {
+pub(crate) fn listener(path: &Path, kind: SocketType) -> OwnedFd {
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
     bind(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
     if kind != SocketType::DGRAM {
@@ -92,7 +92,7 @@ pub fn listener(path: &Path, kind: SocketType) -> OwnedFd {
 }
 
 /// Connects as soon as somebody listens.
-pub fn connect(path: &Path) -> Client {
+pub(crate) fn connect(path: &Path) -> Client {
     let start = Instant::now();
     loop {
         match Client::connect(path) {
@@ -104,16 +104,16 @@ pub fn connect(path: &Path) -> Client {
 }
 
 /// A DUMP or RESTORE request that would be right except for what the test changes.
-pub fn opts(dir: &File) -> Opts {
+pub(crate) fn opts(dir: &File) -> Opts {
     Opts { images_dir_fd: Some(dir.as_raw_fd()), log_level: Some(4), ..Opts::default() }
 }
 
-pub fn request(kind: RequestType, opts: Option<Opts>) -> Request {
+pub(crate) fn request(kind: RequestType, opts: Option<Opts>) -> Request {
     crust_rpc::client::request(kind, opts)
 }
 
 /// The failure that a call must end in.
-pub fn failure<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Failure {
+pub(crate) fn failure<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Failure {
     match outcome {
         Err(Error::Failed(failure)) => {
             let text = failure.message.clone().unwrap_or_default();
@@ -125,7 +125,7 @@ pub fn failure<T: std::fmt::Debug>(outcome: Result<T, Error>) -> Failure {
 }
 
 /// Sends bytes as they are.
-pub fn send_raw(connection: &Connection, bytes: &[u8]) {
+pub(crate) fn send_raw(connection: &Connection, bytes: &[u8]) {
     let flags = rustix::net::SendFlags::NOSIGNAL;
     rustix::net::send(connection, bytes, flags).unwrap();
 }
