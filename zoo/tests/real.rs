@@ -168,9 +168,9 @@ fn node() {
     let script = "process.chdir('@'); const fs = require('fs'); const big = new Map(); \
         for (let i = 0; i < 50000; i++) big.set('k' + i, i * 3); let n = 0; \
         setInterval(() => { fs.appendFileSync('count', ++n + '\\n'); for (const f of fs.readdirSync('.')) { \
-        const told = f.replace('ask', 'told'); if (!f.startsWith('ask.') || fs.existsSync(told)) continue; \
+        const told = f.replace('ask', 'told'); if (!f.startsWith('ask.') || fs.existsSync(told) || fs.existsSync(told + '.part')) continue; \
         let sum = 0; for (const v of big.values()) sum += v; \
-        fs.writeFile('part', '' + sum, () => fs.renameSync('part', told)); } }, 30);";
+        fs.writeFile(told + '.part', '' + sum, () => fs.rename(told + '.part', told, () => 0)); } }, 30);";
     run(&Real { name: "node", argv: &["node", "-e", script], goes_on: answers_the_same, end: nothing });
 }
 
