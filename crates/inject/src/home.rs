@@ -125,11 +125,13 @@ impl SeizedThread {
         }
         loop {
             match self.stopped {
-                Some(Stop::Interrupted | Stop::GroupStop(_) | Stop::Signal(_)) => break,
-                Some(Stop::Syscall | Stop::Event(_)) => {
+                // Cannot be blocked, must not be lost: it is delivered now, and the process stops for good once we let go.
+                Some(stop @ (Stop::Syscall | Stop::Event(_) | Stop::Signal(libc::SIGSTOP))) => {
                     ptrace::interrupt(self.tid).during(self.tid, "interrupting it")?;
-                    self.go(false, 0)?;
+                    let signal = if stop == Stop::Signal(libc::SIGSTOP) { libc::SIGSTOP } else { 0 };
+                    self.go(false, signal)?;
                 }
+                Some(Stop::Interrupted | Stop::GroupStop(_) | Stop::Signal(_)) => break,
                 None => match ptrace::interrupt(self.tid) {
                     Ok(()) => {}
                     Err(Errno::SRCH) => self.gone = true,
@@ -141,9 +143,7 @@ impl SeizedThread {
         ptrace::set_sigmask(self.tid, self.sigmask).during(self.tid, "giving it back its signal mask")?;
         regs::write(self.tid, &self.regs).during(self.tid, "giving it back its registers")?;
         self.away = None;
-        if let Some(Stop::Signal(signal)) = self.stopped
-            && signal != libc::SIGSTOP
-        {
+        if let Some(Stop::Signal(_)) = self.stopped {
             // Our own mark, or a fault of borrowed code: it ends here.
             self.stopped = Some(Stop::Interrupted);
         }

@@ -226,21 +226,34 @@ impl SeizedProcess {
             if tid == self.pid && self.leader_is_zombie {
                 continue;
             }
+            new |= self.seize_thread(tid)?;
+        }
+        Ok(new)
+    }
+
+    /// Seizes and interrupts one thread; false if it is dead or dying.
+    fn seize_thread(&mut self, tid: HostTid) -> Result<bool> {
+        /// An exec kills threads and moves an id to another task: what is refused now may be there a moment later.
+        const TRIES: u32 = 5;
+        for left in (0..TRIES).rev() {
             match ptrace::seize(tid, self.options) {
                 Ok(()) => {
                     self.threads.push(SeizedThread::new(tid));
-                    new = true;
-                    match ptrace::interrupt(tid) {
+                    return match ptrace::interrupt(tid) {
                         // ESRCH: ended just now; collecting will see it.
-                        Ok(()) | Err(Errno::SRCH) => {}
-                        Err(errno) => return Err(Error::call(tid, "interrupting it", errno)),
-                    }
+                        Ok(()) | Err(Errno::SRCH) => Ok(true),
+                        Err(errno) => Err(Error::call(tid, "interrupting it", errno)),
+                    };
                 }
-                Err(Errno::SRCH) => {}
-                Err(errno) => self.refused(tid, errno)?,
+                Err(Errno::SRCH) => return Ok(false),
+                Err(errno) => match self.refused(tid, errno) {
+                    Ok(()) => return Ok(false),
+                    Err(e) if left == 0 || *e.kind() != Kind::Permission => return Err(e),
+                    Err(_) => std::thread::sleep(Duration::from_micros(200)),
+                },
             }
         }
-        Ok(new)
+        Ok(false)
     }
 
     /// Finds out why a seize was refused. `Ok`: the thread is dead or dying, go on without it.
@@ -272,9 +285,16 @@ impl SeizedProcess {
     fn collect(&mut self) -> Result<()> {
         loop {
             let new = self.rescan()?;
-            self.await_stops()?;
-            if !new && self.read_all()? {
+            let lost = self.await_stops()?;
+            if !new && !lost && self.read_all()? {
                 break;
+            }
+            if self.deadline.expired() {
+                return Err(Error::new(
+                    Kind::Timeout,
+                    self.pid,
+                    "its threads come and go faster than they can be stopped",
+                ));
             }
         }
         if self.threads.is_empty() {
@@ -291,8 +311,12 @@ impl SeizedProcess {
             match thread.look() {
                 Ok(()) => thread.abort_rseq(),
                 Err(Errno::SRCH) => {
+                    // A task that took this id over may have missed our interrupt, which went to its old id.
                     thread.stopped = None;
-                    return Ok(false);
+                    return match ptrace::interrupt(thread.tid) {
+                        Ok(()) | Err(Errno::SRCH) => Ok(false),
+                        Err(errno) => Err(Error::call(thread.tid, "interrupting it", errno)),
+                    };
                 }
                 Err(Errno::NOEXEC) => {
                     return Err(Error::new(
@@ -307,12 +331,17 @@ impl SeizedProcess {
         Ok(true)
     }
 
-    /// Waits until all known threads stand still or are gone.
-    fn await_stops(&mut self) -> Result<()> {
+    /// Waits until all known threads stand still or are gone. True if one is gone: its id may name another task by now (an
+    /// exec takes over the leader's), so everything must be looked at again.
+    fn await_stops(&mut self) -> Result<bool> {
+        /// Pauses after which everybody is asked once more.
+        const ASK_AGAIN: u32 = 32;
         let mut waiter = StopWaiter::new();
+        let mut pauses = 0u32;
         loop {
             let mut waiting = None;
             let mut progress = false;
+            let mut vanished = false;
             for thread in self.threads.iter_mut().filter(|t| t.stopped.is_none() && !t.gone) {
                 match ptrace::poll_wait(thread.tid) {
                     Ok(None) => {
@@ -332,12 +361,25 @@ impl SeizedProcess {
                             Err(errno) => return Err(Error::call(thread.tid, "passing on a signal", errno)),
                         }
                     }
-                    Ok(Some(Waited::Exited(_) | Waited::Killed(_))) | Err(Errno::CHILD) => thread.gone = true,
+                    Ok(Some(Waited::Exited(_) | Waited::Killed(_))) | Err(Errno::CHILD) => {
+                        thread.gone = true;
+                        vanished = true;
+                    }
                     Err(errno) => return Err(Error::call(thread.tid, "waiting for it to stop", errno)),
                 }
                 progress = true;
             }
             let Some(tid) = waiting else { break };
+            pauses += 1;
+            if vanished || pauses.is_multiple_of(ASK_AGAIN) {
+                // In an exec a thread takes the leader's id; an interrupt sent to its old id at that moment is lost.
+                for thread in self.threads.iter().filter(|t| t.stopped.is_none() && !t.gone) {
+                    match ptrace::interrupt(thread.tid) {
+                        Ok(()) | Err(Errno::SRCH) => {}
+                        Err(errno) => return Err(Error::call(thread.tid, "interrupting it", errno)),
+                    }
+                }
+            }
             if progress {
                 waiter.reset();
             }
@@ -347,15 +389,7 @@ impl SeizedProcess {
         }
         let before = self.threads.len();
         self.threads.retain(|t| !t.gone);
-        if self.threads.len() != before {
-            // A vanished id may mean an exec, whose thread now goes by the leader's id and has not been waited for.
-            for thread in &mut self.threads {
-                if let Ok(Some(Waited::Stopped(stop))) = ptrace::poll_wait(thread.tid) {
-                    thread.stopped = Some(stop);
-                }
-            }
-        }
-        Ok(())
+        Ok(self.threads.len() != before)
     }
 
     fn did_not_stop(&self, tid: HostTid) -> Error {

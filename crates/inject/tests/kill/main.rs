@@ -52,6 +52,24 @@ struct Target {
     bad_lines: Arc<AtomicU64>,
     sent: u64,
     stopped: bool,
+    reaped: bool,
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        if !self.reaped {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+}
+
+struct TempDir(PathBuf);
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
 }
 
 const PYTHON: &str = "
@@ -138,7 +156,7 @@ impl Target {
             });
             lines
         });
-        let mut target = Self { name, child, page, path, lines, bad_lines, sent: 0, stopped: false };
+        let mut target = Self { name, child, page, path, lines, bad_lines, sent: 0, stopped: false, reaped: false };
         let deadline = Deadline::after(Duration::from_secs(60));
         let mut ready = false;
         while !ready {
@@ -248,6 +266,7 @@ impl Target {
         tally.rounds = self.page.get(Word::Rounds);
         self.child.kill().unwrap();
         self.child.wait().unwrap();
+        self.reaped = true;
         std::fs::remove_file(&self.path).unwrap();
     }
 }
@@ -296,6 +315,7 @@ fn random_kill(target: &mut Target, random: &mut Random, tally: &mut Tally) -> b
     target.check(tally)
 }
 
+#[allow(clippy::zombie_processes, reason = "the tracer is waited for through ptrace")]
 /// Kills a tracer at the `n`th entry to or exit from a system call of its round. `None`: the round has fewer.
 fn boundary_kill(target: &mut Target, n: u64, tally: &mut Tally) -> Option<bool> {
     target.page.set(Word::Go, 0);
@@ -397,6 +417,7 @@ fn main() {
     let only = std::env::var("CRUST_KILL_TARGETS").unwrap_or_default();
     let dir = std::env::temp_dir().join(format!("crust-kill-{}", std::process::id()));
     std::fs::create_dir(&dir).unwrap();
+    let guard = TempDir(dir.clone());
     let seed = number("CRUST_SEED").unwrap_or(u64::from(std::process::id()));
     let mut random = Random(seed);
     println!("{kills} random kills, seed {seed}");
@@ -450,7 +471,7 @@ fn main() {
         sum.lost += t.bad();
     }
     println!("in all {} random and {} boundary kills, {} bad", sum.kills, sum.boundary, sum.lost);
-    std::fs::remove_dir_all(&dir).unwrap();
+    drop(guard);
     if sum.lost > 0 {
         std::process::exit(1);
     }

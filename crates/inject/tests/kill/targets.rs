@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-pub(crate) fn run(name: &str, page: &Path) -> ! {
-    let page: &'static Page = Box::leak(Box::new(Page::open(page)));
+pub(crate) fn run(name: &str, path: &Path) -> ! {
+    let page: &'static Page = Box::leak(Box::new(Page::open(path)));
     let ready = |lanes: u64| page.set(Word::Ready, lanes);
     match name {
         "counter" => {
@@ -33,6 +33,8 @@ pub(crate) fn run(name: &str, page: &Path) -> ! {
         }
         "threads" => threads(page),
         "vfork" => vfork(page),
+        "churn" => churn(page),
+        "exec" => exec(page, path),
         "many" => many(page),
         "headless" => headless(page),
         "catchall" => catch_all(page),
@@ -379,7 +381,8 @@ fn vfork(page: &Page) -> ! {
 
 /// 500 threads, most of them asleep.
 fn many(page: &'static Page) -> ! {
-    for _ in 1..500 {
+    let count = std::env::var("CRUST_MANY").ok().and_then(|v| v.parse().ok()).unwrap_or(500);
+    for _ in 1..count {
         std::thread::Builder::new()
             .stack_size(64 * 1024)
             .spawn(|| {
@@ -510,4 +513,41 @@ fn tight(page: &'static Page) -> ! {
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }, 0);
     page.set(Word::Ready, 1);
     sleeper(page, 0)
+}
+
+/// Threads that start threads and end, as fast as they can.
+fn churn(page: &'static Page) -> ! {
+    for lane in 1..3 {
+        std::thread::spawn(move || {
+            loop {
+                let one = std::thread::spawn(|| std::hint::black_box(1u64));
+                let two = std::thread::spawn(|| std::hint::black_box(2u64));
+                if one.join().unwrap() + two.join().unwrap() != 3 {
+                    page.add(Word::Corrupt, 1);
+                }
+                page.step(lane);
+            }
+        });
+    }
+    page.set(Word::Ready, 3);
+    sleeper(page, 0)
+}
+
+/// Becomes itself again every few milliseconds; every other time from a thread that is not the leader.
+fn exec(page: &'static Page, path: &Path) -> ! {
+    page.step(0);
+    page.set(Word::Ready, 1);
+    let again = || {
+        use std::os::unix::process::CommandExt;
+        let me = std::env::current_exe().unwrap();
+        panic!("{}", std::process::Command::new(me).args(["target", "exec"]).arg(path).exec());
+    };
+    std::thread::sleep(Duration::from_millis(1));
+    if page.progress()[0].is_multiple_of(2) {
+        again()
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(again);
+    });
+    unreachable!()
 }
