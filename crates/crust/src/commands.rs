@@ -302,7 +302,8 @@ fn check_tree(s: &Settings) -> Result<Exit> {
         out(&format!("The tree below {} can be dumped.\n", s.engine.pid));
         return Ok(Exit::Good);
     }
-    let mut text = format!("The tree below {} cannot be dumped, {} obstacles:\n", s.engine.pid, blockers.len());
+    let count = if blockers.len() == 1 { "one obstacle".to_owned() } else { format!("{} obstacles", blockers.len()) };
+    let mut text = format!("The tree below {} cannot be dumped, {count}:\n", s.engine.pid);
     for e in &blockers {
         let _infallible = writeln!(text, "- {}\n  help: {}", e.headline(), e.advice());
     }

@@ -235,6 +235,36 @@ fn scripts_see_every_step_and_may_refuse() {
 }
 
 #[test]
+fn check_pid_says_what_a_dump_would_say() {
+    if !inside("check_pid_says_what_a_dump_would_say") {
+        return;
+    }
+    let check = |pid: i32| Command::new(CRUST).args(["check", "--pid", &pid.to_string()]).output().unwrap();
+    let sample = Sample::start("checkpid");
+    let output = check(sample.pid);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
+    sample.goes_on();
+
+    // A program in our session, with a connection out of its tree.
+    let (_ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut blocked = Command::new("sleep");
+    blocked.arg("1000").stdin(std::os::fd::OwnedFd::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut blocked = Process(blocked.spawn().unwrap());
+    let pid = blocked.0.id().to_string();
+    let output = check(blocked.0.id() as i32);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stdout).unwrap();
+    let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", "."]);
+    assert_eq!(code, Some(1));
+    let obstacles: Vec<&str> = said.lines().filter_map(|l| l.strip_prefix("- ")).collect();
+    assert_eq!(obstacles.len(), 2, "{said}");
+    for obstacle in obstacles {
+        assert!(err.contains(obstacle), "the dump did not say: {obstacle}\n{err}");
+    }
+    assert!(blocked.0.try_wait().unwrap().is_none());
+}
+
+#[test]
 fn an_interrupt_rolls_back() {
     if !inside("an_interrupt_rolls_back") {
         return;
