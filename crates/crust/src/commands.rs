@@ -131,6 +131,9 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
     if restore && s.engine.pid != 0 {
         log::warn!("-t means nothing to restore");
     }
+    if verb == Verb::Check {
+        return Ok(());
+    }
     if s.tls {
         return Err(Error::unsupported("--tls is not supported yet", "use a tunnel, for instance ssh"));
     }
