@@ -1,5 +1,6 @@
 //! The fuzz targets over their corpus and damaged copies of it: a short replay for every ordinary test run.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, helpers outside of #[test] functions too")]
+#[allow(unreachable_pub, reason = "the fuzz workspace has the same file as a library")]
 #[path = "../../../fuzz/src/targets.rs"]
 mod targets;
 
