@@ -329,7 +329,7 @@ fn check_pages(set: &dyn ImageSet, name: &str, bytes: &[u8], kind: ImageKind, v:
 fn check_references(view: &View, names: &BTreeSet<String>, v: &mut Verified) {
     let mut reported = HashSet::new();
     let mut need = |who: &str, id: u32, problems: &mut Vec<String>| {
-        if !view.files.contains_key(&id) && reported.insert((who.to_owned(), id)) {
+        if !view.has_file(id) && reported.insert((who.to_owned(), id)) {
             problems.push(format!("{who}: refers to file {id}, which no image has"));
         }
     };

@@ -5,7 +5,7 @@ use crate::proto::{
     RegFileEntry, TaskKobjIdsEntry, UnixSkEntry, VmaEntry,
 };
 use crate::set::{ImageSet, record, records};
-use crate::{Error, ImageKind, Result, schema, text};
+use crate::{Error, ImageKind, Message, Reader, Result, schema, text};
 use std::collections::HashMap;
 
 /// `vma_entry.status`.
@@ -69,7 +69,8 @@ impl Task {
 pub(crate) struct View {
     pub(crate) inventory: InventoryEntry,
     pub(crate) tasks: Vec<Task>,
-    pub(crate) files: HashMap<u32, FileEntry>,
+    /// Encoded, by id: decoded, a file description takes a hundred times as much room.
+    files: HashMap<u32, Box<[u8]>>,
 }
 
 impl View {
@@ -81,9 +82,14 @@ impl View {
         let inventory = record(set, ImageKind::Inventory, 0)?.ok_or_else(|| missing(ImageKind::Inventory, 0))?;
         let pstree: Vec<PstreeEntry> =
             records(set, ImageKind::Pstree, 0)?.ok_or_else(|| missing(ImageKind::Pstree, 0))?;
-        let mut files: HashMap<u32, FileEntry> = HashMap::new();
-        for file in records::<FileEntry>(set, ImageKind::Files, 0)?.unwrap_or_default() {
-            files.insert(file.id, file);
+        let mut files = HashMap::new();
+        let name = ImageKind::Files.file_name(0);
+        if let Some(bytes) = set.read(&name)? {
+            let mut r = Reader::open_named(&name, &bytes, ImageKind::Files)?;
+            while let Some(body) = r.next_bytes()? {
+                let file = FileEntry::decode(body).map_err(|e| r.impossible(format!("file_entry: {e}")))?;
+                files.insert(file.id, body.into());
+            }
         }
         load_older_files(set, &mut files)?;
         let mut tables: HashMap<u32, Vec<FdinfoEntry>> = HashMap::new();
@@ -148,23 +154,34 @@ impl View {
         out
     }
 
+    /// Whether there is such a file.
+    pub(crate) fn has_file(&self, id: u32) -> bool {
+        self.files.contains_key(&id)
+    }
+
+    /// An open file description.
+    fn file(&self, id: u32) -> Option<FileEntry> {
+        // It was decoded once already, when the checkpoint was loaded.
+        FileEntry::decode(&**self.files.get(&id)?).ok()
+    }
+
     /// A regular file's path.
     pub(crate) fn path(&self, id: u32) -> Option<String> {
-        self.files.get(&id)?.reg.as_ref().map(|reg| lossy(&reg.name))
+        self.file(id)?.reg.as_ref().map(|reg| lossy(&reg.name))
     }
 
     /// What crit prints for a file: a path, `pipe[N]`, `unix[N (PEER) NAME]`, or type and id.
     pub(crate) fn crit_name(&self, ty: i32, id: u32) -> String {
         let type_name = FdTypes::try_from(ty).map_or_else(|_| ty.to_string(), |t| t.as_str_name().to_owned());
-        let file = self.files.get(&id);
+        let file = self.file(id);
         match FdTypes::try_from(ty) {
             Ok(FdTypes::Reg) => self.path(id).unwrap_or_else(|| "unknown path".to_owned()),
-            Ok(FdTypes::Pipe) => match file.and_then(|f| f.pipe.as_ref()) {
+            Ok(FdTypes::Pipe) => match file.and_then(|f| f.pipe) {
                 Some(pipe) => format!("pipe[{}]", pipe.pipe_id),
                 None => "pipe[?]".to_owned(),
             },
-            Ok(FdTypes::Unixsk) => match file.and_then(|f| f.usk.as_ref()) {
-                Some(usk) => format!("unix[{} ({}){}]", usk.ino, usk.peer, unix_name(usk)),
+            Ok(FdTypes::Unixsk) => match file.and_then(|f| f.usk) {
+                Some(usk) => format!("unix[{} ({}){}]", usk.ino, usk.peer, unix_name(&usk)),
                 None => "unix[?]".to_owned(),
             },
             _ => format!("{type_name}.{id}"),
@@ -173,7 +190,7 @@ impl View {
 
     /// What people want to know about a file.
     pub(crate) fn describe(&self, ty: i32, id: u32) -> String {
-        let Some(file) = self.files.get(&id) else { return self.crit_name(ty, id) };
+        let Some(file) = self.file(id) else { return self.crit_name(ty, id) };
         if let Some(isk) = &file.isk {
             return inet(isk);
         }
@@ -221,7 +238,7 @@ impl View {
     pub(crate) fn mapping(&self, vma: &VmaEntry) -> String {
         let s = vma.status;
         if s & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
-            return match u32::try_from(vma.shmid).ok().and_then(|id| self.files.get(&id)) {
+            return match u32::try_from(vma.shmid).ok().and_then(|id| self.file(id)) {
                 Some(FileEntry { reg: Some(reg), .. }) => lossy(&reg.name),
                 Some(FileEntry { memfd: Some(memfd), .. }) => format!("[memfd {}]", memfd.inode_id),
                 _ => "[unknown file]".to_owned(),
@@ -249,21 +266,21 @@ impl View {
 }
 
 /// Images before files.img had a file for each type.
-fn load_older_files(set: &dyn ImageSet, files: &mut HashMap<u32, FileEntry>) -> Result<()> {
+fn load_older_files(set: &dyn ImageSet, files: &mut HashMap<u32, Box<[u8]>>) -> Result<()> {
     for reg in records::<RegFileEntry>(set, ImageKind::RegFiles, 0)?.unwrap_or_default() {
         let id = reg.id;
         let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() };
-        files.entry(id).or_insert(entry);
+        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
     }
     for pipe in records::<crate::proto::PipeEntry>(set, ImageKind::Pipes, 0)?.unwrap_or_default() {
         let id = pipe.id;
         let entry = FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(pipe), ..FileEntry::default() };
-        files.entry(id).or_insert(entry);
+        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
     }
     for usk in records::<UnixSkEntry>(set, ImageKind::Unixsk, 0)?.unwrap_or_default() {
         let id = usk.id;
         let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() };
-        files.entry(id).or_insert(entry);
+        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
     }
     Ok(())
 }
