@@ -32,6 +32,8 @@ struct Tally {
     eintr: u64,
     oversleep_us: u64,
     rounds: u64,
+    /// Tracers that gave up by themselves: all places for landings burnt by earlier kills.
+    refused: u64,
     phases: [u64; tracer::PHASES.len()],
 }
 
@@ -308,7 +310,7 @@ fn random_kill(target: &mut Target, random: &mut Random, tally: &mut Tally) -> b
     }
     let phase = target.page.get(Word::Phase) as usize;
     tracer.kill().unwrap();
-    tracer.wait().unwrap();
+    tally.refused += u64::from(tracer.wait().unwrap().signal() != Some(libc::SIGKILL));
     tally.kills += 1;
     tally.phases[phase.min(tracer::PHASES.len() - 1)] += 1;
     debug_assert!(target.page.get(Word::Rounds) >= rounds);
@@ -353,7 +355,16 @@ fn boundary_kill(target: &mut Target, n: u64, tally: &mut Tally) -> Option<bool>
     };
     if reached {
         ptrace::tgkill(tid, tid, libc::SIGKILL).unwrap();
-        while matches!(ptrace::wait(tid, limit), Ok(Waited::Stopped(_))) {}
+        loop {
+            match ptrace::wait(tid, limit).unwrap() {
+                Waited::Stopped(_) => {}
+                Waited::Killed(libc::SIGKILL) => break,
+                Waited::Killed(_) | Waited::Exited(_) => {
+                    tally.refused += 1;
+                    break;
+                }
+            }
+        }
         tally.boundary += 1;
     }
     // Reaped above; this only tells the standard library so.
@@ -469,8 +480,12 @@ fn main() {
         sum.kills += t.kills;
         sum.boundary += t.boundary;
         sum.lost += t.bad();
+        sum.refused += t.refused;
     }
-    println!("in all {} random and {} boundary kills, {} bad", sum.kills, sum.boundary, sum.lost);
+    println!(
+        "in all {} random and {} boundary kills, {} bad; {} tracers found every place for a landing burnt",
+        sum.kills, sum.boundary, sum.lost, sum.refused
+    );
     drop(guard);
     if sum.lost > 0 {
         std::process::exit(1);
