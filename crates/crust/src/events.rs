@@ -137,7 +137,7 @@ impl CliEvents {
     /// From here on signals end us as usual: nothing is left to roll back.
     pub(crate) fn done(&mut self) {
         self.progress.clear();
-        if let Err(e) = crust_kernel::signals::set_default(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP]) {
+        if let Err(e) = crust_kernel::signals::release(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP]) {
             log::warn!("signals cannot be reset: {e}");
         }
     }

@@ -29,13 +29,42 @@ fn act(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
     }
 }
 
-/// From now on these signals only set the flag that [`caught`] reads. Interrupted calls are restarted.
+fn is_ignored(signal: i32) -> io::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: no new action is given; the old one is written into `action`, which is large enough and initialised.
+    match unsafe { libc::sigaction(signal, ptr::null(), action.as_mut_ptr()) } {
+        // SAFETY: zeroed above and filled by the kernel; all bit patterns are valid.
+        0 => Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Calls `act` for those of `signals` that our parent did not have ignored: nohup and `&` mean what they say.
+fn act_unless_ignored(signals: &[i32], handler: libc::sighandler_t) -> io::Result<()> {
+    for &signal in signals {
+        if !is_ignored(signal)? {
+            act(signal, handler)?;
+        }
+    }
+    Ok(())
+}
+
+/// From now on these signals only set the flag that [`caught`] reads. Interrupted calls are restarted. A signal that is
+/// ignored stays so.
 ///
 /// # Errors
 /// `EINVAL` for a signal that cannot be caught.
 pub fn catch(signals: &[i32]) -> io::Result<()> {
     let handler: extern "C" fn(libc::c_int) = remember;
-    signals.iter().try_for_each(|&signal| act(signal, handler as libc::sighandler_t))
+    act_unless_ignored(signals, handler as libc::sighandler_t)
+}
+
+/// The end of [`catch`]: these signals do again what they do by default, unless they are ignored.
+///
+/// # Errors
+/// `EINVAL` for a signal that cannot be caught.
+pub fn release(signals: &[i32]) -> io::Result<()> {
+    act_unless_ignored(signals, libc::SIG_DFL)
 }
 
 /// The last signal that arrived, if any did.
@@ -135,6 +164,17 @@ pub fn take(fd: &OwnedFd) -> io::Result<Option<i32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_ignored_signal_stays_ignored() {
+        act(libc::SIGHUP, libc::SIG_IGN).unwrap();
+        catch(&[libc::SIGHUP]).unwrap();
+        assert!(is_ignored(libc::SIGHUP).unwrap());
+        release(&[libc::SIGHUP]).unwrap();
+        assert!(is_ignored(libc::SIGHUP).unwrap());
+        set_default(&[libc::SIGHUP]).unwrap();
+        assert!(!is_ignored(libc::SIGHUP).unwrap());
+    }
 
     #[test]
     fn a_caught_signal_is_remembered_and_a_blocked_one_is_read() {
