@@ -81,6 +81,7 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
 
     let freezing = Instant::now();
     let mut tree = FrozenTree::freeze(root, deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
+    tree.set_deadline(Deadline::after(LOOK_LIMIT));
     let mut report = DumpReport { pid: opts.pid, freezing: freezing.elapsed(), ..Default::default() };
     phases.done("freeze");
 
@@ -112,6 +113,8 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     Ok(report)
 }
 
+/// No wait of the look is longer, however large the tree.
+const LOOK_LIMIT: Duration = Duration::from_secs(600);
 const UNTOUCHED: &str = "nothing written, nothing stopped";
 const RUNS_ON: &str = "no images left behind, all tasks running again";
 

@@ -97,7 +97,7 @@ pub struct Options {
     pub images_dir_path: PathBuf,
     /// Where statistics, pid files and sockets go; the process is inside it already.
     pub work_dir: Option<OwnedFd>,
-    /// Wall time for the whole request. CRIU's `--timeout` (10 s) bounds the freeze only.
+    /// Bounds the freeze of a dump (CRIU's `--timeout`; `None`: 10 s) and the whole of a restore (`None`: 10 minutes).
     pub timeout: Option<Duration>,
     pub after: After,
     pub leave_stopped: bool,

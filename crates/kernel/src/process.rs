@@ -140,6 +140,22 @@ pub fn timer_restore_ids(on: bool) -> Result<()> {
     unsafe { prctl(77, [u64::from(on), 0, 0, 0]) }.map(drop)
 }
 
+/// Sends a signal to the calling process; any number, real-time ones too.
+pub fn raise(signal: i32) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::kill(libc::getpid(), signal) };
+}
+
+/// Scheduling policy of a task, with SCHED_RESET_ON_FORK (0x40000000) in it.
+///
+/// # Errors
+/// `ESRCH` if the task is gone.
+pub fn sched_policy(tid: HostTid) -> Result<u32> {
+    // SAFETY: takes a number only.
+    let policy = unsafe { libc::sched_getscheduler(tid.as_raw()) };
+    if policy < 0 { Err(last()) } else { Ok(policy as u32) }
+}
+
 /// unshare(2).
 ///
 /// # Errors

@@ -667,7 +667,7 @@ mod tests {
         let s = set(&[]).unwrap();
         assert_eq!((s.log_level, s.engine.cpu_cap, s.socket_mode), (2, cpu::FPU | cpu::INS, 0o600));
         assert!(s.engine.ghost_fiemap);
-        assert_eq!(s.engine.timeout, Some(Duration::from_secs(10)));
+        assert_eq!(s.engine.timeout, None, "the engine knows CRIU's ten seconds for the freeze");
         assert_eq!(s.engine.manage_cgroups, ManageCgroups::Soft);
     }
 

@@ -42,12 +42,7 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            engine: Options {
-                cpu_cap: cpu::DEFAULT,
-                ghost_fiemap: true,
-                timeout: Some(Options::DEFAULT_TIMEOUT),
-                ..Options::default()
-            },
+            engine: Options { cpu_cap: cpu::DEFAULT, ghost_fiemap: true, ..Options::default() },
             images_dir: None,
             work_dir: None,
             log_file: None,

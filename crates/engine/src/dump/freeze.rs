@@ -156,6 +156,13 @@ impl FrozenTree {
         self.processes = sorted;
     }
 
+    /// Bounds all further waits.
+    pub(crate) fn set_deadline(&mut self, deadline: Deadline) {
+        for seized in self.processes.iter_mut().filter_map(|p| p.seized.as_mut()) {
+            seized.set_deadline(deadline);
+        }
+    }
+
     /// Lets everything run on as before.
     ///
     /// # Errors

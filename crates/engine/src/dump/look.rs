@@ -7,10 +7,7 @@ use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
 use crate::task::{Target, creds, limits, regs, signals, timers};
 use crate::{Options, Result, namespaces};
-use crust_image::proto::{
-    CoreEntry, ItimerEntry, PstreeEntry, RseqEntry, SeccompMode, TaskCoreEntry, TaskKobjIdsEntry, TaskTimersEntry,
-    ThreadCoreEntry,
-};
+use crust_image::proto::{CoreEntry, PstreeEntry, RseqEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
 use crust_inject::{Ran, SeizedThread};
 use crust_kernel::kcmp::Shared;
@@ -269,7 +266,7 @@ fn process_part(
         personality,
         flags: p.stat.flags as u32,
         comm: p.stat.comm.clone(),
-        timers: Some(fill_timers(timers)),
+        timers: Some(timers),
         rlimits: Some(limits::record(&limits::look(&p.proc)?)),
         signals_s: Some(signals::queue(p.pid, true)?),
         loginuid: number("loginuid").map(|n| n as u32),
@@ -279,12 +276,6 @@ fn process_part(
         membarrier_registration_mask: (membarrier > 0).then_some(membarrier as u32),
         ..Default::default()
     })
-}
-
-/// Required records are written even when nothing runs.
-fn fill_timers(t: TaskTimersEntry) -> TaskTimersEntry {
-    debug_assert_eq!(ItimerEntry::default(), ItimerEntry { isec: 0, iusec: 0, vsec: 0, vusec: 0 });
-    t
 }
 
 fn look_thread(pid: HostTid, t: &SeizedThread, q: &ThreadQuestions, a: &Answers<'_>) -> Result<(NsTid, CoreEntry)> {
@@ -301,14 +292,13 @@ fn look_thread(pid: HostTid, t: &SeizedThread, q: &ThreadQuestions, a: &Answers<
         futex_rla: robust_list,
         futex_rla_len: robust_len as u32,
         sched_nice: Some(stat.nice),
-        sched_policy: Some(stat.policy),
+        sched_policy: Some(crust_kernel::process::sched_policy(t.tid()).during("sched_getscheduler")?),
         sched_prio: (stat.rt_priority != 0).then_some(stat.rt_priority),
         blk_sigset: Some(t.sigmask()),
         sas: Some(signals::altstack(q.altstack, &read)?),
         pdeath_sig: Some(a.word(q.death_signal)? as u32).filter(|&s| s != 0),
         signals_p: Some(signals::queue(t.tid(), false)?),
         creds: Some(creds),
-        seccomp_mode: Some(SeccompMode::Disabled as i32).filter(|_| false),
         comm: Some(stat.comm.clone()),
         rseq_entry: rseq.area().map(|area| RseqEntry {
             rseq_abi_pointer: area.as_raw(),

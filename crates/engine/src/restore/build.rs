@@ -87,9 +87,9 @@ enum Never {}
 
 /// The life of task `i` up to the interpreter.
 fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
-    process::set_parent_death_signal(libc::SIGKILL).during("prctl PR_SET_PDEATHSIG")?;
-    if parent != 0 && rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get()) != parent {
-        return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+    let orphan = cx.tree.tasks[i].birth == Birth::Orphan;
+    if !orphan {
+        tie_to(parent)?;
     }
     process::default_signals();
     let tree = cx.tree;
@@ -104,6 +104,10 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     bear(cx, i, |b| b == Birth::BeforeSetsid, &mut reap)?;
     if t.sid == t.pid.as_raw() {
         rustix::process::setsid().during("setsid")?;
+        if t.is_live() {
+            // Children inherit the terminal, so it comes before them.
+            cx.files.take_controlling_tty(t.pid.as_raw())?;
+        }
     } else if t.pgid == t.pid.as_raw() {
         rustix::process::setpgid(None, None).during("setpgid")?;
     }
@@ -132,7 +136,34 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     }
     reap_all(cx, &reap)?;
     await_zombies(cx, i)?;
+    if orphan {
+        // Whoever bore us ends soon, and the image's parent adopts us.
+        let adopter = t.ppid;
+        wait_until(cx, || parent_id() == adopter).map_err(|e| e.help("the orphan was not adopted by the root task"))?;
+        tie_to(adopter)?;
+    }
+    if i == 0 || t.sid == t.pid.as_raw() {
+        for (m, member) in tree.tasks.iter().enumerate() {
+            if member.sid == t.sid {
+                cx.arena.wait_for(m, Step::Joined, cx.deadline)?;
+            }
+        }
+        cx.files.set_foreground(t.pid.as_raw(), cx.opts)?;
+    }
     live(cx, i)
+}
+
+/// From here on the end of the parent is ours; `parent` is 0 if it cannot be seen from here.
+fn tie_to(parent: i32) -> Result<()> {
+    process::set_parent_death_signal(libc::SIGKILL).during("prctl PR_SET_PDEATHSIG")?;
+    if parent != 0 && parent_id() != parent {
+        return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+    }
+    Ok(())
+}
+
+fn parent_id() -> i32 {
+    rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())
 }
 
 /// Forks those of `i`'s children whose birth is wanted now. Orphans come through a short-lived process in between.
@@ -230,10 +261,8 @@ fn become_zombie(t: &Task, status: i32) -> ! {
     if signal != 0 {
         let off = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         let _no_core_file = rustix::process::setrlimit(rustix::process::Resource::Core, off);
-        if let Some(signal) = rustix::process::Signal::from_named_raw(signal) {
-            let _dies_here = rustix::process::kill_process(rustix::process::getpid(), signal);
-        }
-        // A signal that does not kill (or a real-time one): nothing better is possible than its number as a status.
+        process::raise(signal);
+        // A signal that does not kill: nothing better is possible than its number as a status.
         process::exit_now(128 + signal)
     }
     process::exit_now((status >> 8) & 0xff)
@@ -268,10 +297,11 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
     keep.extend(exe);
     cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
+    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
+    // Before the root directory changes: there may be no /proc below the new one.
+    limits::set_oom_score_adj(tc.oom_score_adj)?;
     cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
     cx.arena.reached(i, Step::Files);
-    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
-    limits::set_oom_score_adj(tc.oom_score_adj)?;
     cx.files.close_shared()?;
 
     let program = write_plan(cx, i, &boot, staged, &images.mm, first_service)?;

@@ -60,6 +60,11 @@ pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u6
                 r.rax = r.orig_rax;
                 r.rip = r.rip.wrapping_sub(2);
             }
+            // epoll_wait, epoll_pwait and epoll_pwait2 answer EINTR by themselves; without a time limit they start again.
+            4 if waits_for_ever(&r) => {
+                r.rax = r.orig_rax;
+                r.rip = r.rip.wrapping_sub(2);
+            }
             // ERESTART_RESTARTBLOCK
             516 => r.rax = -i64::from(libc::EINTR) as u64,
             _ => {}
@@ -107,6 +112,15 @@ pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u6
             })
             .collect(),
     })
+}
+
+/// An epoll wait without a time limit. Nothing but our stop interrupted it: a signal's handler would be on the stack.
+fn waits_for_ever(r: &libc::user_regs_struct) -> bool {
+    match r.orig_rax as i64 {
+        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => r.r10 as i32 == -1,
+        libc::SYS_epoll_pwait2 => r.r10 == 0,
+        _ => false,
+    }
 }
 
 fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
