@@ -76,7 +76,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
 /// What one running process has that would block a dump.
 fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) -> Vec<Error> {
     let pid = proc.id();
-    let mut found = blockers_outside(pid, proc, status);
+    let mut found = blockers_outside(pid, proc, status, &cx.own);
     if let Some(tracer) = status.number("TracerPid").filter(|&t| t != 0) {
         let what = format!("is traced by process {tracer}");
         found.push(Error::unsupported(what, "end the debugger or tracer first: a task has only one"));

@@ -2,7 +2,6 @@
 use crate::HostTid;
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::{Errno, Result};
-use std::io::Read;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -70,9 +69,22 @@ impl ProcDir {
     /// # Errors
     /// As openat(2) and read(2).
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
-        let mut file = std::fs::File::from(self.open_file(name)?);
-        let mut all = Vec::new();
-        file.read_to_end(&mut all).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+        let file = self.open_file(name)?;
+        // One read for the text and one that finds the end, for nearly all files of /proc.
+        let mut all = vec![0; 8192];
+        let mut len = 0;
+        loop {
+            match rustix::io::read(&file, &mut all[len..]) {
+                Ok(0) => break,
+                Ok(n) => len += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+            if all.len() - len < 4096 {
+                all.resize(all.len() * 2, 0);
+            }
+        }
+        all.truncate(len);
         Ok(all)
     }
 

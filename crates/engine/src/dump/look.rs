@@ -37,6 +37,7 @@ pub(crate) struct Collected<'o> {
     pub(crate) files: FileTable<'o>,
     pub(crate) ids: TaskIds,
     pub(crate) shared: memory::SharedMemory,
+    pub(crate) own: namespaces::Own,
     /// What cannot be saved, found so far.
     pub(crate) blockers: Vec<Error>,
 }
@@ -47,6 +48,7 @@ impl<'o> Collected<'o> {
             files: FileTable::new(opts),
             ids: TaskIds::new(),
             shared: memory::SharedMemory::default(),
+            own: namespaces::Own::look(),
             blockers: Vec::new(),
         }
     }
@@ -58,8 +60,8 @@ pub(crate) fn inner_id(status: &Status) -> Option<NsTid> {
 }
 
 /// What can be said against a process without stopping it. Also the first part of every dump's look.
-pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status) -> Vec<Error> {
-    let mut found = namespaces::foreign(pid, proc);
+pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status, own: &namespaces::Own) -> Vec<Error> {
+    let mut found = namespaces::foreign(pid, proc, own);
     if status.number("Seccomp").is_some_and(|mode| mode != 0) {
         found.push(Error::unsupported(
             "runs under seccomp",
@@ -170,7 +172,7 @@ fn pstree(p: &Process, ns_pid: NsTid, threads: Vec<NsTid>) -> PstreeEntry {
 fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     let status = status_of(&p.proc)?;
     let ns_pid = inner_id(&status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
-    cx.blockers.extend(blockers_outside(p.pid, &p.proc, &status));
+    cx.blockers.extend(blockers_outside(p.pid, &p.proc, &status, &cx.own));
     let seized = p.seized.as_mut().ok_or_else(|| Error::new(Kind::Internal, "a live process that is not seized"))?;
 
     let timer_list = p.proc.read_text("timers").during("reading the list of timers")?;

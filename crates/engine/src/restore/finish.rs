@@ -43,23 +43,22 @@ pub(super) fn complete(processes: &[Process<'_>], deadline: Deadline) -> Result<
         template.truncate(n);
     }
     // Inside: the parent's death signal of the image, then our region goes. All processes step together.
+    let mut signals = Vec::new();
     for p in processes {
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
             let want = core.thread_core.as_ref().map_or(0, |t| t.pdeath_sig());
             if tid == p.pid || want != 0 {
                 let args = [libc::PR_SET_PDEATHSIG as u64, u64::from(want), 0, 0, 0, 0];
-                start_call(tid, p.syscall_at, libc::SYS_prctl, args).on_task(p.pid.as_raw())?;
-                finish_call(p.pid, tid, "prctl PR_SET_PDEATHSIG", deadline)?;
+                signals.push(Call { pid: p.pid, tid, at: p.syscall_at, nr: libc::SYS_prctl, args });
             }
         }
     }
-    for p in processes {
+    call_all(&signals, "prctl PR_SET_PDEATHSIG", deadline)?;
+    let unmap = |p: &Process<'_>| {
         let args = [p.boot.0, p.boot.1, 0, 0, 0, 0];
-        start_call(p.pid, p.syscall_at, libc::SYS_munmap, args).on_task(p.pid.as_raw())?;
-    }
-    for p in processes {
-        finish_call(p.pid, p.pid, "munmap of the bootstrap region", deadline)?;
-    }
+        Call { pid: p.pid, tid: p.pid, at: p.syscall_at, nr: libc::SYS_munmap, args }
+    };
+    call_all(&processes.iter().map(unmap).collect::<Vec<_>>(), "munmap of the bootstrap region", deadline)?;
     for p in processes {
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
             set_state(core, tid, &template).on_task(p.pid.as_raw())?;
@@ -90,26 +89,39 @@ fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Re
     }
 }
 
-/// Sets up a system call in a stopped thread and lets it run to the entry.
-fn start_call(tid: HostTid, at: u64, nr: i64, args: [u64; 6]) -> Result<()> {
-    let mut bytes = vec![0u8; regs::GENERAL_BYTES];
-    ptrace::get_regset(tid, RegSet::General, &mut bytes).during("reading general registers")?;
-    let mut r = regs::from_bytes(&bytes);
-    regs::set_call(&mut r, at, nr, args);
-    ptrace::set_regset(tid, RegSet::General, regs::as_bytes(&r)).during("setting general registers")?;
-    ptrace::resume_to_syscall(tid, 0).during("PTRACE_SYSCALL")
+/// A system call to be made by a stopped thread.
+struct Call {
+    pid: HostTid,
+    tid: HostTid,
+    at: u64,
+    nr: i64,
+    args: [u64; 6],
 }
 
-/// Waits for entry and exit of the call, and judges its result.
-fn finish_call(pid: HostTid, tid: HostTid, what: &str, deadline: Deadline) -> Result<()> {
-    expect_stop(pid, tid, Stop::Syscall, deadline)?;
-    ptrace::resume_to_syscall(tid, 0).during("PTRACE_SYSCALL").on_task(pid.as_raw())?;
-    expect_stop(pid, tid, Stop::Syscall, deadline)?;
+/// Makes calls in many threads. All move together from stop to stop, so that nobody waits for one thread's wake-up alone.
+fn call_all(calls: &[Call], what: &str, deadline: Deadline) -> Result<()> {
     let mut bytes = vec![0u8; regs::GENERAL_BYTES];
-    ptrace::get_regset(tid, RegSet::General, &mut bytes).during("reading general registers").on_task(pid.as_raw())?;
-    let result = regs::result(&regs::from_bytes(&bytes));
-    if (-4095..0).contains(&result) {
-        return Err(Error::kernel(what, rustix::io::Errno::from_raw_os_error(-result as i32))).on_task(pid.as_raw());
+    for c in calls {
+        ptrace::get_regset(c.tid, RegSet::General, &mut bytes).during("reading registers").on_task(c.pid.as_raw())?;
+        let mut r = regs::from_bytes(&bytes);
+        regs::set_call(&mut r, c.at, c.nr, c.args);
+        ptrace::set_regset(c.tid, RegSet::General, regs::as_bytes(&r))
+            .during("setting registers")
+            .on_task(c.pid.as_raw())?;
+        ptrace::resume_to_syscall(c.tid, 0).during("PTRACE_SYSCALL").on_task(c.pid.as_raw())?;
+    }
+    for c in calls {
+        expect_stop(c.pid, c.tid, Stop::Syscall, deadline)?;
+        ptrace::resume_to_syscall(c.tid, 0).during("PTRACE_SYSCALL").on_task(c.pid.as_raw())?;
+    }
+    for c in calls {
+        expect_stop(c.pid, c.tid, Stop::Syscall, deadline)?;
+        ptrace::get_regset(c.tid, RegSet::General, &mut bytes).during("reading registers").on_task(c.pid.as_raw())?;
+        let result = regs::result(&regs::from_bytes(&bytes));
+        if (-4095..0).contains(&result) {
+            let errno = rustix::io::Errno::from_raw_os_error(-result as i32);
+            return Err(Error::kernel(what, errno)).on_task(c.pid.as_raw());
+        }
     }
     Ok(())
 }

@@ -260,16 +260,17 @@ impl Tree {
 
 fn read_task(src: &Source, e: &PstreeEntry) -> Result<Task> {
     let pid = tid(e.pid, "pstree.img")?;
+    let leader: CoreEntry = src.read_one(ImageKind::Core, pid.as_raw() as u64)?;
     let mut threads = vec![pid];
-    for &t in &e.threads {
+    let mut cores = vec![leader];
+    // CRIU lists a meaningless thread id for zombies, which have no threads.
+    let dead = cores[0].tc.as_ref().is_some_and(|tc| matches!(tc.task_state, TASK_DEAD | TASK_ZOMBIE));
+    for &t in e.threads.iter().filter(|_| !dead) {
         let t = tid(t, "pstree.img")?;
         if t != pid {
             threads.push(t);
+            cores.push(src.read_one::<CoreEntry>(ImageKind::Core, t.as_raw() as u64)?);
         }
-    }
-    let mut cores = Vec::with_capacity(threads.len());
-    for &t in &threads {
-        cores.push(src.read_one::<CoreEntry>(ImageKind::Core, t.as_raw() as u64)?);
     }
     let name = ImageKind::Core.file_name(pid.as_raw() as u64);
     let tc = cores

@@ -7,6 +7,7 @@ use crust_image::proto::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
 };
 use std::arch::x86_64::__cpuid_count;
+use std::sync::OnceLock;
 
 const LEGACY_BYTES: usize = 512;
 const HEADER_AT: usize = 512;
@@ -14,15 +15,17 @@ const SW_FEATURES_AT: usize = 464;
 /// Components that CRIU's format has a place for: x87, SSE, AVX, MPX ×2, AVX-512 ×3, protection keys.
 const KNOWN: u64 = 0b10_1111_1111 & !(1 << 8);
 
-/// (component number, offset, bytes) of the extended components that the format knows and this CPU has.
-fn components() -> Vec<(u32, usize, usize)> {
-    [2u32, 3, 4, 5, 6, 7, 9]
-        .into_iter()
-        .filter_map(|i| {
+/// (component number, offset, bytes) of the extended components that the format knows and this CPU has. Asked once: under a
+/// hypervisor every CPUID is a trap.
+fn components() -> &'static [(u32, usize, usize)] {
+    static FOUND: OnceLock<Vec<(u32, usize, usize)>> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let of = |i: u32| {
             let leaf = __cpuid_count(13, i);
             (leaf.eax != 0 && leaf.ecx & 1 == 0).then_some((i, leaf.ebx as usize, leaf.eax as usize))
-        })
-        .collect()
+        };
+        [2u32, 3, 4, 5, 6, 7, 9].into_iter().filter_map(of).collect()
+    })
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -138,7 +141,7 @@ fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
         }
         let mut entry =
             UserX86XsaveEntry { xstate_bv, cet: Some(UserX86CetEntry { cet: 0, ssp: 0 }), ..Default::default() };
-        for (component, at, len) in components() {
+        for &(component, at, len) in components() {
             let Some(bytes) = x.get(at..at + len) else { continue };
             match component {
                 2 => entry.ymmh_space = words32(bytes),
@@ -264,7 +267,7 @@ pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
         let bv = f.xsave.as_ref().map_or(3, |e| e.xstate_bv & KNOWN);
         put(HEADER_AT, &bv.to_le_bytes());
         if let Some(e) = &f.xsave {
-            for (component, at, len) in components() {
+            for &(component, at, len) in components() {
                 let bytes = match component {
                     2 => bytes32(&e.ymmh_space),
                     3 => bytes64(&e.bndreg_state),
@@ -328,7 +331,7 @@ mod tests {
         x[416..].fill(0);
         x[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
         x[512..520].copy_from_slice(&7u64.to_le_bytes());
-        for (_, at, len) in components() {
+        for &(_, at, len) in components() {
             x[at..at + len].fill(0x5a);
         }
         x[5] = 0; // the tag word is one byte
