@@ -45,6 +45,16 @@ impl From<crust_image::Error> for Error {
     }
 }
 
+/// From this number on one syncfs(2) is cheaper than a journal commit for each file.
+const MANY_FILES: usize = 32;
+
+/// True for filesystems without a disk below them.
+fn in_memory(dir: &OwnedFd) -> bool {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    fs::fstatfs(dir).is_ok_and(|s| matches!(s.f_type, TMPFS_MAGIC | RAMFS_MAGIC))
+}
+
 #[derive(Debug, Default)]
 struct Written {
     /// Length and hash, once they are known.
@@ -229,7 +239,14 @@ impl Partial {
         }
         let has_inventory = written.files.contains_key(&ImageKind::Inventory.file_name(0));
 
-        if sync {
+        // What lives in memory alone cannot be made more durable; many small files are waited for together.
+        let sync = sync && !in_memory(&self.dir);
+        let together = sync && written.files.len() > MANY_FILES;
+        if together {
+            fs::syncfs(&self.aside).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
+        }
+        let each = sync && !together;
+        if each {
             // Start writing everything, then wait for each: the first wait commits the journal for most of the others.
             for name in written.files.keys() {
                 self.with_file(name, |f| {
@@ -241,10 +258,10 @@ impl Partial {
         }
         let mut files = Vec::with_capacity(written.files.len());
         for (name, (len, hash)) in written.files {
-            let (len_bytes, hash) = match (len, sync) {
+            let (len_bytes, hash) = match (len, each) {
                 (Some(len), false) => (len, hash),
                 _ => self.with_file(&name, |f| {
-                    if sync {
+                    if each {
                         fs::fsync(f)?;
                     }
                     let len = f.metadata()?.len();

@@ -71,12 +71,12 @@ fn hold(case: &Case, dir: &Path) -> ! {
     crust_kernel::process::set_parent_death_signal(libc::SIGKILL).unwrap();
     std::env::set_current_dir(dir).unwrap();
     (case.hold)(dir);
-    if case.second.is_some() {
-        if let Fork::Child = fork().unwrap() {
-            crust_kernel::process::set_parent_death_signal(libc::SIGKILL).unwrap();
-            (case.second.unwrap())();
-            stand_alone();
-        }
+    if let Some(second) = case.second
+        && let Fork::Child = fork().unwrap()
+    {
+        crust_kernel::process::set_parent_death_signal(libc::SIGKILL).unwrap();
+        second();
+        stand_alone();
     }
     stand_alone();
 }
@@ -377,7 +377,7 @@ pub(crate) fn park(fd: OwnedFd) {
             crust_kernel::fd::place(&r, 5000, true).unwrap();
             crust_kernel::fd::place(&fd, 5001, true).unwrap();
             crust_kernel::fd::close_range(0, 4999).unwrap();
-            let _ = rustix::io::read(borrowed(5000), &mut [0; 1]);
+            let _taken = rustix::io::read(borrowed(5000), &mut [0; 1]);
             crust_kernel::process::exit_now(0);
         }
         crust_kernel::process::exit_now(0);

@@ -1,5 +1,6 @@
 //! The image directory on a full, read-only or inode-less filesystem: a clean error, and nothing of an earlier checkpoint lost.
 //! Needs a mount namespace of its own; without the privilege for one these tests say so and do nothing.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test speaks on its terminal")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, helpers outside of #[test] functions too")]
 use crust_engine::images::{Partial, Source};
 use crust_engine::{Kind, Result};

@@ -1,5 +1,6 @@
 //! Memory of real child processes: what is seen, what is saved, what is refused.
 //! A child is this test binary again: the test named by `--exact` plays the part that `CRUST_MEM_CHILD` names.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test speaks on its terminal")]
 #![allow(unsafe_code, reason = "tests map and fill memory by hand")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 use crust_engine::images::Source;

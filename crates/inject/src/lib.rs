@@ -19,3 +19,4 @@ pub use remote::Remote;
 pub use run::{PlanFailure, Ran};
 pub use seccomp::CrashSafety;
 pub use seize::{SeizedProcess, SeizedThread};
+pub use site::elf_content_len;

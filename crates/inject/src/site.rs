@@ -69,7 +69,7 @@ fn half(bytes: &[u8], at: usize) -> Option<u64> {
 }
 
 /// Bytes of an ELF image's contents (segments, section headers), from its first page. `None`: no 64-bit ELF.
-fn elf_content_len(head: &[u8]) -> Option<u64> {
+pub fn elf_content_len(head: &[u8]) -> Option<u64> {
     (head.get(..5)? == b"\x7fELF\x02").then_some(())?;
     let (phoff, shoff) = (word(head, 32)?, word(head, 40)?);
     let (phentsize, phnum) = (half(head, 54)?, half(head, 56)?);
@@ -134,7 +134,7 @@ impl Site {
         Ok(bytes.iter().all(|&b| b == 0))
     }
 
-    /// A place in the vDSO padding for `tid`, with `code` written to it. A thread keeps its place until [`Site::retire`].
+    /// A place in the vDSO padding for `tid`, with `code` written to it. A thread keeps its place until `Site::retire_vdso`.
     pub(crate) fn vdso_landing(
         &mut self,
         mem: &RemoteMem,

@@ -93,7 +93,7 @@ fn u16_at(b: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?))
 }
 
-/// unix_diag_msg (family, type, state, pad, ino, cookie[2]) and its attributes.
+/// `unix_diag_msg` (family, type, state, pad, ino, two words of cookie) and its attributes.
 fn parse(m: &[u8]) -> Option<(u32, UnixSocket)> {
     let mut s = UnixSocket { kind: *m.get(1)?, state: *m.get(2)?, ..UnixSocket::default() };
     let ino = u32_at(m, 4)?;

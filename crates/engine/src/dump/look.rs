@@ -191,6 +191,7 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
 
     let target = Target { pid: p.pid, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
     let mut mm = memory::collect(&target, &mut cx.files)?;
+    still_on_its_way(seized.threads(), &mm)?;
     let answers = Answers { ran: &ran };
     mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
     mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
@@ -227,6 +228,21 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
         core.tc = Some(TaskCoreEntry { blk_sigset: mask, ..tc });
     }
     Ok(Looked { pstree: pstree(p, ns_pid, inner), cores, ids: Some(ids), mm: Some(mm) })
+}
+
+/// A thread that a killed dump left inside its landing, behind the vDSO's contents, must come home first: the landing is not
+/// restored.
+fn still_on_its_way(threads: &[SeizedThread], mm: &Mm) -> Result<()> {
+    let Some(vdso) = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)) else { return Ok(()) };
+    let contents = memory::layout::own_vdso_content_len().unwrap_or(u64::MAX);
+    let padding = vdso.entry.start.saturating_add(contents)..vdso.entry.end;
+    match threads.iter().find(|t| padding.contains(&crust_inject::arch::regs::ip(t.regs()))) {
+        Some(t) => {
+            let what = format!("thread {} is still on its way back from a dump that was killed", t.tid());
+            Err(Error::new(Kind::TargetChanged, what))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What the plan brought home.

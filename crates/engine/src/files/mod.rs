@@ -37,6 +37,9 @@ use restore::Opener;
 use std::os::fd::OwnedFd;
 use table::Records;
 
+/// Opens files that belong together; gives each with its id.
+type OpenUnit = fn(&[&FileEntry], &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>>;
+
 /// A kind of file: how to know it, how to save it, how to bring it back.
 struct FdKind {
     /// Noun for messages.
@@ -49,7 +52,7 @@ struct FdKind {
     /// Entries with an equal key stand for one object in the kernel and must be opened together.
     group: fn(&FileEntry, &FileImages) -> Option<u64>,
     /// Opens all files of one group. Positions, flags and signal owners are set when this returns.
-    open: fn(&[&FileEntry], &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>>,
+    open: OpenUnit,
 }
 
 /// Every kind. Order matters only where two would recognise the same descriptor.

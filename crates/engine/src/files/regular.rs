@@ -81,7 +81,7 @@ pub(super) fn dump_seen(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Reco
         ..RegFileEntry::default()
     };
     let key = format!("file[{:x}:{:x}]", seen.mnt_id, seen.stat.st_ino);
-    if out.opts.external.iter().any(|e| *e == key) {
+    if out.opts.external.contains(&key) {
         reg.name = key.into_bytes();
         reg.ext = Some(true);
         return Ok(reg);

@@ -16,7 +16,7 @@ use crust_kernel::fd as kfd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What the restore of files needs to know about one process.
 #[derive(Clone, Debug, Default)]
@@ -549,7 +549,7 @@ fn put(fd: OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
         kfd::set_cloexec(fd.as_raw_fd(), false).during("clearing close-on-exec")?;
     }
     // From here on the number belongs to the restored program.
-    let _: RawFd = fd.into_raw_fd();
+    std::mem::forget(fd);
     Ok(())
 }
 

@@ -101,6 +101,12 @@ pub(super) fn own_vdso(special: &Special) -> Option<Vec<u8>> {
     (n == end - start).then_some(bytes)
 }
 
+/// Where the contents of this kernel's vDSO end, counted from its start.
+pub fn own_vdso_content_len() -> Option<u64> {
+    static LEN: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
+    *LEN.get_or_init(|| crust_inject::elf_content_len(&own_vdso(&Special::of(&own().ok()?))?))
+}
+
 /// Offset of a system call instruction inside the vDSO of this kernel. It is ordinary code that stays when everything of
 /// ours is gone.
 pub fn own_syscall_offset() -> Option<u64> {

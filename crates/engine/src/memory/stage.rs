@@ -492,6 +492,12 @@ const MAP_FIXED_NOREPLACE: u32 = libc::MAP_FIXED_NOREPLACE as u32;
 /// Advice after which the content is gone: DONTNEED, FREE, REMOVE, DONTNEED_LOCKED, HWPOISON, SOFT_OFFLINE.
 const DROPS: [i32; 6] = [4, 8, 9, 24, 100, 101];
 
+/// True if two vDSOs are equal up to the end of their contents.
+fn same_code(ours: &[u8], theirs: &[u8]) -> bool {
+    let len = crust_inject::elf_content_len(ours).map_or(ours.len(), |len| (len as usize).min(ours.len()));
+    theirs.get(..len) == ours.get(..len)
+}
+
 /// Where the images have the vDSO, after checking that ours does the same there.
 fn wanted_special(source: &Source, images: &Images, own: &Special) -> Result<Special> {
     let mut wanted = Special::default();
@@ -520,7 +526,8 @@ fn wanted_special(source: &Source, images: &Images, own: &Special) -> Result<Spe
     let mut theirs = vec![0; (end - start) as usize];
     images.pages.read_bytes(source, start, &mut theirs)?;
     match layout::own_vdso(own) {
-        Some(ours) if ours == theirs => Ok(wanted),
+        // Behind the ELF's contents is padding, where a killed dump may have left a landing.
+        Some(ours) if same_code(&ours, &theirs) => Ok(wanted),
         // No content saved: an image of ours always has it, one from elsewhere may lack it.
         Some(_) if theirs.iter().all(|&b| b == 0) => Ok(wanted),
         Some(_) => other("its code differs"),
