@@ -5,7 +5,7 @@ use crate::images::Source;
 use crate::task::{creds, limits, regs, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
-use crust_image::proto::InventoryEntry;
+use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::{Deadline, HostTid, NsTid, VirtAddr, remote_mem};
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -70,6 +70,8 @@ struct Plan {
     memory: Vec<Option<memory::Images>>,
     own: thread::Own,
     creds: crust_image::proto::CredsEntry,
+    /// The dumper's kernel objects; CRIU before 2.0 named none.
+    dumper: Option<TaskKobjIdsEntry>,
 }
 
 /// Brings the tree in `opts.images_dir` back and lets it run.
@@ -80,6 +82,7 @@ struct Plan {
 pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport> {
     let mut clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
+    refuse_options(opts)?;
     let mut plan = read(opts).map_err(|e| e.at(Stage::Read))?;
     clock.done("read");
     check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
@@ -103,6 +106,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         timer_ids: timers::probe_id_mode(),
         creds: plan.creds.clone(),
         own: plan.own,
+        fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
     };
     let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
@@ -223,7 +227,47 @@ fn read(opts: &Options) -> Result<Plan> {
     let status = ProcDir::open_self(me).and_then(|p| p.read_text("status")).during("reading /proc/self/status")?;
     let creds =
         creds::from_status(&Status::new(status), crust_kernel::process::securebits().during("PR_GET_SECUREBITS")?)?;
-    Ok(Plan { source, tree, files, memory, own: thread::Own::look()?, creds })
+    Ok(Plan { source, tree, files, memory, own: thread::Own::look()?, creds, dumper: inventory.root_ids })
+}
+
+/// Options whose work is not built yet are refused, not ignored.
+fn refuse_options(opts: &Options) -> Result<()> {
+    use crate::options::ManageCgroups;
+    let asked = [
+        (opts.root.is_some(), "--root"),
+        (!opts.join_ns.is_empty(), "--join-ns"),
+        (opts.empty_ns != 0, "--empty-ns"),
+        (opts.lsm_profile.is_some(), "--lsm-profile"),
+        (opts.lsm_mount_context.is_some(), "--lsm-mount-context"),
+        (matches!(opts.manage_cgroups, ManageCgroups::Full | ManageCgroups::Strict), "--manage-cgroups=full|strict"),
+        (!opts.cgroup_roots.is_empty(), "--cgroup-root"),
+        (opts.cgroup_yard.is_some(), "--cgroup-yard"),
+        (opts.auto_dedup, "--auto-dedup"),
+        (opts.lazy_pages, "--lazy-pages"),
+        (opts.stream, "--stream"),
+    ];
+    let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
+        Error::unsupported("is not supported yet", "leave the option out, or restore with CRIU")
+            .on(Object::Option(name.into()))
+            .at(Stage::Request)
+            .state("nothing was created")
+    });
+    Error::all(refused.collect()).map_or(Ok(()), Err)
+}
+
+/// Keeps ids that the kernel hands out by itself (to threads that fill memory) clear of the tree's. True if they are.
+fn keep_ids_clear(tree: &Tree) -> bool {
+    const NEAR: i32 = 4096;
+    let path = "/proc/sys/kernel/ns_last_pid";
+    let Some(last) = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok()) else {
+        return false;
+    };
+    let ids = tree.all_ids();
+    let near = |id: &NsTid| (1..=NEAR).contains(&(id.as_raw() - last));
+    match (ids.iter().any(near), ids.last()) {
+        (true, Some(highest)) => std::fs::write(path, highest.as_raw().to_string()).is_ok(),
+        _ => true,
+    }
 }
 
 /// Everything that would fail later, asked now and told at once.
@@ -232,7 +276,7 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
     errors.extend(plan.files.check(opts));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     for t in plan.tree.tasks.iter().filter(|t| t.is_live()) {
-        let mut found = Vec::new();
+        let mut found = plan.dumper.as_ref().map_or_else(Vec::new, |d| namespaces::imaged(d, &t.ids));
         for core in &t.cores {
             let Some(th) = &core.thread_core else {
                 found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));

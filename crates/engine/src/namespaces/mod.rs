@@ -2,6 +2,7 @@
 pub mod time;
 
 use crate::{Error, Object};
+use crust_image::proto::TaskKobjIdsEntry;
 use crust_kernel::HostTid;
 use crust_kernel::procfs::ProcDir;
 
@@ -36,4 +37,40 @@ pub fn foreign(pid: HostTid, proc: &ProcDir, own: &Own) -> Vec<Error> {
         }
     }
     found
+}
+
+/// Says which namespaces of their own the tasks of an image had: those that differ from the dumper's. The time namespace is
+/// made anew in any case.
+pub fn imaged(dumper: &TaskKobjIdsEntry, task: &TaskKobjIdsEntry) -> Vec<Error> {
+    let pairs = [
+        ("pid", dumper.pid_ns_id, task.pid_ns_id),
+        ("net", dumper.net_ns_id, task.net_ns_id),
+        ("ipc", dumper.ipc_ns_id, task.ipc_ns_id),
+        ("uts", dumper.uts_ns_id, task.uts_ns_id),
+        ("mnt", dumper.mnt_ns_id, task.mnt_ns_id),
+        ("user", dumper.user_ns_id, task.user_ns_id),
+        ("cgroup", dumper.cgroup_ns_id, task.cgroup_ns_id),
+    ];
+    let own = pairs.into_iter().filter(|(_, d, t)| t.is_some() && d.is_some() && d != t);
+    own.map(|(ns, ..)| {
+        let help = "restore it with CRIU; containers are not supported yet";
+        Error::unsupported(format!("the task in the image has a {ns} namespace of its own"), help)
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_named_and_a_clock_is_not() {
+        let host =
+            TaskKobjIdsEntry { pid_ns_id: Some(1), net_ns_id: Some(2), time_ns_id: Some(5), ..Default::default() };
+        assert!(imaged(&host, &TaskKobjIdsEntry { time_ns_id: Some(9), ..host }).is_empty());
+        let found = imaged(&host, &TaskKobjIdsEntry { net_ns_id: Some(10), ..host });
+        assert!(found.len() == 1 && found[0].headline().contains("net namespace"));
+        // Old images say nothing about namespaces.
+        assert!(imaged(&TaskKobjIdsEntry::default(), &host).is_empty());
+    }
 }

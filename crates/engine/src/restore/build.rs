@@ -35,6 +35,8 @@ pub(super) struct Cx<'a> {
     /// What we are now: the base that credentials are changed from.
     pub(super) creds: CredsEntry,
     pub(super) own: thread::Own,
+    /// Threads that may fill one task's memory; 0 leaves it to the memory module.
+    pub(super) fill_threads: usize,
 }
 
 /// Where the pieces of a task's bootstrap region lie; the coordinator removes it from outside at the end.
@@ -288,7 +290,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let boot_range = [(boot.start, boot.start + boot.len)];
     let park_all = std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
     let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
-    let options = memory::StageOptions { park_all, ..Default::default() };
+    let options = memory::StageOptions { park_all, threads: cx.fill_threads };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
     let exe = opener.exe;
     cx.arena.control().pages.fetch_add(staged.filled_bytes / PAGE, Ordering::Relaxed);
