@@ -101,8 +101,8 @@ fn bash_pipe() {
 
 #[test]
 fn bash_child() {
-    let script = "cd @; trap 'echo hup >> hups' HUP; sleep 1000 & n=0; \
-        while kill -0 $!; do n=$((n + 1)); echo $n >> count; read -t 0.02 < <(sleep 0.02); done";
+    let script = "cd @; trap 'echo hup >> hups' HUP; sleep 1000 & p=$!; n=0; \
+        while kill -0 $p; do n=$((n + 1)); echo $n >> count; read -t 0.02 < <(sleep 0.02); done";
     fn hup(room: &mut Room, root: Proc) -> Outcome {
         room.kill(root, libc::SIGHUP)?;
         room.await_file("hups", &[]).map(|_| ())

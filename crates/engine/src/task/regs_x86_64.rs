@@ -68,6 +68,11 @@ pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u6
                 r.rax = r.orig_rax;
                 r.rip = r.rip.wrapping_sub(2);
             }
+            // ERESTART_RESTARTBLOCK of a sleep that counts down in place: the kernel has stored the rest where the time is.
+            516 if counts_down_in_place(&r) => {
+                r.rax = r.orig_rax;
+                r.rip = r.rip.wrapping_sub(2);
+            }
             // ERESTART_RESTARTBLOCK
             516 => r.rax = -i64::from(libc::EINTR) as u64,
             _ => {}
@@ -122,6 +127,15 @@ fn waits_for_ever(r: &libc::user_regs_struct) -> bool {
     match r.orig_rax as i64 {
         libc::SYS_epoll_wait | libc::SYS_epoll_pwait => r.r10 as i32 == -1,
         libc::SYS_epoll_pwait2 => r.r10 == 0,
+        _ => false,
+    }
+}
+
+/// A relative sleep whose request and remainder are one structure, as sleep(3) and many runtimes have it.
+fn counts_down_in_place(r: &libc::user_regs_struct) -> bool {
+    match r.orig_rax as i64 {
+        libc::SYS_nanosleep => r.rdi == r.rsi,
+        libc::SYS_clock_nanosleep => r.rsi == 0 && r.rdx == r.r10,
         _ => false,
     }
 }
@@ -358,6 +372,12 @@ mod tests {
         let info = to_image(&regs, &sample(), 0).expect("converts");
         assert_eq!((info.gpregs.ip, info.gpregs.ax), (0xffe, 0));
         regs.rax = -516i64 as u64;
+        let info = to_image(&regs, &sample(), 0).expect("converts");
+        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -4));
+        (regs.orig_rax, regs.rdi, regs.rsi) = (libc::SYS_nanosleep as u64, 0x7000, 0x7000);
+        let info = to_image(&regs, &sample(), 0).expect("converts");
+        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0xffe, libc::SYS_nanosleep));
+        regs.rsi = 0;
         let info = to_image(&regs, &sample(), 0).expect("converts");
         assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -4));
         regs.orig_rax = u64::MAX;
