@@ -106,6 +106,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         timer_ids: timers::probe_id_mode(),
         creds: plan.creds.clone(),
         own: plan.own,
+        busy: memory::prepare()?,
         fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
     };
     let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;

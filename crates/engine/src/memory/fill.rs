@@ -157,8 +157,12 @@ fn make_huge(at: u64, len: u64) {
 
 /// True if this machine makes huge pages where it is asked to.
 pub(super) fn huge_pages_allowed() -> bool {
-    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
-        .is_ok_and(|text| text.contains("[madvise]") || text.contains("[always]"))
+    // One answer for a whole tree: the tasks inherit it.
+    static ALLOWED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *ALLOWED.get_or_init(|| {
+        std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|text| text.contains("[madvise]") || text.contains("[always]"))
+    })
 }
 
 const _: () = assert!(JOB_BYTES.is_multiple_of(HUGE_PAGE) && HUGE_PAGE.is_multiple_of(PAGE_SIZE));

@@ -93,25 +93,30 @@ impl Special {
 }
 
 /// The bytes of our own vDSO.
-pub(super) fn own_vdso(special: &Special) -> Option<Vec<u8>> {
-    let (start, end) = special.vdso?;
-    let mut bytes = vec![0; (end - start) as usize];
-    let id = HostTid::new(rustix::process::getpid().as_raw_nonzero().get())?;
-    let n = mman::process_vm_readv(id, &[(start, end - start)], &mut bytes).ok()?;
-    (n == end - start).then_some(bytes)
+pub(super) fn own_vdso(special: &Special) -> Option<&'static [u8]> {
+    // The same in every process of this kernel, wherever it lies: read once, before the first fork.
+    static BYTES: std::sync::OnceLock<Option<Vec<u8>>> = std::sync::OnceLock::new();
+    let read = || {
+        let (start, end) = special.vdso?;
+        let mut bytes = vec![0; (end - start) as usize];
+        let id = HostTid::new(rustix::process::getpid().as_raw_nonzero().get())?;
+        let n = mman::process_vm_readv(id, &[(start, end - start)], &mut bytes).ok()?;
+        (n == end - start).then_some(bytes)
+    };
+    special.vdso.and_then(|_| BYTES.get_or_init(read).as_deref())
 }
 
 /// Where the contents of this kernel's vDSO end, counted from its start.
 pub fn own_vdso_content_len() -> Option<u64> {
     static LEN: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
-    *LEN.get_or_init(|| crust_inject::elf_content_len(&own_vdso(&Special::of(&own().ok()?))?))
+    *LEN.get_or_init(|| crust_inject::elf_content_len(own_vdso(&Special::of(&own().ok()?))?))
 }
 
 /// Offset of a system call instruction inside the vDSO of this kernel. It is ordinary code that stays when everything of
 /// ours is gone.
 pub fn own_syscall_offset() -> Option<u64> {
     let code = own_vdso(&Special::of(&own().ok()?))?;
-    crate::task::regs::find_syscall(&code).map(|at| at as u64)
+    crate::task::regs::find_syscall(code).map(|at| at as u64)
 }
 
 #[cfg(test)]

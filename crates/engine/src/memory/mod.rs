@@ -60,6 +60,17 @@ pub mod status {
     pub const PLUGIN: u32 = 1 << 27;
 }
 
+/// Asks once, in the coordinator, what every task would otherwise ask for itself. Gives the coordinator's own mappings.
+///
+/// # Errors
+/// If /proc/self/maps cannot be read.
+pub fn prepare() -> crate::Result<Vec<(u64, u64)>> {
+    let own = layout::own()?;
+    let _warm =
+        (layout::own_vdso(&layout::Special::of(&own)), layout::own_vdso_content_len(), fill::huge_pages_allowed());
+    Ok(layout::busy(&own))
+}
+
 /// Bits of `pagemap_entry.flags`.
 pub mod page_flags {
     /// The pages are in the parent images.

@@ -527,7 +527,7 @@ fn wanted_special(source: &Source, images: &Images, own: &Special) -> Result<Spe
     images.pages.read_bytes(source, start, &mut theirs)?;
     match layout::own_vdso(own) {
         // Behind the ELF's contents is padding, where a killed dump may have left a landing.
-        Some(ours) if same_code(&ours, &theirs) => Ok(wanted),
+        Some(ours) if same_code(ours, &theirs) => Ok(wanted),
         // No content saved: an image of ours always has it, one from elsewhere may lack it.
         Some(_) if theirs.iter().all(|&b| b == 0) => Ok(wanted),
         Some(_) => other("its code differs"),

@@ -35,6 +35,8 @@ pub(super) struct Cx<'a> {
     /// What we are now: the base that credentials are changed from.
     pub(super) creds: CredsEntry,
     pub(super) own: thread::Own,
+    /// The coordinator's own mappings.
+    pub(super) busy: Vec<(u64, u64)>,
     /// Threads that may fill one task's memory; 0 leaves it to the memory module.
     pub(super) fill_threads: usize,
 }
@@ -93,7 +95,9 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     if !orphan {
         tie_to(parent)?;
     }
-    process::default_signals();
+    if i == 0 {
+        process::default_signals(); // the others inherit them
+    }
     let tree = cx.tree;
     let t = &tree.tasks[i];
     if i == 0 && tree.needs_subreaper {
@@ -282,7 +286,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     // Region for interpreter, arena and program, in a hole of both address spaces.
     let program_room = 256 * 1024 + t.threads.len() as u64 * 16 * 1024 + images.mm.vmas.len() as u64 * 768;
     let boot_len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
-    let hole = find_hole(images, boot_len)?;
+    let hole = find_hole(images, &cx.busy, boot_len)?;
     let boot = Boot { start: hole, len: boot_len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
     map_boot(cx.arena, &boot)?;
 
@@ -323,9 +327,10 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
 }
 
 /// A range that is free in our address space and in the one to come.
-fn find_hole(images: &memory::Images, len: u64) -> Result<u64> {
+fn find_hole(images: &memory::Images, busy: &[(u64, u64)], len: u64) -> Result<u64> {
     let mut occupied = images.occupied();
-    occupied.extend(memory::layout::busy(&memory::layout::own()?));
+    // What this process has mapped since the fork lies where the kernel likes to put things, far from any hole.
+    occupied.extend_from_slice(busy);
     memory::layout::find_hole(&memory::layout::merged(occupied), len, PAGE)
         .ok_or_else(|| Error::unsupported("no free addresses are left for the restorer", "restore it with CRIU"))
 }

@@ -194,7 +194,5 @@ pub const ENTRY_HEADER_REG: &str = "r14";
 /// long as the program runs; nothing of the calling thread's Rust state may be needed any more.
 pub unsafe fn enter(entry: u64, header: u64) -> ! {
     // SAFETY: the caller vouches for both addresses; control never returns, so nothing needs to be restored.
-    unsafe {
-        std::arch::asm!("mov r14, {header}", "jmp {entry}", header = in(reg) header, entry = in(reg) entry, options(noreturn))
-    }
+    unsafe { std::arch::asm!("jmp {entry}", entry = in(reg) entry, in("r14") header, options(noreturn)) }
 }
