@@ -18,6 +18,10 @@ pub(super) fn main() {
             SLEPT.fetch_add(1, SeqCst);
         }
     });
+    // Ready only when the thread has settled: its start changes the address space and its mask.
+    while SLEPT.load(SeqCst) == 0 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     while zoo.gap() {
         let (from, end) = (SLEPT.load(SeqCst), Instant::now() + Duration::from_secs(30));
         while SLEPT.load(SeqCst) < from + 2 && Instant::now() < end {
