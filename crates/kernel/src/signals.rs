@@ -8,9 +8,16 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 static CAUGHT: AtomicI32 = AtomicI32::new(0);
+/// One bit for each signal that [`catch`] has ever caught.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+fn bit(signal: libc::c_int) -> u64 {
+    u32::try_from(signal).ok().and_then(|n| 1u64.checked_shl(n)).unwrap_or(0)
+}
 
 extern "C" fn remember(signal: libc::c_int) {
     CAUGHT.store(signal, Ordering::Relaxed);
+    SEEN.fetch_or(bit(signal), Ordering::Relaxed);
 }
 
 fn act(signal: i32, handler: libc::sighandler_t) -> io::Result<()> {
@@ -73,6 +80,11 @@ pub fn caught() -> Option<i32> {
         0 => None,
         signal => Some(signal),
     }
+}
+
+/// True if `signal` arrived since it was first caught, whatever came after it.
+pub fn seen(signal: i32) -> bool {
+    SEEN.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -184,6 +196,7 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(caught(), Some(libc::SIGUSR1));
+        assert!(seen(libc::SIGUSR1) && !seen(libc::SIGUSR2));
 
         let fd = signal_fd(&[libc::SIGUSR2]).unwrap();
         assert_eq!(take(&fd).unwrap(), None);

@@ -91,6 +91,19 @@ impl Connection {
         }
     }
 
+    /// Throws away what has arrived already, without waiting for more: a socket that is closed with unread packets
+    /// makes the other side see a reset instead of the last reply.
+    pub fn discard_pending(&self) {
+        let mut scrap = [0u8; 1];
+        // A hostile sender must not keep us here.
+        for _ in 0..64 {
+            match recv(&self.socket, &mut scrap[..], RecvFlags::DONTWAIT) {
+                Ok((_, 1..)) | Err(Errno::INTR) => {}
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+
     /// Sends one message as one packet, with a descriptor if one is given. Never raises SIGPIPE.
     ///
     /// # Errors

@@ -13,6 +13,7 @@ use getopt::{Token, Unknown};
 use settings::Settings;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +74,14 @@ pub(crate) struct Invocation {
     pub(crate) rest: Vec<OsString>,
 }
 
+/// Where we were started: relative names of configuration files mean this place, also when they are read again later.
+static STARTED_IN: OnceLock<PathBuf> = OnceLock::new();
+
 /// Runs the program with `args`, the program's name first.
 pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> Exit {
+    if let Ok(dir) = std::env::current_dir() {
+        STARTED_IN.get_or_init(|| dir);
+    }
     let program = args.next().unwrap_or_else(|| "crust".into());
     let args: Vec<OsString> = args.collect();
     match args.first().and_then(|a| a.to_str()) {
@@ -177,7 +184,10 @@ fn files(tokens: &[Token]) -> Vec<PathBuf> {
     }
     files.extend(std::env::var_os(config::ENVIRONMENT).filter(|f| !f.is_empty()).map(PathBuf::from));
     files.extend(given);
-    files
+    match STARTED_IN.get() {
+        Some(dir) => files.into_iter().map(|file| dir.join(file)).collect(),
+        None => files,
+    }
 }
 
 /// Applies options in order; `--version` and `--help` end it where they stand.
@@ -210,6 +220,18 @@ pub(crate) fn own_settings() -> Settings {
     match parse(std::env::args_os().skip(1).collect()) {
         Ok(Parsed::Run(invocation)) => invocation.settings,
         Ok(Parsed::Help | Parsed::Version) | Err(_) => Settings::default(),
+    }
+}
+
+/// The settings of our own command line and files, which may have changed since.
+///
+/// # Errors
+/// What is wrong with them now.
+pub(crate) fn reread() -> Result<Settings, String> {
+    match parse(std::env::args_os().skip(1).collect()) {
+        Ok(Parsed::Run(invocation)) => Ok(invocation.settings),
+        Ok(Parsed::Help | Parsed::Version) => Err("a configuration file asks for help or the version".to_owned()),
+        Err(Refused::Usage(why) | Refused::Plain(why)) => Err(why),
     }
 }
 

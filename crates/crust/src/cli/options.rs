@@ -425,6 +425,18 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
         s.socket_mode = u32::from_str_radix(text(v)?, 8).ok().filter(|m| *m <= 0o777).ok_or("octal, 0 to 777")?;
         Ok(())
     }, "permissions of the service's socket (default: 600)").ours(),
+    value("idle-timeout", None, "SECONDS", Server, In::Servers, |s, v| {
+        s.idle_timeout = Some(seconds(v)?).filter(|t| !t.is_zero());
+        Ok(())
+    }, "end a socket-activated service after SECONDS without a request; 0: never (default)").ours(),
+    value("request-timeout", None, "SECONDS", Server, In::Servers, |s, v| {
+        s.request_timeout = seconds(v)?.max(Duration::from_secs(1));
+        Ok(())
+    }, "most time that one connection to the service may take (default: 3600)").ours(),
+    value("stop-timeout", None, "SECONDS", Server, In::Servers, |s, v| {
+        s.stop_timeout = seconds(v)?;
+        Ok(())
+    }, "how long running requests may go on when the service is stopped; then they roll back (default: 60)").ours(),
     flag("tls", None, Server, In::Servers, |s, on| s.tls = on, "secure the page server's connection"),
     value("tls-cacert", None, "FILE", Server, In::Servers, tls_file, "trusted certificates"),
     value("tls-cacrl", None, "FILE", Server, In::Servers, tls_file, "revoked certificates"),
@@ -459,6 +471,11 @@ fn text(v: &OsStr) -> Result<&str, String> {
 
 fn number<T: std::str::FromStr>(v: &OsStr) -> Result<T, String> {
     text(v)?.trim().parse().map_err(|_| "not a number in range".to_owned())
+}
+
+/// Whole seconds; few enough that no sum with a time of day overflows.
+fn seconds(v: &OsStr) -> Result<Duration, String> {
+    number::<u32>(v).map(|n| Duration::from_secs(n.into()))
 }
 
 fn positive(v: &OsStr) -> Result<i32, String> {
@@ -723,6 +740,8 @@ mod tests {
             &["--pre-dump-mode", "x"],
             &["--file-validation", "x"],
             &["--status-fd", "x"],
+            &["--idle-timeout", "-1"],
+            &["--stop-timeout", "99999999999"],
             &["--veth-pair", "x"],
             &["-M", "x"],
             &["--ms"],

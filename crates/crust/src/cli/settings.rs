@@ -4,6 +4,7 @@ use crate::logging;
 use crust_engine::Options;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The outcome of parsing. One field per option that the engine does not need to know.
 #[derive(Debug)]
@@ -29,6 +30,12 @@ pub(crate) struct Settings {
     pub(crate) ps_socket: Option<i32>,
     pub(crate) status_fd: Option<i32>,
     pub(crate) socket_mode: u32,
+    /// An activated service ends after so long without a request.
+    pub(crate) idle_timeout: Option<Duration>,
+    /// How long running requests may go on after SIGTERM.
+    pub(crate) stop_timeout: Duration,
+    /// How long one connection may take as a whole.
+    pub(crate) request_timeout: Duration,
     pub(crate) tls: bool,
     pub(crate) feature: Option<String>,
     pub(crate) check_extra: bool,
@@ -62,6 +69,9 @@ impl Default for Settings {
             ps_socket: None,
             status_fd: None,
             socket_mode: 0o600,
+            idle_timeout: None,
+            stop_timeout: Duration::from_secs(60),
+            request_timeout: Duration::from_secs(3600),
             tls: false,
             feature: None,
             check_extra: false,

@@ -1,15 +1,15 @@
 //! `crust service`: one single-threaded loop that accepts, and a worker process for each connection.
-use super::listen::{self, Listener};
-use super::worker::{Mode, Worker};
+use super::listen::{self, Listener, Passed};
+use super::worker::{Mode, Times, Worker};
 use crate::cli::Invocation;
 use crate::cli::settings::Settings;
 use crate::exit::Exit;
-use crate::{commands, logging};
+use crate::{cli, commands, logging};
 use crust_engine::{Error, Kind, OnObject, Result, ResultExt};
 use crust_kernel::fork::{Fork, fork};
 use crust_kernel::peer::peer_cred;
 use crust_kernel::{inherited, signals};
-use crust_rpc::Connection;
+use crust_rpc::{Connection, RequestType, Response};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
@@ -27,19 +27,28 @@ use std::time::{Duration, Instant};
 const DEFAULT_ADDRESS: &str = "./criu_service.socket";
 /// Workers at once, over all callers. More connections wait in the socket's queue.
 const MAX_WORKERS: usize = 256;
+/// As many of them are left for root.
+const RESERVED_FOR_ROOT: usize = 32;
 /// Workers at once for one ordinary user, so that none can keep the others out.
 const MAX_WORKERS_OF_USER: usize = 32;
-/// How long running requests may take to end when we are told to stop. systemd's default is 90 s.
-const STOP_TIME: Duration = Duration::from_secs(60);
+/// How much longer than its own deadline a worker may live. Its caller may have stopped it: they are the same user.
+const OVERDUE: Duration = Duration::from_secs(60);
+/// How long requests that were told to roll back may need for it.
+const ROLL_BACK_TIME: Duration = Duration::from_secs(20);
+/// How long nothing is accepted after the system had no room for one more client.
+const BREATH: Duration = Duration::from_millis(100);
+/// How often people are told how many requests run.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// Signals the loop waits for.
 const SIGNALS: [i32; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Runs the service until SIGTERM.
 pub(crate) fn serve(invocation: Invocation) -> Exit {
     let outcome = match start(invocation.settings) {
-        Ok(Some(service)) => service.run(),
+        Ok(Started::Service(service)) => service.run(),
+        Ok(Started::Client(socket, times)) => serve_one(socket, times),
         // The process that was started has done its part: the daemon runs.
-        Ok(None) => Ok(Exit::Good),
+        Ok(Started::Elsewhere) => Ok(Exit::Good),
         Err(e) => Err(e),
     };
     match outcome {
@@ -60,18 +69,71 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
+/// What a start leads to.
+enum Started {
+    Service(Box<Service>),
+    /// The manager accepts, and started us for one client.
+    Client(OwnedFd, Times),
+    Elsewhere,
+}
+
+/// A worker process, for its service.
+struct Client {
+    uid: u32,
+    since: Instant,
+}
+
 struct Service {
     listener: Listener,
     signals: OwnedFd,
-    /// Worker processes and the users they work for.
-    workers: BTreeMap<i32, u32>,
+    workers: BTreeMap<i32, Client>,
     log_file: Option<PathBuf>,
-    watchdog: Option<Duration>,
     pidfile: Option<PathBuf>,
+    times: Times,
+    idle_timeout: Option<Duration>,
+    /// Since when nobody is served.
+    idle_since: Instant,
+    watchdog: Option<Watchdog>,
+    /// Nothing is accepted before.
+    pause: Option<Instant>,
+    status: Status,
+}
+
+/// The heartbeat. It stops when the loop cannot do its work any more, so that the service manager starts us anew.
+struct Watchdog {
+    every: Duration,
+    next: Instant,
+}
+
+/// What `systemctl status` shows.
+struct Status {
+    served: u64,
+    told: String,
+    next: Instant,
+}
+
+impl Status {
+    /// The line to be told, if it is a new one.
+    fn news(&self, place: &str, running: usize) -> Option<String> {
+        let text = match (running, self.served) {
+            (0, 0) => format!("Serving on {place}"),
+            (0, served) => format!("Serving on {place}; {served} connections so far"),
+            (running, served) => format!("Serving on {place}; {running} requests running, {served} connections so far"),
+        };
+        (text != self.told).then_some(text)
+    }
+
+    /// The same, once people have had time to read the last one.
+    fn due(&mut self, place: &str, running: usize, now: Instant) -> Option<String> {
+        let text = self.news(place, running).filter(|_| now >= self.next)?;
+        self.next = now + STATUS_EVERY;
+        self.told.clone_from(&text);
+        Some(text)
+    }
 }
 
 /// Everything up to the moment when clients are welcome.
-fn start(mut s: Settings) -> Result<Option<Service>> {
+fn start(mut s: Settings) -> Result<Started> {
     let status_fd = s.status_fd.map(inherited::take).transpose().during("taking --status-fd").map_err(as_request)?;
     for fd in std::mem::take(&mut s.close_fds) {
         drop(inherited::take(fd));
@@ -89,8 +151,10 @@ fn start(mut s: Settings) -> Result<Option<Service>> {
             logging::set_journal(false);
         }
     }
+    let times = Times { request: s.request_timeout, stop: s.stop_timeout };
     let listener = match passed {
-        Some(listener) => listener,
+        Some(Passed::Connection(socket)) => return Ok(Started::Client(socket, times)),
+        Some(Passed::Listener(listener)) => listener,
         None => {
             let address = s.address.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_ADDRESS));
             listen::bound(&address, s.socket_mode)?
@@ -99,31 +163,54 @@ fn start(mut s: Settings) -> Result<Option<Service>> {
     let flags = rustix::fs::fcntl_getfl(&listener.socket).during("asking for the socket's flags")?;
     rustix::fs::fcntl_setfl(&listener.socket, flags | rustix::fs::OFlags::NONBLOCK)
         .during("making the socket non-blocking")?;
+    if s.idle_timeout.is_some() && !listener.is_activated() {
+        log::warn!("--idle-timeout is for socket activation: nobody would start this service again, so it stays");
+    }
 
     let mut pidfile = s.engine.pidfile.as_deref().map(create_pidfile).transpose()?;
     if s.detached && background(&mut pidfile)? {
-        return Ok(None);
+        return Ok(Started::Elsewhere);
     }
     if !s.detached {
         write_pid(&mut pidfile, std::process::id())?;
     }
-    let service = Service {
+    let now = Instant::now();
+    let watchdog = sd_daemon::watchdog_enabled(true).unwrap_or_else(|e| {
+        log::warn!("WATCHDOG_USEC: {e}");
+        None
+    });
+    let mut service = Service {
         listener,
         signals: signals::signal_fd(&SIGNALS).during("waiting for signals")?,
         workers: BTreeMap::new(),
         log_file: s.log_file.filter(|f| f != Path::new("-")).and_then(|f| std::path::absolute(f).ok()),
-        watchdog: sd_daemon::watchdog_enabled(true).unwrap_or_else(|e| {
-            log::warn!("WATCHDOG_USEC: {e}");
-            None
-        }),
         pidfile: s.engine.pidfile.and_then(|f| std::path::absolute(f).ok()),
+        times,
+        idle_timeout: s.idle_timeout,
+        idle_since: now,
+        watchdog: watchdog.map(|limit| Watchdog { every: limit / 2, next: now }),
+        pause: None,
+        status: Status { served: 0, told: String::new(), next: now },
     };
     if let Some(fd) = status_fd {
         rustix::io::write(&fd, &[0]).during("writing to --status-fd")?;
     }
-    log::info!("serving on {}", service.listener.describe());
-    tell(&[NotifyState::Ready, NotifyState::status(format!("Serving on {}", service.listener.describe()))]);
-    Ok(Some(service))
+    let place = service.listener.describe();
+    log::info!("serving on {place}");
+    let text = service.status.due(&place, 0, now).unwrap_or_default();
+    tell(&[NotifyState::Ready, NotifyState::Status(text.into())]);
+    Ok(Started::Service(Box::new(service)))
+}
+
+/// The manager has accepted for us: this process is the worker of that one client, and no more.
+fn serve_one(socket: OwnedFd, times: Times) -> Result<Exit> {
+    signals::catch(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).during("waiting for signals")?;
+    tell(&[NotifyState::Ready, NotifyState::status("Serving one client")]);
+    let exit = Worker::new(Connection::new(socket), Mode::Service(times)).serve(None);
+    log::debug!("the client's last request ended with {}", exit.code());
+    tell(&[NotifyState::Stopping]);
+    // What a client asks for in vain is no failure of this unit.
+    Ok(Exit::Good)
 }
 
 fn as_request(e: Error) -> Error {
@@ -164,21 +251,38 @@ fn background(pidfile: &mut Option<std::fs::File>) -> Result<bool> {
     Ok(false)
 }
 
+/// How long a loop that must act at `at` may sleep.
+fn until(at: Instant, now: Instant) -> Duration {
+    // One millisecond more: a poll that returns early would spin.
+    at.saturating_duration_since(now) + Duration::from_millis(1)
+}
+
 impl Service {
     fn run(mut self) -> Result<Exit> {
-        let beat = self.watchdog.map(|w| w / 2);
         loop {
-            let room = self.workers.len() < MAX_WORKERS;
+            let now = Instant::now();
+            self.beat(now);
+            self.kill_overdue(now);
+            if self.pause.is_some_and(|until| now >= until) {
+                self.pause = None;
+            }
+            if let Some(text) = self.status.due(&self.listener.describe(), self.workers.len(), now) {
+                tell(&[NotifyState::Status(text.into())]);
+            }
+            let idle_end = self.idle_end();
+            if idle_end.is_some_and(|end| now >= end) && !self.is_wanted() {
+                return Ok(self.end_idle());
+            }
+
+            let room = self.workers.len() < MAX_WORKERS && self.pause.is_none();
             let wanted = if room { PollFlags::IN } else { PollFlags::empty() };
             let mut fds = [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.listener.socket, wanted)];
-            match poll(&mut fds, beat.and_then(|b| Timespec::try_from(b).ok()).as_ref()) {
+            let time = Timespec::try_from(self.next_wake(now, idle_end)).ok();
+            match poll(&mut fds, time.as_ref()) {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(e) => return Err(e).during("waiting for connections"),
             }
             let (signal, connection) = (!fds[0].revents().is_empty(), !fds[1].revents().is_empty());
-            if beat.is_some() {
-                tell(&[NotifyState::Watchdog]);
-            }
             if signal {
                 while let Some(signal) = signals::take(&self.signals).during("reading a signal")? {
                     match signal {
@@ -194,6 +298,65 @@ impl Service {
         }
     }
 
+    /// How long the loop may sleep when nobody wakes it.
+    fn next_wake(&self, now: Instant, idle_end: Option<Instant>) -> Duration {
+        let beat = self.watchdog.as_ref().map(|w| w.next);
+        let overdue = self.workers.values().map(|c| c.since).min().map(|since| since + self.overdue());
+        let news = self.status.news(&self.listener.describe(), self.workers.len());
+        let status = news.map(|_| self.status.next);
+        let all = [beat, overdue, status, idle_end, self.pause];
+        all.into_iter().flatten().map(|at| until(at, now)).min().unwrap_or(Duration::from_secs(3600))
+    }
+
+    /// Tells the service manager that this loop lives. While clients cannot be taken in for want of descriptors,
+    /// memory or processes, it does not: a new service may fare better.
+    fn beat(&mut self, now: Instant) {
+        let Some(watchdog) = &mut self.watchdog else { return };
+        if now >= watchdog.next && self.pause.is_none() {
+            watchdog.next = now + watchdog.every;
+            tell(&[NotifyState::Watchdog]);
+        }
+    }
+
+    /// When we end for want of work. `None`: not now, or never.
+    fn idle_end(&self) -> Option<Instant> {
+        let limit = self.idle_timeout.filter(|_| self.workers.is_empty() && self.listener.is_activated())?;
+        Some(self.idle_since + limit)
+    }
+
+    /// True if somebody waits to be accepted.
+    fn is_wanted(&self) -> bool {
+        let mut fds = [PollFd::new(&self.listener.socket, PollFlags::IN)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) != Ok(0)
+    }
+
+    /// Nobody is served and nobody waits. Who connects from now on stays in the queue of the socket, which the service
+    /// manager holds open: it sees that the queue is not empty and starts us again.
+    fn end_idle(self) -> Exit {
+        log::info!("idle: ending until the next connection");
+        tell(&[NotifyState::Stopping, NotifyState::status("Idle, waiting for the next connection")]);
+        self.remove_pidfile();
+        Exit::Good
+    }
+
+    fn overdue(&self) -> Duration {
+        self.times.request + OVERDUE
+    }
+
+    /// A worker ends at its own deadline. One that does not, because its caller has stopped it or a system call hangs,
+    /// must not hold its place for ever. What it has stopped goes on: that is how we stop tasks.
+    fn kill_overdue(&self, now: Instant) {
+        let limit = self.overdue();
+        for (pid, client) in self.workers.iter().filter(|(_, c)| now.saturating_duration_since(c.since) > limit) {
+            log::error!("worker {pid} of user {} is overdue and killed", client.uid);
+            if let Some(pid) = Pid::from_raw(*pid)
+                && let Err(e) = kill_process(pid, Signal::KILL)
+            {
+                log::error!("worker {}: {e}", pid.as_raw_pid());
+            }
+        }
+    }
+
     fn accept(&mut self) -> Result<()> {
         let socket = match accept_with(&self.listener.socket, SocketFlags::CLOEXEC) {
             Ok(socket) => socket,
@@ -201,40 +364,59 @@ impl Service {
             Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => return Ok(()),
             Err(e @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                 log::warn!("a connection must wait: {e}");
-                std::thread::sleep(Duration::from_millis(100));
+                self.pause = Some(Instant::now() + BREATH);
                 return Ok(());
             }
             Err(e) => return Err(e).during("accepting a connection"),
         };
-        let uid = match peer_cred(&socket) {
+        let connection = Connection::new(socket);
+        let uid = match peer_cred(&connection) {
             Ok(cred) => cred.uid,
             Err(e) => {
                 log::warn!("a caller without a name is turned away: {e}");
                 return Ok(());
             }
         };
-        let same = self.workers.values().filter(|u| **u == uid).count();
-        if uid != 0 && same >= MAX_WORKERS_OF_USER {
-            log::warn!("user {uid} has {same} connections open; one more is turned away");
+        if let Some(why) = self.too_many(uid) {
+            turn_away(&connection, &why);
             return Ok(());
         }
         match fork() {
             Ok(Fork::Child) => {
-                let code = self.be_worker(socket);
+                let code = self.be_worker(connection);
                 #[allow(clippy::exit, reason = "a forked worker must never return into the parent's loop")]
                 std::process::exit(code.code().into())
             }
             Ok(Fork::Parent(pid)) => {
                 log::debug!("worker {pid} serves user {uid}");
-                self.workers.insert(pid.as_raw(), uid);
+                self.status.served += 1;
+                self.workers.insert(pid.as_raw(), Client { uid, since: Instant::now() });
             }
-            Err(e) => log::error!("no worker can be started: {e}"),
+            Err(e) => {
+                log::error!("no worker can be started: {e}");
+                turn_away(&connection, "the service cannot start a process for you");
+                self.pause = Some(Instant::now() + BREATH);
+            }
         }
         Ok(())
     }
 
+    /// Why this user must come later. Root, and whoever runs this service, may fill it up.
+    fn too_many(&self, uid: u32) -> Option<String> {
+        let is_guest = |uid: u32| uid != 0 && uid != rustix::process::geteuid().as_raw();
+        if !is_guest(uid) {
+            return None;
+        }
+        let same = self.workers.values().filter(|c| c.uid == uid).count();
+        if same >= MAX_WORKERS_OF_USER {
+            return Some(format!("user {uid} has {same} connections open already"));
+        }
+        let guests = self.workers.values().filter(|c| is_guest(c.uid)).count();
+        (guests >= MAX_WORKERS - RESERVED_FOR_ROOT).then(|| "the service is busy".to_owned())
+    }
+
     /// In the child: lets go of what is the service's, and serves the one connection.
-    fn be_worker(&mut self, socket: OwnedFd) -> Exit {
+    fn be_worker(&mut self, connection: Connection) -> Exit {
         let reset = signals::catch(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
             .and_then(|()| signals::set_default(&[libc::SIGCHLD]))
             .and_then(|()| signals::unblock(&SIGNALS));
@@ -247,7 +429,7 @@ impl Service {
             log::error!("the service's descriptors cannot be let go of: {e}");
             return Exit::Failure;
         }
-        Worker::new(Connection::new(socket), Mode::Service).serve(None)
+        Worker::new(connection, Mode::Service(self.times)).serve(None)
     }
 
     /// Puts /dev/null in the place of the service's own descriptors.
@@ -261,6 +443,7 @@ impl Service {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
             if self.workers.remove(&pid.as_raw_pid()).is_some() {
+                self.idle_since = Instant::now();
                 match status.exit_status() {
                     Some(code) => log::debug!("worker {} ended with {code}", pid.as_raw_pid()),
                     None => log::warn!("worker {} was killed: {status:?}", pid.as_raw_pid()),
@@ -269,9 +452,27 @@ impl Service {
         }
     }
 
-    /// Nothing but the log file can change while we run.
+    /// Reads the configuration files once more. Log, level and times may change while we run; a file that is wrong now
+    /// changes nothing.
     fn reload(&mut self) {
         tell(&[NotifyState::Reloading]);
+        let outcome = cli::reread();
+        match outcome {
+            Ok(s) => {
+                logging::set_level(s.log_level);
+                self.times = Times { request: s.request_timeout, stop: s.stop_timeout };
+                self.idle_timeout = s.idle_timeout;
+                self.log_file = s.log_file.filter(|f| f != Path::new("-")).and_then(|f| std::path::absolute(f).ok());
+                log::info!("configuration read again");
+            }
+            Err(why) => {
+                log::error!("the configuration is left as it was: {why}");
+                self.status.told = format!("Reload failed: {}", why.replace('\n', " "));
+                tell(&[NotifyState::status(self.status.told.clone())]);
+                // Stays to be read for a while.
+                self.status.next = Instant::now() + 10 * STATUS_EVERY;
+            }
+        }
         if let Some(file) = &self.log_file {
             // A rotated log must not lose what the new one already holds.
             match OpenOptions::new().append(true).create(true).mode(0o600).open(file) {
@@ -282,23 +483,33 @@ impl Service {
         tell(&[NotifyState::Ready]);
     }
 
-    /// Running requests are told to end, which rolls them back; none is left with a frozen tree.
-    fn stop(mut self, signal: i32) -> Exit {
-        log::info!("signal {signal}: stopping with {} requests running", self.workers.len());
-        tell(&[NotifyState::Stopping, NotifyState::status("Waiting for running requests")]);
-        self.listener.remove();
+    fn remove_pidfile(&self) {
         if let Some(file) = &self.pidfile
             && let Err(e) = std::fs::remove_file(file)
         {
             log::debug!("{}: {e}", file.display());
         }
-        let deadline = Instant::now() + STOP_TIME;
+    }
+
+    /// Running requests go on to their end for the stop time and roll back then; workers without one end at once.
+    /// None is left with a frozen tree.
+    fn stop(mut self, signal: i32) -> Exit {
+        log::info!("signal {signal}: stopping with {} requests running", self.workers.len());
+        tell(&[NotifyState::Stopping, NotifyState::status("Waiting for running requests")]);
+        self.listener.remove();
+        // From here on a connection is refused, or waits for the next service if the socket is the manager's.
+        if let Err(e) = self.close_listener() {
+            log::warn!("the listening socket cannot be closed yet: {e}");
+        }
+        self.remove_pidfile();
         for pid in self.workers.keys().filter_map(|pid| Pid::from_raw(*pid)) {
             if let Err(e) = kill_process(pid, Signal::TERM) {
                 log::debug!("worker {}: {e}", pid.as_raw_pid());
             }
         }
+        let deadline = Instant::now() + self.times.stop + ROLL_BACK_TIME;
         while !self.workers.is_empty() && Instant::now() < deadline {
+            self.beat(Instant::now());
             let mut fds = [PollFd::new(&self.signals, PollFlags::IN)];
             let time = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
             if let Err(e) = poll(&mut fds, Some(&time))
@@ -310,9 +521,31 @@ impl Service {
             self.reap();
         }
         if !self.workers.is_empty() {
-            log::error!("{} requests did not end in {} s and are left alone", self.workers.len(), STOP_TIME.as_secs());
+            log::error!("{} requests did not end in time and are left alone", self.workers.len());
             return Exit::Failure;
         }
         Exit::Good
+    }
+
+    fn close_listener(&mut self) -> std::io::Result<()> {
+        self.listener.socket = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        Ok(())
+    }
+}
+
+/// Says why, and ends the connection. What the client has sent is taken off the socket first, or it would see a broken
+/// connection instead of the answer. The answer fits an empty socket, so this never waits.
+fn turn_away(connection: &Connection, why: &str) {
+    log::warn!("turned away: {why}");
+    connection.discard_pending();
+    let reply = Response {
+        r#type: RequestType::Empty.into(),
+        success: false,
+        cr_errno: Some(libc::EAGAIN),
+        cr_errmsg: Some(format!("Error (crust): {why} (help: try again later)")),
+        ..Response::default()
+    };
+    if let Err(e) = connection.send_response(&reply) {
+        log::debug!("the client does not hear it: {e}");
     }
 }

@@ -1,7 +1,10 @@
 //! What a worker does at the engine's events: asks the client, runs root's scripts, and notices when the client is gone.
+use super::worker::Times;
 use crate::events::{Scripts, only_logged};
 use crust_engine::{Error, Event, Events, Kind, Reply, Result, ResultExt};
+use crust_kernel::signals;
 use crust_rpc::{Connection, Notify, Packet, Request, RequestType, Response};
+use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,7 @@ const TICK: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) struct RpcEvents<'a> {
     pub(super) connection: &'a Connection,
+    pub(super) life: &'a Life,
     /// The client asked for notifications.
     pub(super) notify: bool,
     pub(super) scripts: Scripts,
@@ -21,29 +25,77 @@ pub(super) struct RpcEvents<'a> {
     pub(super) committed: bool,
 }
 
-/// True once a signal asks this worker to stop.
-pub(super) fn told_to_stop() -> bool {
-    crust_kernel::signals::caught().is_some()
+/// How long this process may go on.
+#[derive(Debug)]
+pub(super) struct Life {
+    end: Option<Instant>,
+    /// After SIGTERM what runs may go on for so long. `None`: no signal lets it go on.
+    grace: Option<Duration>,
+    told: Cell<Option<Instant>>,
 }
 
-/// Waits until the connection can be read. `Ok(false)`: the time is over.
-pub(super) fn readable(connection: &Connection, limit: Option<Duration>) -> Result<bool> {
+impl Life {
+    /// Without an end; any signal cancels.
+    pub(super) fn of_swrk() -> Self {
+        Self { end: None, grace: None, told: Cell::new(None) }
+    }
+
+    /// With a deadline of its own; SIGTERM ends it softly, SIGINT and SIGHUP at once.
+    pub(super) fn of_service(times: Times) -> Self {
+        Self { end: Some(Instant::now() + times.request), grace: Some(times.stop), told: Cell::new(None) }
+    }
+
+    /// True while a further request may be begun.
+    pub(super) fn accepts_more(&self) -> bool {
+        signals::caught().is_none() && self.end.is_none_or(|end| Instant::now() < end)
+    }
+
+    /// Why what runs must be rolled back.
+    pub(super) fn over(&self) -> Option<&'static str> {
+        let now = Instant::now();
+        if self.end.is_some_and(|end| now >= end) {
+            return Some("the time that one connection may take is over (--request-timeout)");
+        }
+        signals::caught()?;
+        let stopped = Some("the service is being stopped");
+        let Some(grace) = self.grace else { return stopped };
+        if signals::seen(libc::SIGINT) || signals::seen(libc::SIGHUP) {
+            return stopped;
+        }
+        let told = self.told.get().unwrap_or(now);
+        self.told.set(Some(told));
+        stopped.filter(|_| now >= told + grace)
+    }
+}
+
+/// What a wait for the client came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ready {
+    Yes,
+    /// The limit is over.
+    TooLate,
+    /// `go_on` said no.
+    Over,
+}
+
+/// Waits until the connection can be read.
+pub(super) fn readable(connection: &Connection, limit: Option<Duration>, go_on: impl Fn() -> bool) -> Result<Ready> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let start = Instant::now();
     loop {
-        if told_to_stop() {
-            return Err(Error::new(Kind::Cancelled, "the service is being stopped"));
-        }
         let left = limit.map(|l| l.saturating_sub(start.elapsed())).unwrap_or(TICK).min(TICK);
         let mut fds = [PollFd::new(connection, PollFlags::IN)];
         let time = Timespec { tv_sec: 0, tv_nsec: left.subsec_nanos().into() };
         match poll(&mut fds, Some(&time)) {
-            Ok(n) if n > 0 => return Ok(true),
+            Ok(n) if n > 0 => return Ok(Ready::Yes),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(e) => return Err(e).during("waiting for the client"),
         }
+        if !go_on() {
+            return Ok(Ready::Over);
+        }
         if limit.is_some_and(|l| start.elapsed() >= l) {
-            return Ok(false);
+            return Ok(Ready::TooLate);
         }
     }
 }
@@ -63,8 +115,10 @@ impl RpcEvents<'_> {
             ..Response::default()
         };
         self.connection.send(&message, fd).map_err(|e| refused(format!("the client cannot be told: {e}")))?;
-        if !readable(self.connection, Some(PATIENCE))? {
-            return Err(refused(format!("the client did not answer for {} s", PATIENCE.as_secs())));
+        match readable(self.connection, Some(PATIENCE), || self.life.over().is_none())? {
+            Ready::Yes => {}
+            Ready::TooLate => return Err(refused(format!("the client did not answer for {} s", PATIENCE.as_secs()))),
+            Ready::Over => return Err(Error::new(Kind::Cancelled, self.life.over().unwrap_or("the service ends"))),
         }
         let answer = match self.connection.receive::<Request>() {
             Ok(Packet::Message(answer, _)) => answer,
@@ -101,6 +155,6 @@ impl Events for RpcEvents<'_> {
     }
 
     fn cancelled(&mut self) -> bool {
-        !self.committed && (told_to_stop() || self.connection.hung_up())
+        !self.committed && (self.life.over().is_some() || self.connection.hung_up())
     }
 }

@@ -81,7 +81,7 @@ pub(super) fn job(
 
 /// What only some callers may ask for.
 fn check_rights(opts: &Opts, mode: WorkerMode, peer: &Peer) -> Result<()> {
-    if mode == WorkerMode::Swrk {
+    if !mode.is_service() {
         return Ok(());
     }
     let own_numbers = opts.rst_sibling.is_some() || !opts.inherit_fd.is_empty();

@@ -1,5 +1,5 @@
 //! One connection, served to its end in a process of its own.
-use super::events::{RpcEvents, readable};
+use super::events::{Life, Ready, RpcEvents, readable};
 use super::peer::Peer;
 use super::request::{self, Job};
 use crate::cli::settings::Settings;
@@ -31,7 +31,23 @@ pub(super) enum Mode {
     /// Our parent's, who has our rights anyway.
     Swrk,
     /// Anybody's.
-    Service,
+    Service(Times),
+}
+
+impl Mode {
+    /// True if the caller may be anybody.
+    pub(super) fn is_service(self) -> bool {
+        matches!(self, Self::Service(_))
+    }
+}
+
+/// How long a worker of the service may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    /// One connection as a whole.
+    pub(super) request: Duration,
+    /// What runs when the service is stopped.
+    pub(super) stop: Duration,
 }
 
 /// What follows a request.
@@ -46,6 +62,7 @@ enum Next {
 pub(super) struct Worker {
     connection: Connection,
     mode: Mode,
+    life: Life,
 }
 
 /// How the answer to one request looks before its error fields are filled in.
@@ -55,7 +72,11 @@ fn reply(kind: RequestType) -> Response {
 
 impl Worker {
     pub(super) fn new(connection: Connection, mode: Mode) -> Self {
-        Self { connection, mode }
+        let life = match mode {
+            Mode::Swrk => Life::of_swrk(),
+            Mode::Service(times) => Life::of_service(times),
+        };
+        Self { connection, mode, life }
     }
 
     /// Serves until the last reply. `settings` are those of the command line, for the first request.
@@ -64,11 +85,12 @@ impl Worker {
         let mut pre_dumping = false;
         let mut first = true;
         loop {
-            let limit = (first && self.mode == Mode::Service).then_some(FIRST_REQUEST);
-            match (first && self.mode == Mode::Swrk) || matches!(readable(&self.connection, limit), Ok(true)) {
-                true => first = false,
-                false => return if_closed,
+            // swrk reads its first request at once: it has nothing else to do, and nothing to be stopped from.
+            let at_once = first && self.mode == Mode::Swrk;
+            if !at_once && !self.next_request_is_here(first) {
+                return if_closed;
             }
+            first = false;
             let request = match self.connection.receive_request() {
                 Ok(Packet::Message(request, _)) => request,
                 Ok(Packet::Closed) => return if_closed,
@@ -96,11 +118,28 @@ impl Worker {
         }
     }
 
+    /// Waits for a request. False: none comes, or none is to come any more.
+    fn next_request_is_here(&self, first: bool) -> bool {
+        let limit = (first && self.mode.is_service()).then_some(FIRST_REQUEST);
+        match readable(&self.connection, limit, || self.life.accepts_more()) {
+            Ok(Ready::Yes) => true,
+            Ok(Ready::TooLate) => {
+                log::info!("the client was silent for {} s", FIRST_REQUEST.as_secs());
+                false
+            }
+            Ok(Ready::Over) => false,
+            Err(e) => {
+                log::error!("{e}");
+                false
+            }
+        }
+    }
+
     /// Settings before a request says anything: those of our command line and files, but the service's own stay its.
     fn base(&self) -> Settings {
         match self.mode {
             Mode::Swrk => cli::own_settings(),
-            Mode::Service => Settings::default(),
+            Mode::Service(_) => Settings::default(),
         }
     }
 
@@ -202,7 +241,7 @@ impl Worker {
     fn peer(&self, opts: &Opts) -> Result<Peer> {
         let mut peer = Peer::of(&self.connection)?;
         peer.fetch([opts.images_dir_fd, opts.work_dir_fd].into_iter().flatten());
-        if self.mode == Mode::Service {
+        if self.mode.is_service() {
             peer.become_it()?;
         }
         Ok(peer)
@@ -211,10 +250,7 @@ impl Worker {
     fn job(&self, verb: Verb, request: Request, base: Settings) -> Result<Job> {
         let opts = request.opts.ok_or_else(|| bad("the request has no opts"))?;
         let peer = self.peer(&opts)?;
-        if verb == Verb::Restore
-            && self.mode == Mode::Service
-            && check::feature("cap_checkpoint_restore") == Some(false)
-        {
+        if verb == Verb::Restore && self.mode.is_service() && check::feature("cap_checkpoint_restore") == Some(false) {
             return Err(Error::new(
                 Kind::Permission,
                 "the service restores for root only: it acts with its caller's rights",
@@ -231,6 +267,7 @@ impl Worker {
         let image_dir = job.settings.engine.images_dir.as_ref().map(AsRawFd::as_raw_fd);
         RpcEvents {
             connection: &self.connection,
+            life: &self.life,
             notify: job.notify,
             scripts: Scripts::new(std::mem::take(&mut job.settings.action_scripts), image_dir),
             committed: false,

@@ -50,7 +50,7 @@ impl Process {
     /// Its exit code; a test that waits longer than this has failed.
     pub(crate) fn code(&mut self) -> Option<i32> {
         let start = Instant::now();
-        while start.elapsed() < Duration::from_secs(20) {
+        while start.elapsed() < Duration::from_secs(60) {
             if let Some(status) = self.0.try_wait().unwrap() {
                 return status.code();
             }
@@ -73,12 +73,49 @@ pub(crate) fn swrk(dir: &Dir, args: &[&str]) -> (Client, Process) {
 
 /// Starts `crust service` with `fd` as its number 3, as a service manager does; `count` goes into LISTEN_FDS.
 pub(crate) fn activated(dir: &Dir, fd: OwnedFd, count: &str) -> Process {
+    activated_with(dir, fd, count, &[], &[])
+}
+
+/// The same with more words behind the verb, and more environment.
+pub(crate) fn activated_with(dir: &Dir, fd: OwnedFd, count: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
     let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
-    let script = format!("exec 3<&0 4<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$0\" service -v4");
+    // A number that nobody takes would keep the socket open behind the service's back.
+    let second = if count == "2" { "4<&0" } else { "" };
+    let script = format!(
+        "exec 3<&0 {second} </dev/null; export LISTEN_PID=$$ LISTEN_FDS={count}; exec \"$0\" service -v4 \"$@\""
+    );
     let mut command = Command::new("sh");
-    command.args(["-c", &script, CRUST]).stdin(Stdio::from(fd)).stdout(Stdio::null()).stderr(stderr);
-    command.current_dir(&dir.0).env_clear();
+    command.args(["-c", &script, CRUST]).args(args).stdin(Stdio::from(fd)).stdout(Stdio::null()).stderr(stderr);
+    command.current_dir(&dir.0).env_clear().envs(env.iter().copied());
     Process(command.spawn().unwrap())
+}
+
+/// A service manager's notification socket.
+pub(crate) struct Manager(pub(crate) std::os::unix::net::UnixDatagram, String);
+
+impl Manager {
+    pub(crate) fn new(dir: &Dir) -> Self {
+        let path = dir.path("notify");
+        let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        Self(socket, path.to_str().unwrap().to_owned())
+    }
+
+    pub(crate) fn env(&self) -> (&str, &str) {
+        ("NOTIFY_SOCKET", &self.1)
+    }
+
+    /// The next message that has `part` in it.
+    pub(crate) fn wait_for(&self, part: &str) -> String {
+        let mut bytes = [0u8; 4096];
+        loop {
+            let n = self.0.recv(&mut bytes).unwrap_or_else(|e| panic!("no message with {part}: {e}"));
+            let text = String::from_utf8(bytes[..n].to_vec()).unwrap();
+            if text.contains(part) {
+                return text;
+            }
+        }
+    }
 }
 
 /// A socket that listens on `path`.
@@ -97,7 +134,7 @@ pub(crate) fn connect(path: &Path) -> Client {
     loop {
         match Client::connect(path) {
             Ok(client) => return client,
-            Err(e) => assert!(start.elapsed() < Duration::from_secs(20), "{e}"),
+            Err(e) => assert!(start.elapsed() < Duration::from_secs(60), "{e}"),
         }
         std::thread::sleep(Duration::from_millis(5));
     }
