@@ -43,6 +43,84 @@ fn fail_everywhere(program: &'static str) {
     room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
 }
 
+/// Fails the calls of a dump that change the image directory, one after the other, with `errno`: every `step`th, or each one
+/// if `ZOO_EVERY_CALL` is set. The first dump that has no such call left succeeds, and the program comes back from it.
+fn fail_every_call(program: &'static str, errno: i32, step: usize) {
+    let (case, tool) = (Case::new(program), Tool::ours());
+    if tool.name != "ours" || !cfg!(debug_assertions) {
+        return skipped(&format!("failing calls in {program}"), "only crust with debug assertions fails on demand");
+    }
+    let step = if std::env::var_os("ZOO_EVERY_CALL").is_some() { 1 } else { step };
+    let Some((mut room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
+    let said = std::io::Error::from_raw_os_error(errno).to_string();
+    let said = said.split(" (os").next().unwrap_or_default();
+    let outcome = (|| {
+        room.await_file("ready.1", &[])?;
+        let before = room.ps()?;
+        let mut refused = 0;
+        for nth in (1..2000).step_by(step) {
+            let (images, fault) = (format!("images.{nth}"), format!("{nth}:{errno}"));
+            if case.try_dump(&mut room, root, &tool, &images, &[], &[("CRUST_FAULT_IO", &fault)])? == 0 {
+                break;
+            }
+            refused += 1;
+            let log = room.read(&format!("{images}.dump.out")) + &room.read(&format!("{images}.dump.log"));
+            if !log.contains(said) || !log.contains("help: ") {
+                return Err(format!("call {nth}: the error does not say {said:?}: {log}"));
+            }
+            expect_no_images(&room.dir.join(&images)).map_err(|e| format!("call {nth}: {e}"))?;
+            expect_same(&mut room, &before).map_err(|e| format!("call {nth}: {e}"))?;
+        }
+        if refused < 30 / step {
+            return Err(format!("only {refused} calls were there to fail"));
+        }
+        expect_gone(&mut room, root)?;
+        case.restore(&mut room, &tool, &format!("images.{}", 1 + refused * step))?;
+        check_round(&mut room, 1)?;
+        finish(&mut room, root, 2)
+    })();
+    room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
+}
+
+/// Writes that take only a part each time lose nothing.
+fn short_writes(program: &'static str) {
+    let (case, tool) = (Case::new(program), Tool::ours());
+    if tool.name != "ours" || !cfg!(debug_assertions) {
+        return skipped(&format!("short writes in {program}"), "only crust with debug assertions fails on demand");
+    }
+    let Some((mut room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
+    let outcome = (|| {
+        room.await_file("ready.1", &[])?;
+        case.dump(&mut room, root, &tool, "images", &[], &[("CRUST_FAULT_IO", "0:0")])?;
+        expect_gone(&mut room, root)?;
+        case.restore(&mut room, &tool, "images")?;
+        check_round(&mut room, 1)?;
+        finish(&mut room, root, 2)
+    })();
+    room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
+}
+
+#[test]
+fn the_disk_fails_at_every_call() {
+    fail_every_call("counter", libc::EIO, 5);
+}
+
+#[test]
+fn the_disk_is_full_at_every_call() {
+    fail_every_call("pipe_tasks", libc::ENOSPC, 9);
+}
+
+#[test]
+fn the_quota_ends_at_every_call() {
+    fail_every_call("counter", libc::EDQUOT, 8);
+}
+
+#[test]
+fn writes_are_short() {
+    short_writes("counter");
+    short_writes("pipe_tasks");
+}
+
 /// Kills the tool at random moments of its dump, time after time. `ZOO_KILLS=N` sets how often.
 fn kill_anytime(program: &'static str) {
     let (case, tool) = (Case::new(program), Tool::ours());

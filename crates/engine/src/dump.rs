@@ -1,7 +1,7 @@
 //! The dump, readable top to bottom: find → freeze → look → write → commit → kill or resume.
 use crate::error::ResultExt;
 use crate::fault;
-use crate::images::Partial;
+use crate::images::{Committed, Partial};
 use crate::memory::{self, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+mod estimate;
 mod freeze;
 mod look;
 
@@ -76,6 +77,7 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     fault::point(Stage::Find)?;
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
     let out = Partial::create(dir.as_fd()).at(Stage::Write)?;
+    estimate::check(root, &out).at(Stage::Write)?;
     events.notify(Event::PreDump, Some(opts.pid), None)?;
     phases.done("find");
 
@@ -86,19 +88,11 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     phases.done("freeze");
 
     let saved = save(&mut tree, opts, out, events, &mut report, &mut phases);
-    if let Err(e) = saved {
+    let committed = match saved {
+        Ok(committed) => committed,
         // Whatever went wrong: the tree first, then the words.
-        let resumed = tree.resume();
-        if let Err(r) = &resumed {
-            log::error!("after a failed dump: {r}");
-        }
-        // Whoever cut the network at network-lock has to join it again.
-        if let Err(also) = events.notify(Event::NetworkUnlock, Some(opts.pid), None) {
-            log::error!("network-unlock failed: {also}");
-        }
-        let state = if resumed.is_ok() { RUNS_ON } else { "not every task could be put back, see the log" };
-        return Err(e.state(state));
-    }
+        Err(e) => return Err(roll_back(tree, opts, events, e)),
+    };
     match opts.after {
         _ if opts.leave_stopped => tree.stop(),
         After::Kill => tree.kill(),
@@ -108,9 +102,27 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     .at(Stage::Kill)?;
     report.frozen = freezing.elapsed();
     phases.done(if opts.after == After::Kill { "kill" } else { "resume" });
+    // Neither the tree nor its freeze waits for this.
+    if let Err(e) = committed.hash_rest(!opts.no_sync) {
+        log::warn!("the images are good, but large ones are not hashed, so that verify cannot check them: {e}");
+    }
+    phases.done("hash");
     report.phases = phases.all;
     log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, started.elapsed());
     Ok(report)
+}
+
+/// Lets the tree run after `e`, and says how that went.
+fn roll_back(tree: FrozenTree, opts: &Options, events: &mut dyn Events, e: Error) -> Error {
+    let resumed = tree.resume();
+    if let Err(r) = &resumed {
+        log::error!("after a failed dump: {r}");
+    }
+    // Whoever cut the network at network-lock has to join it again.
+    if let Err(also) = events.notify(Event::NetworkUnlock, Some(opts.pid), None) {
+        log::error!("network-unlock failed: {also}");
+    }
+    e.state(if resumed.is_ok() { RUNS_ON } else { "not every task could be put back, see the log" })
 }
 
 /// No wait of the look is longer, however large the tree.
@@ -143,7 +155,7 @@ fn save(
     events: &mut dyn Events,
     report: &mut DumpReport,
     phases: &mut Phases,
-) -> Result<()> {
+) -> Result<Committed> {
     fault::point(Stage::Freeze)?;
     events.notify(Event::NetworkLock, Some(opts.pid), None)?;
     let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
@@ -177,7 +189,7 @@ fn save(
     {
         log::error!("network-unlock failed: {e}");
     }
-    Ok(())
+    Ok(committed)
 }
 
 fn look_at_all(

@@ -7,21 +7,26 @@
 //!
 //! [`Partial::commit`] makes files durable, then moves them to their names: first the old `inventory.img` goes, so from here on
 //! nothing takes the directory for a checkpoint; `inventory.img` comes last. Files that are no images (descriptors.json, logs,
-//! statistics, sockets, the `parent` link) are never touched. What cannot be done atomically is only the replacement of one
-//! finished checkpoint by another: a crash within those few renames leaves neither.
+//! statistics, sockets, the `parent` link) are never touched. Files of an earlier checkpoint lie aside until the new one is
+//! complete, and come back if a rename fails. What cannot be done atomically is only the replacement of one finished
+//! checkpoint by another: a crash within those few renames leaves neither.
 //!
-//! The manifest's hashes: small files are hashed as they are written. For big ones (pages) the writer may hand in a hash;
-//! otherwise [`Committed::hash_rest`] computes it when the tree already runs or is gone, so no hash ever prolongs the freeze.
-use crate::{Error, Kind, Object, Result};
-use crust_image::manifest::{ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest, is_pages, is_plain_name};
+//! The manifest's hashes: small files are hashed as they are written. Big ones (pages) are hashed by
+//! [`Committed::hash_rest`] when the tree already runs or is gone, so no hash ever prolongs the freeze.
+use crate::{Error, Kind, Object, Result, fault};
+use crust_image::manifest::{
+    ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest, PageSum, is_pages, is_plain_name,
+};
+use crust_image::pagemap::PAGE_BYTES;
 use crust_image::{ImageKind, ImageSet, Message};
 use rustix::fs::{self, AtFlags, Dir, FallocateFlags, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Beginning of the names of directories that unfinished dumps write into.
@@ -30,6 +35,8 @@ const PARTIAL_PREFIX: &str = ".crust-partial-";
 const SMALL_BYTES: u64 = 1 << 20;
 /// The largest image that is read into memory as a whole. Pages are never read this way.
 const MAX_READ_BYTES: u64 = 1 << 30;
+/// The manifest with all hashes, before it replaces the one without.
+const MANIFEST_UNDER_WAY: &str = "crust-manifest.json.tmp";
 /// Link to the images of the parent checkpoint.
 pub const PARENT_LINK: &str = "parent";
 /// Features of manifests that this version can read.
@@ -87,7 +94,7 @@ impl Partial {
         let pid = std::process::id();
         for n in 0..1000 {
             let aside_name = format!("{PARTIAL_PREFIX}{pid}-{n}");
-            match fs::mkdirat(&dir, &aside_name, Mode::RWXU) {
+            match fault::io().and_then(|()| fs::mkdirat(&dir, &aside_name, Mode::RWXU)) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => continue,
                 Err(e) => return Err(cannot_write("cannot begin a dump in the image directory", e)),
@@ -141,7 +148,8 @@ impl Partial {
     pub fn create_file(&self, name: &str) -> Result<File> {
         plain(name)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = fs::openat(&self.aside, name, flags, Mode::RUSR | Mode::WUSR)
+        let fd = fault::io()
+            .and_then(|()| fs::openat(&self.aside, name, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|e| cannot_write("cannot create the file", e).on(image(name)))?;
         self.lock().files.insert(name.to_owned(), (None, None));
         Ok(File::from(fd))
@@ -155,7 +163,7 @@ impl Partial {
     pub fn create_sized(&self, name: &str, len_bytes: u64) -> Result<File> {
         let file = self.create_file(name)?;
         if len_bytes > 0 {
-            match fs::fallocate(&file, FallocateFlags::empty(), 0, len_bytes) {
+            match fault::io().and_then(|()| fs::fallocate(&file, FallocateFlags::empty(), 0, len_bytes)) {
                 Ok(()) => {}
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(len_bytes).map_err(|e| failed(&e, name))?,
                 Err(e) => return Err(cannot_write("no room can be set aside", e).on(image(name))),
@@ -169,12 +177,14 @@ impl Partial {
     /// # Errors
     /// With the name and the kernel's reason.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let mut file = self.create_file(name)?;
-        file.write_all(bytes).map_err(|e| {
+        let file = self.create_file(name)?;
+        write_all(&file, bytes).map_err(|e| {
             self.lock().broken.get_or_insert_with(|| name.to_owned());
-            failed(&e, name)
+            cannot_write("writing failed", e).on(image(name))
         })?;
-        self.lock().files.insert(name.to_owned(), (Some(bytes.len() as u64), Some(ContentHash::of(bytes))));
+        let mut hasher = Hasher::for_file(name);
+        hasher.update(bytes);
+        self.lock().files.insert(name.to_owned(), (Some(bytes.len() as u64), Some(hasher.finish())));
         Ok(())
     }
 
@@ -243,7 +253,9 @@ impl Partial {
         let sync = sync && !in_memory(&self.dir);
         let together = sync && written.files.len() > MANY_FILES;
         if together {
-            fs::syncfs(&self.aside).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
+            fault::io()
+                .and_then(|()| fs::syncfs(&self.aside))
+                .map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
         }
         let each = sync && !together;
         if each {
@@ -262,11 +274,11 @@ impl Partial {
                 (Some(len), false) => (len, hash),
                 _ => self.with_file(&name, |f| {
                     if each {
-                        fs::fsync(f)?;
+                        sync_file(f.as_fd())?;
                     }
                     let len = f.metadata()?.len();
                     let hash = match hash {
-                        None if len <= SMALL_BYTES => Some(hash_of(f)?),
+                        None if len <= SMALL_BYTES => Some(hash_of(f, &name)?),
                         known => known,
                     };
                     Ok((len, hash))
@@ -278,67 +290,68 @@ impl Partial {
         let tool = concat!("crust ", env!("CARGO_PKG_VERSION")).to_owned();
         let manifest = Manifest { tool, features: written.features, parent: parent.flatten(), files };
         if has_inventory {
-            let mut file = self.create_file(MANIFEST_NAME)?;
-            file.write_all(manifest.to_text().as_bytes()).map_err(|e| failed(&e, MANIFEST_NAME))?;
-            if sync {
-                fs::fsync(&file).map_err(|e| cannot_write("cannot be made durable", e).on(image(MANIFEST_NAME)))?;
-            }
+            let file = self.create_file(MANIFEST_NAME)?;
+            write_all(&file, manifest.to_text().as_bytes())
+                .and_then(|()| if sync { sync_file(file.as_fd()) } else { Ok(()) })
+                .map_err(|e| cannot_write("writing failed", e).on(image(MANIFEST_NAME)))?;
         }
         if sync {
-            fs::fsync(&self.aside).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
+            sync_file(self.aside.as_fd()).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
         }
 
         // Up to here the image directory is untouched. From here on only names change.
-        let half = "the image directory holds no checkpoint now: the dump's images lie in it in part";
-        let moved = self.reveal(&manifest, has_inventory, parent_path.as_deref(), sync);
-        moved.map_err(|e| if has_inventory { e.state(half) } else { e })?;
-        self.committed = true;
-        if let Err(e) = fs::unlinkat(&self.dir, &self.aside_name, AtFlags::REMOVEDIR) {
-            log::warn!("{} stays behind in the image directory: {e}", self.aside_name);
+        let mut moves = Moves { dir: &self.dir, aside: &self.aside, done: Vec::new() };
+        if let Err(e) = self.reveal(&mut moves, &manifest, has_inventory, parent_path.as_deref(), sync) {
+            let undone = moves.undo();
+            let half = "the image directory holds no checkpoint now: the dump's images lie in it in part";
+            return Err(if undone || !has_inventory { e } else { e.state(half) });
         }
+        self.committed = true;
+        remove_partial(&self.dir, &self.aside, &self.aside_name);
         let dir = self.dir.try_clone().map_err(|e| failed(&e, "."))?;
         Ok(Committed { dir, manifest, has_manifest: has_inventory })
     }
 
-    fn reveal(&self, manifest: &Manifest, whole: bool, parent: Option<&Path>, sync: bool) -> Result<()> {
+    fn reveal(
+        &self,
+        moves: &mut Moves<'_>,
+        manifest: &Manifest,
+        whole: bool,
+        parent: Option<&Path>,
+        sync: bool,
+    ) -> Result<()> {
         let inventory = ImageKind::Inventory.file_name(0);
+        let sync_dir = || {
+            let done = if sync { sync_file(self.dir.as_fd()) } else { Ok(()) };
+            done.map_err(|e| cannot_write("the image directory cannot be made durable", e))
+        };
+        let mut present: HashSet<String> = names(&self.dir)?.into_iter().collect();
         if whole {
             for name in [inventory.as_str(), MANIFEST_NAME] {
-                match fs::unlinkat(&self.dir, name, AtFlags::empty()) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(e) => return Err(cannot_write("the earlier checkpoint cannot be replaced", e).on(image(name))),
+                if present.remove(name) {
+                    moves.take_away(name)?;
                 }
             }
-            if sync {
-                fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
-            }
-            for stale in stale_images(&self.dir, manifest)? {
-                fs::unlinkat(&self.dir, &stale, AtFlags::empty()).map_err(|e| {
-                    cannot_write("an image of the earlier checkpoint cannot be removed", e).on(image(&stale))
-                })?;
+            sync_dir()?;
+            for stale in stale_images(&present, manifest) {
+                moves.take_away(stale)?;
             }
         }
         if let Some(path) = parent {
             self.link_parent(path)?;
         }
-        let rename = |name: &str| {
-            fs::renameat(&self.aside, name, &self.dir, name)
-                .map_err(|e| cannot_write("the finished image cannot be put in place", e).on(image(name)))
-        };
         for file in manifest.files.iter().filter(|f| f.name != inventory) {
-            rename(&file.name)?;
+            if present.contains(&file.name) {
+                moves.take_away(&file.name)?;
+            }
+            moves.put_in_place(&file.name)?;
         }
         if whole {
-            rename(MANIFEST_NAME)?;
-            if sync {
-                fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
-            }
-            rename(&inventory)?;
+            moves.put_in_place(MANIFEST_NAME)?;
+            sync_dir()?;
+            moves.put_in_place(&inventory)?;
         }
-        if sync {
-            fs::fsync(&self.dir).map_err(|e| cannot_write("the image directory cannot be made durable", e))?;
-        }
-        Ok(())
+        sync_dir()
     }
 
     fn link_parent(&self, path: &Path) -> Result<()> {
@@ -373,6 +386,54 @@ impl Drop for Partial {
         if !self.committed {
             remove_partial(&self.dir, &self.aside, &self.aside_name);
         }
+    }
+}
+
+/// What was renamed so far to make a dump visible, so that it can be taken back.
+struct Moves<'a> {
+    dir: &'a OwnedFd,
+    aside: &'a OwnedFd,
+    /// Names, and whether the file came into the image directory (else it went from there).
+    done: Vec<(String, bool)>,
+}
+
+impl Moves<'_> {
+    /// Name of an earlier checkpoint's file while it lies aside.
+    fn old(name: &str) -> String {
+        format!("old {name}")
+    }
+
+    fn take_away(&mut self, name: &str) -> Result<()> {
+        fault::io()
+            .and_then(|()| fs::renameat(self.dir, name, self.aside, Self::old(name)))
+            .map_err(|e| cannot_write("the earlier checkpoint cannot be replaced", e).on(image(name)))?;
+        self.done.push((name.to_owned(), false));
+        Ok(())
+    }
+
+    fn put_in_place(&mut self, name: &str) -> Result<()> {
+        fault::io()
+            .and_then(|()| fs::renameat(self.aside, name, self.dir, name))
+            .map_err(|e| cannot_write("the finished image cannot be put in place", e).on(image(name)))?;
+        self.done.push((name.to_owned(), true));
+        Ok(())
+    }
+
+    /// Back to the earlier state, last step first. True if that went well.
+    fn undo(self) -> bool {
+        let mut well = true;
+        for (name, came) in self.done.iter().rev() {
+            let undone = if *came {
+                fs::renameat(self.dir, name, self.aside, name)
+            } else {
+                fs::renameat(self.aside, Self::old(name), self.dir, name)
+            };
+            if let Err(e) = undone {
+                log::error!("{name}: the earlier state of the image directory cannot be brought back: {e}");
+                well = false;
+            }
+        }
+        well
     }
 }
 
@@ -413,10 +474,11 @@ impl Committed {
     }
 
     /// Hashes the files that are not hashed yet and completes the manifest. For after the tree runs again or is gone.
+    /// `sync`: wait for the disk before the manifest is replaced.
     ///
     /// # Errors
     /// If a file cannot be read; the checkpoint stays good, only `verify` knows less.
-    pub fn hash_rest(mut self) -> Result<Manifest> {
+    pub fn hash_rest(mut self, sync: bool) -> Result<Manifest> {
         let missing: Vec<usize> = (0..self.manifest.files.len())
             .filter(|&n| self.manifest.files.get(n).is_some_and(|f| f.hash.is_none()))
             .collect();
@@ -427,21 +489,26 @@ impl Committed {
             let Some(line) = self.manifest.files.get_mut(n) else { continue };
             let file = open_in(&self.dir, &line.name)?
                 .ok_or_else(|| Error::bad_image(&line.name, "the image vanished after it was written"))?;
-            line.hash = Some(hash_of(&file).map_err(|e| failed(&e, &line.name))?);
+            line.hash = Some(hash_of(&file, &line.name).map_err(|e| failed(&e, &line.name))?);
         }
-        let temporary = format!("{MANIFEST_NAME}.tmp");
+        let temporary = MANIFEST_UNDER_WAY;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = fs::openat(&self.dir, &temporary, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|e| cannot_write("cannot complete the manifest", e).on(image(&temporary)))?;
-        let done = File::from(fd).write_all(self.manifest.to_text().as_bytes()).and_then(|()| {
-            fs::renameat(&self.dir, &temporary, &self.dir, MANIFEST_NAME)?;
-            Ok(())
+        let fd = fs::openat(&self.dir, temporary, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(|e| cannot_write("cannot complete the manifest", e).on(image(temporary)))?;
+        let file = File::from(fd);
+        let done = write_all(&file, self.manifest.to_text().as_bytes()).and_then(|()| {
+            // A power cut must not find the new name before the new bytes.
+            if sync && !in_memory(&self.dir) {
+                sync_file(file.as_fd())?;
+            }
+            fault::io()?;
+            fs::renameat(&self.dir, temporary, &self.dir, MANIFEST_NAME)
         });
         if let Err(e) = done {
-            if let Err(e) = fs::unlinkat(&self.dir, &temporary, AtFlags::empty()) {
+            if let Err(e) = fs::unlinkat(&self.dir, temporary, AtFlags::empty()) {
                 log::warn!("{temporary} stays behind in the image directory: {e}");
             }
-            return Err(failed(&e, MANIFEST_NAME));
+            return Err(cannot_write("cannot be completed", e).on(image(MANIFEST_NAME)));
         }
         Ok(self.manifest)
     }
@@ -681,19 +748,21 @@ fn names(dir: &OwnedFd) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// Images in the directory that belong to an earlier checkpoint and not to this one.
-fn stale_images(dir: &OwnedFd, manifest: &Manifest) -> Result<Vec<String>> {
-    let mut stale = names(dir)?;
-    stale.retain(|name| {
-        let is_image = ImageKind::of_file_name(name).is_some_and(|(kind, _)| !kind.is_service());
-        is_image && manifest.file(name).is_none()
-    });
-    Ok(stale)
+/// Images of an earlier checkpoint that this one does not have.
+fn stale_images<'a>(present: &'a HashSet<String>, manifest: &Manifest) -> Vec<&'a str> {
+    let ours: HashSet<&str> = manifest.files.iter().map(|f| f.name.as_str()).collect();
+    let is_image = |name: &str| ImageKind::of_file_name(name).is_some_and(|(kind, _)| !kind.is_service());
+    present.iter().map(String::as_str).filter(|name| is_image(name) && !ours.contains(name)).collect()
 }
 
 /// Removes the directories of dumps that were killed: those whose lock nobody holds.
 fn remove_leftovers(dir: &OwnedFd) {
     let Ok(found) = names(dir) else { return };
+    if found.iter().any(|name| name == MANIFEST_UNDER_WAY)
+        && let Err(e) = fs::unlinkat(dir, MANIFEST_UNDER_WAY, AtFlags::empty())
+    {
+        log::warn!("{MANIFEST_UNDER_WAY} cannot be removed: {e}");
+    }
     for name in found.iter().filter(|name| name.starts_with(PARTIAL_PREFIX)) {
         let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let Ok(aside) = fs::openat(dir, name, flags, Mode::empty()) else { continue };
@@ -719,21 +788,87 @@ fn remove_partial(dir: &OwnedFd, aside: &OwnedFd, aside_name: &str) {
     }
 }
 
-fn hash_of(file: &File) -> std::io::Result<ContentHash> {
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
-    let mut at = 0;
-    loop {
-        match rustix::io::pread(file, &mut buffer, at) {
-            Ok(0) => return Ok(hasher.finish()),
-            Ok(n) => {
-                hasher.update(buffer.get(..n).unwrap_or_default());
-                at += n as u64;
+/// The hash that the manifest has for a file of this name. Large files of pages are read by two threads.
+fn hash_of(file: &File, name: &str) -> std::io::Result<ContentHash> {
+    if is_pages(name) {
+        return pages_hash(file);
+    }
+    let mut hasher = Hasher::for_file(name);
+    each_piece(file, 0, u64::MAX, |_, bytes| hasher.update(bytes))?;
+    Ok(hasher.finish())
+}
+
+/// What is read at once: it stays in the second-level cache until it is hashed.
+const PIECE: u64 = 256 << 10;
+/// Parts that threads take; below this one thread does all.
+const PART: u64 = 8 << 20;
+
+fn pages_hash(file: &File) -> std::io::Result<ContentHash> {
+    let len = file.metadata()?.len();
+    let next = AtomicU64::new(0);
+    let work = || -> std::io::Result<PageSum> {
+        let mut sum = PageSum::default();
+        loop {
+            let start = next.fetch_add(PART, Ordering::Relaxed);
+            if start >= len {
+                return Ok(sum);
             }
+            each_piece(file, start, start.saturating_add(PART), |at, bytes| sum.add(at / PAGE_BYTES, bytes))?;
+        }
+    };
+    let several = len > PART && std::thread::available_parallelism().is_ok_and(|n| n.get() > 1);
+    if !several {
+        return Ok(work()?.finish());
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let ours = work();
+        let theirs = other.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")));
+        let mut sum = ours?;
+        sum.join(theirs?);
+        Ok(sum.finish())
+    })
+}
+
+/// Calls `take` with the bytes from `at` to `end` or the file's end, in order; every piece but the file's last is [`PIECE`]
+/// bytes long.
+fn each_piece(file: &File, mut at: u64, end: u64, mut take: impl FnMut(u64, &[u8])) -> std::io::Result<()> {
+    let mut buffer = vec![0; PIECE as usize];
+    while at < end {
+        let mut filled = 0;
+        while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+            match rustix::io::pread(file, room, at + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        take(at, buffer.get(..filled).unwrap_or_default());
+        if filled < buffer.len() {
+            break;
+        }
+        at += PIECE;
+    }
+    Ok(())
+}
+
+/// Writes everything, however little the kernel takes at once.
+fn write_all(file: &File, mut bytes: &[u8]) -> rustix::io::Result<()> {
+    while !bytes.is_empty() {
+        fault::io()?;
+        match rustix::io::write(file, fault::cut(bytes)) {
+            Ok(0) => return Err(Errno::NOSPC),
+            Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
             Err(Errno::INTR) => {}
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(e),
         }
     }
+    Ok(())
+}
+
+fn sync_file(file: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    fault::io().and_then(|()| fs::fsync(file))
 }
 
 fn cannot_write(what: &str, errno: Errno) -> Error {
@@ -769,7 +904,7 @@ impl ImageSet for Source {
 
     fn hash(&self, name: &str) -> crust_image::Result<Option<ContentHash>> {
         let file = open_in(&self.dir, name).map_err(|e| as_image_error(name, &e))?;
-        file.map(|f| hash_of(&f)).transpose().map_err(|e| as_image_error(name, &failed(&e, name)))
+        file.map(|f| hash_of(&f, name)).transpose().map_err(|e| as_image_error(name, &failed(&e, name)))
     }
 }
 

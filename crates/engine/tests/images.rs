@@ -52,7 +52,7 @@ fn dump(dir: &OwnedFd, pid: u32) -> Result<Manifest> {
     partial.put("core-1.img", &pid.to_le_bytes())?;
     let mut pages = partial.create_sized("pages-1.img", 2 << 20)?;
     pages.write_all(&vec![pid as u8; 2 << 20]).unwrap();
-    partial.commit(true)?.hash_rest()
+    partial.commit(true)?.hash_rest(true)
 }
 
 #[test]

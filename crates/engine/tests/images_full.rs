@@ -70,7 +70,7 @@ fn dump(dir: &OwnedFd, pid: u32) -> Result<()> {
     partial.put("pages-2.img", &[pid as u8; 20 << 10])?;
     let inventory = InventoryEntry { img_version: 2, fdinfo_per_id: Some(true), ..Default::default() };
     partial.put_one(ImageKind::Inventory, 0, &inventory)?;
-    partial.commit(true)?.hash_rest()?;
+    partial.commit(true)?.hash_rest(true)?;
     Ok(())
 }
 

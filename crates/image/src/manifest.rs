@@ -1,8 +1,10 @@
 //! The manifest: what files a checkpoint consists of, so that a torn copy or a changed byte is found.
 //!
 //! It lies beside the images as `crust-manifest.json`; CRIU and its tools ignore it. Its hashes are xxh3-128: they find
-//! damage, they do not withstand forgery.
+//! damage, they do not withstand forgery. Two kinds: `xxh3` of a whole file (`xxh128sum` gives the same), and for the bytes
+//! of pages `xxh3_pages`, a sum over pages that several threads can compute, each over a part, see [`PageSum`].
 use crate::json::Json;
+use crate::pagemap::PAGE_BYTES;
 use crate::{Error, ImageKind, Result};
 use std::fmt;
 use twox_hash::XxHash3_128;
@@ -37,24 +39,90 @@ impl fmt::Debug for ContentHash {
     }
 }
 
-/// Hashes bytes that come piece by piece.
+/// Hash of a file of pages: the sum (modulo 2^128) over all pages of xxh3(xxh3(page), number of the page), numbers being
+/// 64 bits, little-endian. Parts of a file can be hashed in any order and added up; a last page cut short counts as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageSum(u128);
+
+impl PageSum {
+    /// Takes whole pages (the file's last may be short) that begin at page `first` of the file.
+    pub fn add(&mut self, first: u64, pages: &[u8]) {
+        for (page, number) in pages.chunks(PAGE_BYTES as usize).zip(first..) {
+            let mut leaf = [0; 24];
+            let (hash, at) = leaf.split_at_mut(16);
+            hash.copy_from_slice(&XxHash3_128::oneshot(page).to_le_bytes());
+            at.copy_from_slice(&number.to_le_bytes());
+            self.0 = self.0.wrapping_add(XxHash3_128::oneshot(&leaf));
+        }
+    }
+
+    /// Takes what somebody else summed over other pages of the file.
+    pub fn join(&mut self, other: Self) {
+        self.0 = self.0.wrapping_add(other.0);
+    }
+
+    /// The hash of all that was taken.
+    pub fn finish(self) -> ContentHash {
+        ContentHash(self.0)
+    }
+}
+
+/// Hashes a file that comes piece by piece.
 #[derive(Clone)]
-pub struct Hasher(XxHash3_128);
+pub struct Hasher(Way);
+
+#[derive(Clone)]
+enum Way {
+    Whole(Box<XxHash3_128>),
+    /// The sum, the number of the next page, and the beginning of that page.
+    Pages(PageSum, u64, Vec<u8>),
+}
 
 impl Hasher {
-    /// Starts with nothing.
+    /// Starts with nothing, for a file of any kind but pages.
     pub fn new() -> Self {
-        Self(XxHash3_128::new())
+        Self(Way::Whole(Box::new(XxHash3_128::new())))
+    }
+
+    /// Starts with nothing; the file's name says which kind of hash it has.
+    pub fn for_file(name: &str) -> Self {
+        if is_pages(name) { Self(Way::Pages(PageSum::default(), 0, Vec::new())) } else { Self::new() }
     }
 
     /// Takes the next piece.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.write(bytes);
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        let (sum, next, begun) = match &mut self.0 {
+            Way::Whole(hasher) => return hasher.write(bytes),
+            Way::Pages(sum, next, begun) => (sum, next, begun),
+        };
+        let page = PAGE_BYTES as usize;
+        if !begun.is_empty() {
+            let (head, rest) = bytes.split_at(bytes.len().min(page - begun.len()));
+            begun.extend_from_slice(head);
+            bytes = rest;
+            if begun.len() < page {
+                return;
+            }
+            sum.add(*next, begun);
+            *next += 1;
+            begun.clear();
+        }
+        let (whole, rest) = bytes.split_at(bytes.len() - bytes.len() % page);
+        sum.add(*next, whole);
+        *next += (whole.len() / page) as u64;
+        begun.extend_from_slice(rest);
     }
 
     /// The hash of all pieces in a row.
     pub fn finish(&self) -> ContentHash {
-        ContentHash(self.0.finish_128())
+        match &self.0 {
+            Way::Whole(hasher) => ContentHash(hasher.finish_128()),
+            Way::Pages(sum, next, begun) => {
+                let mut sum = *sum;
+                sum.add(*next, begun);
+                sum.finish()
+            }
+        }
     }
 }
 
@@ -70,6 +138,11 @@ impl fmt::Debug for Hasher {
     }
 }
 
+/// The member of a manifest's line that holds the hash of such a file.
+fn hash_member(name: &str) -> &'static str {
+    if is_pages(name) { "xxh3_pages" } else { "xxh3" }
+}
+
 /// One file of the checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileLine {
@@ -77,7 +150,7 @@ pub struct FileLine {
     pub name: String,
     /// Length in bytes.
     pub len_bytes: u64,
-    /// Hash of the content; `None` if it was too much to hash before the tree had to go on.
+    /// Hash of the content, of the kind that goes with the name; `None` if it was never computed.
     pub hash: Option<ContentHash>,
 }
 
@@ -128,7 +201,7 @@ impl Manifest {
             let mut members =
                 vec![("name".to_owned(), text(&f.name)), ("bytes".to_owned(), Json::Int(f.len_bytes.into()))];
             if let Some(hash) = f.hash {
-                members.push(("xxh3".to_owned(), Json::Str(hash.to_string())));
+                members.push((hash_member(&f.name).to_owned(), Json::Str(hash.to_string())));
             }
             Json::Object(members)
         });
@@ -150,19 +223,17 @@ impl Manifest {
         members.push(("files".to_owned(), Json::Array(files.collect())));
         // One file a line: readable, and small enough for thousands of files.
         let mut out = String::from("{\n");
-        let last = members.len() - 1;
-        for (at, (name, value)) in members.iter().enumerate() {
-            let end = if at == last { "\n" } else { ",\n" };
+        for (name, value) in &members {
             match value {
                 Json::Array(items) if !items.is_empty() => {
                     let lines: Vec<String> = items.iter().map(|i| format!("  {}", i.to_line())).collect();
-                    out.push_str(&format!(" \"{name}\": [\n{}\n ]{end}", lines.join(",\n")));
+                    out.push_str(&format!(" \"{name}\": [\n{}\n ],\n", lines.join(",\n")));
                 }
-                _ => out.push_str(&format!(" \"{name}\": {}{end}", value.to_line())),
+                _ => out.push_str(&format!(" \"{name}\": {},\n", value.to_line())),
             }
         }
-        out.push_str("}\n");
-        out
+        let end = check_line(&out);
+        out + &end
     }
 
     /// Reads what [`Manifest::to_text`] wrote, and what later versions add to it.
@@ -172,6 +243,12 @@ impl Manifest {
     pub fn from_text(text: &str) -> Result<Self> {
         let bad = |why: String| Error::text(MANIFEST_NAME, why);
         let root = Json::parse(MANIFEST_NAME, text)?;
+        if root.get("format").and_then(Json::as_u64) == Some(FORMAT) {
+            let (body, end) = text.rfind(CHECK).map(|at| text.split_at(at)).unwrap_or((text, ""));
+            if end != check_line(body) {
+                return Err(bad("the check in its last line does not fit: the manifest was changed".to_owned()));
+            }
+        }
         match root.get("format").and_then(Json::as_u64) {
             Some(FORMAT) => {}
             Some(later) => return Err(bad(format!("format {later} is newer than this version of crust understands"))),
@@ -200,13 +277,13 @@ impl Manifest {
             }
             let len_bytes = file.get("bytes").and_then(Json::as_u64);
             let len_bytes = len_bytes.ok_or_else(|| bad(format!("{name}: \"bytes\" is missing")))?;
-            let hash = match file.get("xxh3") {
+            let hash = match file.get(hash_member(&name)) {
                 None => None,
                 Some(hash) => Some(
                     hash.as_str()
                         .and_then(|h| u128::from_str_radix(h, 16).ok())
                         .map(ContentHash)
-                        .ok_or_else(|| bad(format!("{name}: \"xxh3\" is not a hash")))?,
+                        .ok_or_else(|| bad(format!("{name}: {:?} is not a hash", hash_member(&name))))?,
                 ),
             };
             m.files.push(FileLine { name, len_bytes, hash });
@@ -226,6 +303,14 @@ impl Manifest {
         let unknown = self.features.iter().filter(|f| f.must_understand && !known.contains(&f.name.as_str()));
         unknown.map(|f| f.name.as_str()).collect()
     }
+}
+
+/// How the line begins that holds a hash of all lines before it.
+const CHECK: &str = " \"check\": ";
+
+/// The lines that end a manifest whose others are `body`.
+pub fn check_line(body: &str) -> String {
+    format!("{CHECK}\"{}\"\n}}\n", ContentHash::of(body.as_bytes()))
 }
 
 /// True for a name that stays inside the directory it is used in.
@@ -276,6 +361,12 @@ mod tests {
     #[test]
     fn changed_and_hostile_text_is_refused() {
         let text = sample().to_text();
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            assert!(Manifest::from_text(&String::from_utf8(bytes).unwrap()).is_err(), "byte {at}");
+        }
+        let body = &text[..text.rfind(CHECK).unwrap()];
         for (from, to, said) in [
             ("\"bytes\": 3", "\"bytes\": 4", "the id does not fit"),
             ("core-1.img", "../core-1", "is not the name of a file"),
@@ -283,17 +374,53 @@ mod tests {
             ("pages-1.img", "core-1.img", "twice"),
             ("\"format\"", "\"formal\"", "not a manifest"),
         ] {
-            assert!(text.contains(from), "{from}");
-            let e = Manifest::from_text(&text.replace(from, to)).unwrap_err().to_string();
+            assert!(body.contains(from), "{from}");
+            let body = body.replace(from, to);
+            let e = Manifest::from_text(&(body.clone() + &check_line(&body))).unwrap_err().to_string();
             assert!(e.contains(said), "{e}");
         }
     }
 
     #[test]
     fn pieces_hash_like_the_whole() {
-        let bytes: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
-        let mut h = Hasher::new();
+        let bytes: Vec<u8> = (0..10_000_u32).map(|n| (n % 251) as u8).collect();
+        let mut h = Hasher::for_file("core-1.img");
         bytes.chunks(333).for_each(|c| h.update(c));
         assert_eq!(h.finish(), ContentHash::of(&bytes));
+
+        let mut whole = PageSum::default();
+        whole.add(0, &bytes);
+        for len in [1, 333, 4096, 5000, 10_000] {
+            let mut h = Hasher::for_file("pages-1.img");
+            bytes.chunks(len).for_each(|c| h.update(c));
+            assert_eq!(h.finish(), whole.finish(), "{len}");
+        }
+    }
+
+    #[test]
+    fn pages_sum_in_any_order_and_every_change_shows() {
+        let mut bytes: Vec<u8> = (0..20_000_u32).map(|n| (n % 251) as u8).collect();
+        let sum = |bytes: &[u8]| {
+            let mut sum = PageSum::default();
+            sum.add(0, bytes);
+            sum
+        };
+        let whole = sum(&bytes);
+        let (mut late, mut early) = (PageSum::default(), PageSum::default());
+        late.add(2, &bytes[8192..]);
+        early.add(0, &bytes[..8192]);
+        late.join(early);
+        assert_eq!(late, whole);
+        for at in (0..bytes.len()).step_by(97) {
+            bytes[at] ^= 1;
+            assert_ne!(sum(&bytes), whole, "{at}");
+            bytes[at] ^= 1;
+        }
+        // Two equal pages count twice, and pages that change places are noticed.
+        assert_ne!(sum(&[7; 8192]), PageSum::default());
+        let mut swapped = bytes.clone();
+        swapped.copy_within(4096..8192, 0);
+        swapped[4096..8192].copy_from_slice(&bytes[..4096]);
+        assert_ne!(sum(&swapped), whole);
     }
 }

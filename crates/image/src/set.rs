@@ -23,7 +23,7 @@ pub trait ImageSet {
     /// If it cannot be asked for.
     fn len_bytes(&self, name: &str) -> Result<Option<u64>>;
 
-    /// Hash of a file's content, `None` if there is none. Files may be larger than memory.
+    /// Hash of a file's content as [`Hasher::for_file`] makes it, `None` if there is none. Files may be larger than memory.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -46,7 +46,7 @@ impl ImageSet for BTreeMap<String, Vec<u8>> {
 
     fn hash(&self, name: &str) -> Result<Option<ContentHash>> {
         Ok(self.get(name).map(|bytes| {
-            let mut hasher = Hasher::new();
+            let mut hasher = Hasher::for_file(name);
             hasher.update(bytes);
             hasher.finish()
         }))

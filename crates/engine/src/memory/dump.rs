@@ -478,8 +478,9 @@ impl Job<'_> {
         let mut done = 0;
         while done < len {
             let part = &bytes[done as usize..len as usize];
-            let n = rustix::io::retry_on_intr(|| rustix::io::pwrite(self.out, part, at + done))
-                .during("writing the pages image")?;
+            let write = || rustix::io::pwrite(self.out, crate::fault::cut(part), at + done);
+            let n =
+                crate::fault::io().and_then(|()| rustix::io::retry_on_intr(write)).during("writing the pages image")?;
             if n == 0 {
                 return Err(Error::kernel("writing the pages image failed", Errno::NOSPC));
             }

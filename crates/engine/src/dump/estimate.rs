@@ -1,0 +1,71 @@
+//! How much room the images will need, asked while the tree still runs.
+//!
+//! What processes hold in anonymous memory and swap is written nearly as it is; only pages of zeros are left out. Where that
+//! much is free, nothing more is asked. Else the bytes that are certainly no zeros by accident decide: anonymous memory
+//! without its huge pages, of which a program may have touched a byte each. Shared memory is not counted, because each
+//! process of a tree would count it again.
+use crate::Result;
+use crate::images::Partial;
+use crust_kernel::HostTid;
+use crust_kernel::procfs::{ProcDir, Status};
+use std::collections::HashSet;
+
+/// Records of one process, its threads and descriptors: a small tree's files take about this much.
+const RECORDS_BYTES: u64 = 16 << 10;
+
+/// Refuses a dump whose images cannot fit. Looks only; whoever comes or goes meanwhile makes no error.
+pub(super) fn check(root: HostTid, out: &Partial) -> Result<()> {
+    let tree = tree_below(root);
+    let records = RECORDS_BYTES * tree.len() as u64;
+    let probable = tree.iter().filter_map(anonymous).sum::<u64>() + records;
+    let Err(probably_full) = out.check_space(probable) else { return Ok(()) };
+    let certain = tree.iter().filter_map(certain).sum::<u64>() + records;
+    out.check_space(certain)?;
+    log::warn!("{}: the dump is tried all the same, because pages of zeros are left out", probably_full.headline());
+    Ok(())
+}
+
+fn tree_below(root: HostTid) -> Vec<ProcDir> {
+    let mut found: Vec<ProcDir> = ProcDir::open(root).into_iter().collect();
+    let mut known = HashSet::from([root]);
+    let mut at = 0;
+    while let Some(children) = found.get(at).map(|p| p.children().unwrap_or_default()) {
+        at += 1;
+        found.extend(children.into_iter().filter(|c| known.insert(*c)).filter_map(|c| ProcDir::open(c).ok()));
+    }
+    found
+}
+
+fn kib(status: &Status, key: &str) -> u64 {
+    let words = status.get(key).and_then(|v| v.split_whitespace().next());
+    words.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
+}
+
+/// Bytes of anonymous memory and swap; `None` for a process that is gone.
+fn anonymous(p: &ProcDir) -> Option<u64> {
+    let status = Status::new(p.read_text("status").ok()?);
+    Some((kib(&status, "RssAnon") + kib(&status, "VmSwap")) << 10)
+}
+
+/// As [`anonymous`], without huge pages. Walks the page tables, so it is asked only if room is scarce.
+fn certain(p: &ProcDir) -> Option<u64> {
+    let rollup = Status::new(p.read_text("smaps_rollup").ok()?);
+    let small = kib(&rollup, "Anonymous").saturating_sub(kib(&rollup, "AnonHugePages"));
+    Some((small + kib(&rollup, "Swap")) << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_memory_is_counted() {
+        let me = HostTid::new(rustix::process::getpid().as_raw_nonzero().get()).unwrap();
+        let proc = ProcDir::open(me).unwrap();
+        let held = vec![1_u8; 64 << 20];
+        let (probable, certain) = (anonymous(&proc).unwrap(), certain(&proc).unwrap());
+        assert!(probable >= held.len() as u64, "{probable}");
+        assert!(certain > 0 && certain <= probable + (8 << 20), "{certain} of {probable}");
+        assert!(tree_below(me).iter().any(|p| p.id() == me));
+    }
+}
