@@ -78,6 +78,12 @@ pub fn field(file: &str, field: &str) -> String {
     text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default().trim().to_owned()
 }
 
+/// As [`field`], of process `pid`.
+pub fn field_of(pid: i32, file: &str, field: &str) -> String {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default().trim().to_owned()
+}
+
 /// Several lines of /proc/thread-self/status at once, for comparing.
 pub fn status(fields: &[&str]) -> Vec<String> {
     let text = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();

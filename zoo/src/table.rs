@@ -95,6 +95,8 @@ macro_rules! programs {
             beyond pty_pair;
             beyond sched_affinity;
             beyond seccomp_filter;
+            beyond seccomp_strict;
+            beyond seccomp_tsync;
             beyond signalfd;
             beyond tcp_listen;
             beyond timerfd;
@@ -106,6 +108,7 @@ macro_rules! programs {
             refused refused_landlock;
             refused refused_perf;
             refused refused_shared_mm;
+            refused refused_seccomp_listener;
             refused refused_socket;
             refused refused_traced;
             refused refused_userfaultfd;

@@ -6,7 +6,7 @@ use crate::memory::{self, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
 use crust_image::ImageKind;
-use crust_image::proto::{InventoryEntry, PagemapHead, PstreeEntry, SeccompEntry, TaskKobjIdsEntry};
+use crust_image::proto::{InventoryEntry, PagemapHead, PstreeEntry, TaskKobjIdsEntry};
 use crust_kernel::Deadline;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -166,7 +166,7 @@ fn save(
 
     write_memory(tree, &looked, &cx, &out, events, report).map_err(|e| e.at(Stage::Write))?;
     phases.done("memory");
-    write_records(&looked, &out).map_err(|e| e.at(Stage::Write))?;
+    write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
     write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
     let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
     fault::point(Stage::Write)?;
@@ -306,7 +306,7 @@ fn write_memory(
     Ok(())
 }
 
-fn write_records(looked: &[Looked], out: &Partial) -> Result<()> {
+fn write_records(looked: &[Looked], cx: &Collected<'_>, out: &Partial) -> Result<()> {
     out.put_all(ImageKind::Pstree, 0, looked.iter().map(|l| &l.pstree))?;
     for l in looked {
         for (tid, core) in &l.cores {
@@ -316,7 +316,7 @@ fn write_records(looked: &[Looked], out: &Partial) -> Result<()> {
             out.put_one(ImageKind::Ids, u64::from(l.pstree.pid), ids)?;
         }
     }
-    out.put_one(ImageKind::Seccomp, 0, &SeccompEntry::default())?;
+    out.put_one(ImageKind::Seccomp, 0, cx.seccomp.record())?;
     Ok(())
 }
 

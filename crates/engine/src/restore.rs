@@ -2,14 +2,15 @@
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
-use crate::task::{creds, limits, regs, thread, timers};
+use crate::task::{creds, limits, regs, seccomp, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::{Deadline, HostTid, NsTid, VirtAddr, remote_mem};
 use rustix::process::{Pid, Signal, WaitOptions};
-use std::sync::atomic::Ordering;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub(crate) mod arena;
@@ -70,6 +71,9 @@ struct Plan {
     memory: Vec<Option<memory::Images>>,
     own: thread::Own,
     creds: crust_image::proto::CredsEntry,
+    filters: seccomp::Filters,
+    /// By task: what it installs of them.
+    duties: Vec<Option<seccomp::Duty>>,
     /// The dumper's kernel objects; CRIU before 2.0 named none.
     dumper: Option<TaskKobjIdsEntry>,
 }
@@ -106,6 +110,8 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         timer_ids: timers::probe_id_mode(),
         creds: plan.creds.clone(),
         own: plan.own,
+        filters: &plan.filters,
+        duties: &plan.duties,
         busy: memory::prepare()?,
         fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
     };
@@ -113,7 +119,8 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
     drop(clocks);
     let guard = KillOnDrop { root, armed: true };
-    line_up(&plan, &arena, root, deadline, events)
+    let traced = take_filtered(&plan, &arena, root, deadline, events)
+        .and_then(|traced| line_up(&plan, &arena, root, deadline, events).map(|()| traced))
         .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;
     let forking = started.elapsed();
     clock.done("build");
@@ -123,7 +130,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         write_pidfile(path, pid)?;
     }
     let processes = processes(&plan, &arena)?;
-    let ready = finish::complete(&processes, Deadline::at(deadline)).map_err(|e| e.at(Stage::LineUp))?;
+    let ready = finish::complete(&processes, &traced, Deadline::at(deadline)).map_err(|e| e.at(Stage::LineUp))?;
     clock.done("swap");
     // As CRIU has it, a refusal from here on is only logged.
     for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
@@ -228,7 +235,14 @@ fn read(opts: &Options) -> Result<Plan> {
     let status = ProcDir::open_self(me).and_then(|p| p.read_text("status")).during("reading /proc/self/status")?;
     let creds =
         creds::from_status(&Status::new(status), crust_kernel::process::securebits().during("PR_GET_SECUREBITS")?)?;
-    Ok(Plan { source, tree, files, memory, own: thread::Own::look()?, creds, dumper: inventory.root_ids })
+    let filters = seccomp::Filters::new(source.read_one_if(ImageKind::Seccomp, 0)?);
+    let mut duties = Vec::with_capacity(tree.tasks.len());
+    for t in &tree.tasks {
+        let duty = if t.is_live() { filters.duty(&t.cores).on_task(t.pid.as_raw())? } else { None };
+        duties.push(duty);
+    }
+    let own = thread::Own::look()?;
+    Ok(Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids })
 }
 
 /// Options whose work is not built yet are refused, not ignored.
@@ -276,6 +290,9 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
     let mut errors = taken_ids(&plan.tree);
     errors.extend(plan.files.check(opts));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
+    if plan.duties.iter().any(Option::is_some) {
+        errors.extend(seccomp::check());
+    }
     for t in plan.tree.tasks.iter().filter(|t| t.is_live()) {
         let mut found = plan.dumper.as_ref().map_or_else(Vec::new, |d| namespaces::imaged(d, &t.ids));
         for core in &t.cores {
@@ -283,12 +300,6 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
                 found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));
                 continue;
             };
-            if th.seccomp_mode.is_some_and(|m| m != 0) {
-                found.push(Error::unsupported(
-                    "the task runs under seccomp",
-                    "this version cannot restore seccomp filters yet",
-                ));
-            }
             found.extend(th.creds.as_ref().and_then(|want| creds::check(&plan.creds, want)));
             match &core.thread_info {
                 Some(info) => {
@@ -345,13 +356,49 @@ fn taken_ids(tree: &Tree) -> Vec<Error> {
     vec![Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", holders.join(", ")))]
 }
 
-/// Waits until every thread stands at the barrier, or something failed.
+/// Tasks under seccomp stop once more before their filters are installed: there their threads are seized with all filters
+/// suspended. The ids of those threads.
+fn take_filtered(
+    plan: &Plan,
+    arena: &Arena,
+    root: i32,
+    deadline: Instant,
+    events: &mut dyn Events,
+) -> Result<HashSet<HostTid>> {
+    let filtered = plan.tree.tasks.iter().zip(&plan.duties).filter(|(_, duty)| duty.is_some());
+    let inner: Vec<NsTid> = filtered.flat_map(|(t, _)| t.threads.iter().copied()).collect();
+    if inner.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let control = arena.control();
+    wait_at(plan, arena, &control.unfiltered, inner.len() as u32, root, deadline, events)?;
+    let threads: Vec<(HostTid, NsTid)> =
+        inner.into_iter().filter_map(|t| HostTid::new(t.as_raw()).map(|host| (host, t))).collect();
+    seccomp::suspend(&threads)?;
+    arena::open(&control.filter);
+    Ok(threads.into_iter().map(|(host, _)| host).collect())
+}
+
+/// Waits until every thread stands at the last barrier, or something failed.
 fn line_up(plan: &Plan, arena: &Arena, root: i32, deadline: Instant, events: &mut dyn Events) -> Result<()> {
     let want = plan.tree.live_threads() as u32;
+    wait_at(plan, arena, &arena.control().arrived, want, root, deadline, events)
+}
+
+/// Waits until `want` threads have counted themselves in at `word`, or something failed.
+fn wait_at(
+    plan: &Plan,
+    arena: &Arena,
+    word: &AtomicU32,
+    want: u32,
+    root: i32,
+    deadline: Instant,
+    events: &mut dyn Events,
+) -> Result<()> {
     let control = arena.control();
     let mut last_look = Instant::now();
     loop {
-        let arrived = control.arrived.load(Ordering::Acquire);
+        let arrived = word.load(Ordering::Acquire);
         if control.failed.load(Ordering::Acquire) != 0 {
             return Err(failure(plan, arena));
         }
@@ -373,7 +420,7 @@ fn line_up(plan: &Plan, arena: &Arena, root: i32, deadline: Instant, events: &mu
             return Err(Error::new(Kind::Timeout, format!("the tree was not complete in time ({})", late.join(", "))));
         }
         events.progress("threads", u64::from(arrived), u64::from(want));
-        arena::sleep_on(&control.arrived, arrived);
+        arena::sleep_on(word, arrived);
         if last_look.elapsed() > Duration::from_millis(100) {
             last_look = Instant::now();
             died(plan, arena, root)?;

@@ -276,6 +276,19 @@ impl Program {
         self.push(plan, OP_BARRIER, 0, &args, Expect::Any, None, "barrier".into());
     }
 
+    /// Opens the gate at the zeroed word `gate` of the program: who waits there goes on.
+    pub fn gate_open(&mut self, plan: PlanId, gate: DataRef) {
+        let args = [gate.into(), 1.into(), gate.into(), 1.into()];
+        self.push(plan, OP_BARRIER, 0, &args, Expect::Any, None, "gate".into());
+    }
+
+    /// Waits at the word `gate` (with one more word behind it) until another plan opens it.
+    pub fn gate_wait(&mut self, plan: PlanId, gate: DataRef) {
+        // Nobody waits for those who wait: they are counted in the word behind, to no end.
+        let args = [gate.offset(4).into(), 0.into(), gate.into(), 1.into()];
+        self.push(plan, OP_BARRIER, 0, &args, Expect::Any, None, "gate".into());
+    }
+
     /// Copies memory inside the process.
     pub fn copy(&mut self, plan: PlanId, to: impl Into<Arg>, from: impl Into<Arg>, bytes: u64) {
         self.push(plan, OP_COPY, 0, &[to.into(), from.into(), bytes.into()], Expect::Any, None, "copy".into());

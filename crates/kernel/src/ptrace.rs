@@ -82,6 +82,7 @@ pub enum Waited {
 const PTRACE_EVENT_STOP: i32 = 128;
 const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
 const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
 
 impl Waited {
@@ -369,7 +370,7 @@ pub struct BpfInsn {
     pub k: u32,
 }
 
-/// Seccomp filter number `index` of a stopped thread, 0 being the one installed last.
+/// Seccomp filter number `index` of a stopped thread, 0 being the one installed first.
 ///
 /// # Errors
 /// `ENOENT`: fewer filters than that. `EINVAL`: not in filter mode. `EACCES`: no CAP_SYS_ADMIN in the first user
@@ -383,6 +384,19 @@ pub fn get_seccomp_filter(tid: HostTid, index: u32) -> Result<Vec<BpfInsn>> {
     // thread is stopped, so `index` still names the same one.
     unsafe { request_ptr(PTRACE_SECCOMP_GET_FILTER, tid, libc::c_ulong::from(index), insns.as_mut_ptr().cast()) }?;
     Ok(insns)
+}
+
+/// Flags that seccomp filter number `index` was installed with, as far as the kernel tells them (SECCOMP_FILTER_FLAG_LOG).
+///
+/// # Errors
+/// As [`get_seccomp_filter`]; `EIO` before Linux 4.16.
+pub fn get_seccomp_flags(tid: HostTid, index: u32) -> Result<u64> {
+    // struct seccomp_metadata: which filter (read), its flags (written).
+    let mut metadata = [u64::from(index), 0];
+    let len = size_of_val(&metadata) as libc::c_ulong;
+    // SAFETY: the kernel reads and writes at most `len` bytes of `metadata`, which is borrowed for the call.
+    unsafe { request_ptr(PTRACE_SECCOMP_GET_METADATA, tid, len, metadata.as_mut_ptr().cast()) }?;
+    Ok(metadata[1])
 }
 
 /// What [`Waited`] news there is of `tid`, without waiting. `None`: none yet.

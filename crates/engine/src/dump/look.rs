@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
 use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
-use crate::task::{Target, creds, limits, regs, signals, timers};
+use crate::task::{Target, creds, limits, regs, seccomp, signals, timers};
 use crate::{Options, Result, namespaces};
 use crust_image::proto::{CoreEntry, PstreeEntry, RseqEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -38,6 +38,7 @@ pub(crate) struct Collected<'o> {
     pub(crate) ids: TaskIds,
     pub(crate) shared: memory::SharedMemory,
     pub(crate) own: namespaces::Own,
+    pub(crate) seccomp: seccomp::Chains,
     /// What cannot be saved, found so far.
     pub(crate) blockers: Vec<Error>,
 }
@@ -49,6 +50,7 @@ impl<'o> Collected<'o> {
             ids: TaskIds::new(),
             shared: memory::SharedMemory::default(),
             own: namespaces::Own::look(),
+            seccomp: seccomp::Chains::default(),
             blockers: Vec::new(),
         }
     }
@@ -62,12 +64,7 @@ pub(crate) fn inner_id(status: &Status) -> Option<NsTid> {
 /// What can be said against a process without stopping it. Also the first part of every dump's look.
 pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status, own: &namespaces::Own) -> Vec<Error> {
     let mut found = namespaces::foreign(pid, proc, own);
-    if status.number("Seccomp").is_some_and(|mode| mode != 0) {
-        found.push(Error::unsupported(
-            "runs under seccomp",
-            "start the program without a seccomp filter; saving filters is not supported yet",
-        ));
-    }
+    found.extend(seccomp::blocker(status));
     found.into_iter().map(|e| e.on(Object::Task(pid.as_raw()))).collect()
 }
 
@@ -216,9 +213,13 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     };
 
     let mut cores = Vec::with_capacity(tids.len());
+    let mut filters = Vec::with_capacity(tids.len());
     for (thread, q) in seized.threads().iter().zip(&questions.threads) {
-        cores.push(look_thread(p.pid, thread, q, &answers)?);
+        let (core, mode) = look_thread(p.pid, thread, q, &answers)?;
+        cores.push(core);
+        filters.push(mode);
     }
+    cx.seccomp.save(&filters, cores.iter_mut().map(|c| &mut c.1));
     let inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
     let tid_inside =
         |raw: i32| tids.iter().position(|t| t.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw());
@@ -296,7 +297,12 @@ fn process_part(
     })
 }
 
-fn look_thread(pid: HostTid, t: &SeizedThread, q: &ThreadQuestions, a: &Answers<'_>) -> Result<(NsTid, CoreEntry)> {
+fn look_thread(
+    pid: HostTid,
+    t: &SeizedThread,
+    q: &ThreadQuestions,
+    a: &Answers<'_>,
+) -> Result<((NsTid, CoreEntry), seccomp::Mode)> {
     let proc = ProcDir::open_thread(pid, t.tid()).during("opening /proc/PID/task/TID")?;
     let status = status_of(&proc)?;
     let tid = inner_id(&status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
@@ -334,5 +340,7 @@ fn look_thread(pid: HostTid, t: &SeizedThread, q: &ThreadQuestions, a: &Answers<
         ));
     }
     let info = regs::to_image(t.regs(), &t.xsave()?, a.word(q.tid_address)?)?;
-    Ok((tid, CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() }))
+    let core =
+        CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() };
+    Ok(((tid, core), seccomp::look(t.tid(), &status)?))
 }

@@ -22,6 +22,10 @@ pub(crate) struct Control {
     pub(crate) one: AtomicU32,
     /// Counts threads that park after a failure; nobody waits here.
     pub(crate) spare: AtomicU32,
+    /// Threads of tasks under seccomp that stand before their filters.
+    pub(crate) unfiltered: AtomicU32,
+    /// 1 once they are traced with filters suspended and may go on.
+    pub(crate) filter: AtomicU32,
     /// Pages the tasks filled.
     pub(crate) pages: AtomicU64,
 }
@@ -67,6 +71,8 @@ pub(crate) struct Arena {
 
 /// Where the task slots start.
 const SLOTS: usize = 4096;
+/// Wakes all who wait. The kernel's count is signed: more than this would wake one.
+const ALL: u32 = i32::MAX as u32;
 /// Wait slices: long enough to cost nothing, short enough to notice a death or a cancel.
 const SLICE: Duration = Duration::from_millis(20);
 
@@ -113,7 +119,7 @@ impl Arena {
     pub(crate) fn reached(&self, task: usize, step: Step) {
         let word = &self.slot(task).step;
         word.store(step as u32, Ordering::Release);
-        let _woken = futex::wake(word, futex::Flags::empty(), u32::MAX);
+        let _woken = futex::wake(word, futex::Flags::empty(), ALL);
     }
 
     /// Waits until another task has come to `step`.
@@ -158,11 +164,11 @@ impl Arena {
     pub(crate) fn raise_failed(&self) {
         let control = self.control();
         control.failed.store(1, Ordering::Release);
-        let _woken = futex::wake(&control.arrived, futex::Flags::empty(), u32::MAX);
+        let _woken = futex::wake(&control.arrived, futex::Flags::empty(), ALL);
         for task in 0..self.tasks {
             let step = &self.slot(task).step;
             if step.load(Ordering::Relaxed) < Step::Leaving as u32 {
-                let _woken = futex::wake(step, futex::Flags::empty(), u32::MAX);
+                let _woken = futex::wake(step, futex::Flags::empty(), ALL);
             }
         }
     }
@@ -217,6 +223,12 @@ impl Arena {
     pub(crate) fn step_of(&self, task: usize) -> u32 {
         self.slot(task).step.load(Ordering::Acquire)
     }
+}
+
+/// Lets everybody pass who waits for `word` to be 1.
+pub(crate) fn open(word: &AtomicU32) {
+    word.store(1, Ordering::Release);
+    let _woken = futex::wake(word, futex::Flags::empty(), ALL);
 }
 
 /// Sleeps until the word changes from `seen`, or a slice has passed.

@@ -8,7 +8,7 @@ use crate::files::FileImages;
 use crate::images::Source;
 use crate::memory;
 use crate::task::timers::IdMode;
-use crate::task::{creds, limits, signals, thread, timers};
+use crate::task::{creds, limits, seccomp, signals, thread, timers};
 use crate::{Options, Result, Stage};
 use crust_image::proto::{CredsEntry, MmEntry, VmaEntry};
 use crust_inject::arch::interp;
@@ -35,6 +35,9 @@ pub(super) struct Cx<'a> {
     /// What we are now: the base that credentials are changed from.
     pub(super) creds: CredsEntry,
     pub(super) own: thread::Own,
+    pub(super) filters: &'a seccomp::Filters,
+    /// By task: what it installs of them.
+    pub(super) duties: &'a [Option<seccomp::Duty>],
     /// The coordinator's own mappings.
     pub(super) busy: Vec<(u64, u64)>,
     /// Threads that may fill one task's memory; 0 leaves it to the memory module.
@@ -284,7 +287,10 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     log::set_max_level(log::LevelFilter::Off);
 
     // Region for interpreter, arena and program, in a hole of both address spaces.
-    let program_room = 256 * 1024 + t.threads.len() as u64 * 16 * 1024 + images.mm.vmas.len() as u64 * 768;
+    let duty = cx.duties.get(i).and_then(Option::as_ref);
+    let filter_room = duty.map_or(0, |d| cx.filters.room(d));
+    let program_room =
+        256 * 1024 + t.threads.len() as u64 * 16 * 1024 + images.mm.vmas.len() as u64 * 768 + filter_room;
     let boot_len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
     let hole = find_hole(images, &cx.busy, boot_len)?;
     let boot = Boot { start: hole, len: boot_len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
@@ -389,6 +395,11 @@ fn write_plan(
     let control = boot.arena;
     let arrived = control + std::mem::offset_of!(super::arena::Control, arrived) as u64;
     let go = control + std::mem::offset_of!(super::arena::Control, go) as u64;
+    let unfiltered = control + std::mem::offset_of!(super::arena::Control, unfiltered) as u64;
+    let filter = control + std::mem::offset_of!(super::arena::Control, filter) as u64;
+    let duty = cx.duties.get(i).and_then(Option::as_ref);
+    let under = cx.tree.tasks.iter().zip(cx.duties).filter(|(_, d)| d.is_some());
+    let filtered = under.map(|(t, _)| t.threads.len()).sum::<usize>() as u32;
     let n = cx.tree.live_threads() as u32;
     let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
 
@@ -421,6 +432,16 @@ fn write_plan(
             }
             limits::plan(&mut p, plan, tc.rlimits.as_ref(), &cx.own.limits);
         }
+        if duty.is_some() {
+            p.barrier(plan, unfiltered, filtered, filter, 1);
+        }
+    }
+    if let Some(duty) = duty {
+        cx.filters.plan(&mut p, &plans, duty);
+    }
+    for (k, core) in t.cores.iter().enumerate() {
+        let plan = plans[k];
+        let th = core.thread_core.as_ref();
         if let Some(want) = th.and_then(|c| c.creds.as_ref()) {
             creds::plan(&mut p, plan, &cx.creds, want);
         }

@@ -6,6 +6,7 @@ use crate::task::regs;
 use crate::{Result, Stage};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
+use std::collections::HashSet;
 
 /// A tree whose threads all stand still with their final state.
 #[must_use = "the tree stands still until it is released"]
@@ -27,11 +28,13 @@ pub(super) struct Process<'a> {
 
 const OPTIONS: ptrace::Options = ptrace::Options { exit_kill: true, suspend_seccomp: false };
 
-/// Seizes and completes all processes.
-pub(super) fn complete(processes: &[Process<'_>], deadline: Deadline) -> Result<Ready> {
+/// Seizes and completes all processes. Threads in `traced` are seized already.
+pub(super) fn complete(processes: &[Process<'_>], traced: &HashSet<HostTid>, deadline: Deadline) -> Result<Ready> {
     let all = || processes.iter().flat_map(|p| p.threads.iter().map(move |&t| (p, t)));
     for (p, tid) in all() {
-        ptrace::seize(tid, OPTIONS).during("PTRACE_SEIZE").on_task(p.pid.as_raw())?;
+        if !traced.contains(&tid) {
+            ptrace::seize(tid, OPTIONS).during("PTRACE_SEIZE").on_task(p.pid.as_raw())?;
+        }
         ptrace::interrupt(tid).during("PTRACE_INTERRUPT").on_task(p.pid.as_raw())?;
     }
     for (p, tid) in all() {

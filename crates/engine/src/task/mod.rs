@@ -2,6 +2,7 @@
 pub mod creds;
 pub mod limits;
 pub mod regs_x86_64;
+pub mod seccomp;
 pub mod signals;
 pub mod thread;
 pub mod timers;
