@@ -1,8 +1,9 @@
 //! The system calls that rustix lacks or makes unsafe to offer, for programs that check their own kernel state.
 #![allow(unsafe_code, reason = "raw system calls, one each")]
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// The signal mask that blocks everything.
@@ -14,6 +15,57 @@ pub const ALL_SIGNALS: u64 = u64::MAX;
 /// The errno of the call that returned `value`.
 pub fn cvt<T: Into<i64> + Copy>(value: T) -> io::Result<T> {
     if value.into() == -1 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Takes ownership of a descriptor that the kernel has just made for us.
+///
+/// # Errors
+/// The errno of the call that returned `value`.
+pub fn adopt(value: i32) -> io::Result<OwnedFd> {
+    let number = cvt(value)?;
+    // SAFETY: callers pass what a system call has just returned to them, and nothing else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// fanotify_init(2).
+///
+/// # Errors
+/// As the call.
+pub fn fanotify_init(flags: u32, event_flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes numbers only.
+    adopt(unsafe { libc::fanotify_init(flags, event_flags as u32) })
+}
+
+/// fanotify_mark(2) by path.
+///
+/// # Errors
+/// As the call.
+pub fn fanotify_mark(fd: &OwnedFd, flags: u32, mask: u64, path: &CStr) -> io::Result<()> {
+    // SAFETY: the path ends in a zero byte and lives over the call; everything else is a number.
+    cvt(unsafe { libc::fanotify_mark(fd.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) }).map(drop)
+}
+
+/// Sets a socket option that is one number.
+///
+/// # Errors
+/// As setsockopt(2).
+pub fn set_option(fd: &OwnedFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let len = size_of::<i32>() as u32;
+    // SAFETY: the kernel reads the four bytes of `value`, which lives over the call.
+    cvt(unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, (&raw const value).cast(), len) }).map(drop)
+}
+
+/// A socket option as bytes.
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn get_option(fd: &OwnedFd, level: i32, name: i32) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0u8; 256];
+    let mut len = 256;
+    // SAFETY: the kernel writes at most `len` bytes to `bytes`, which has that room.
+    cvt(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, bytes.as_mut_ptr().cast(), &raw mut len) })?;
+    bytes.truncate(len as usize);
+    Ok(bytes)
 }
 
 /// Forks; the child runs `body` and exits with its result, 101 if it panics. Tells the child's pid.

@@ -87,9 +87,12 @@ macro_rules! programs {
             beyond epoll_closed_target;
             beyond fd_table_shared;
             beyond eventfd_semaphore;
+            beyond fanotify;
             beyond file_locks "--file-locks";
             beyond inotify;
+            beyond inotify_deleted;
             beyond memfd;
+            beyond netlink;
             beyond pidfd;
             beyond pipe_packets;
             beyond pty_pair;
@@ -104,9 +107,11 @@ macro_rules! programs {
             beyond unix_pair;
             beyond unlinked_file;
             refused refused_dead_leader;
+            refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;
             refused refused_perf;
+            refused refused_pidfd_outside;
             refused refused_shared_mm;
             refused refused_seccomp_listener;
             refused refused_socket;

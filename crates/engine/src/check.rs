@@ -58,6 +58,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
             sid: stat.session as u32,
             threads: Vec::new(),
         });
+        cx.files.note_task(pid.as_raw());
         if stat.state == b'Z' {
             continue;
         }

@@ -201,6 +201,7 @@ fn look_at_all(
     let total = tree.processes.len() as u64;
     let mut looked = Vec::with_capacity(tree.processes.len());
     for (i, p) in tree.processes.iter_mut().enumerate() {
+        cx.files.note_task(p.pid.as_raw());
         if events.cancelled() {
             return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
         }

@@ -8,6 +8,7 @@ pub mod inherited;
 pub mod kcmp;
 pub mod maps;
 pub mod mman;
+pub mod notify;
 pub mod pagemap;
 pub mod peer;
 pub mod pidfd;

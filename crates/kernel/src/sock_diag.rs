@@ -169,6 +169,25 @@ pub fn set_option_time(fd: impl AsFd, name: i32, value: (i64, i64)) -> Result<()
     if ret < 0 { Err(last()) } else { Ok(()) }
 }
 
+/// The groups that a netlink socket listens to, as words of bits (`NETLINK_LIST_MEMBERSHIPS`).
+///
+/// # Errors
+/// As getsockopt(2).
+pub fn netlink_groups(fd: impl AsFd) -> Result<Vec<u32>> {
+    let mut words = vec![0u32; 64];
+    let mut len = (words.len() * size_of::<u32>()) as libc::socklen_t;
+    let (raw, level, name) = (fd.as_fd().as_raw_fd(), libc::SOL_NETLINK, libc::NETLINK_LIST_MEMBERSHIPS);
+    // SAFETY: the kernel writes at most `len` bytes to `words`, which has that room; both live over the call.
+    let ret = unsafe { libc::getsockopt(raw, level, name, words.as_mut_ptr().cast(), &raw mut len) };
+    if ret < 0 {
+        return Err(last());
+    }
+    while words.last() == Some(&0) {
+        words.pop();
+    }
+    Ok(words)
+}
+
 /// Looks at the next message without taking it: the bytes, and whether something (data or descriptors) did not fit.
 /// Control messages are never received, so no descriptor is made here.
 ///

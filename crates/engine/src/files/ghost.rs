@@ -28,10 +28,9 @@ pub(super) struct Ghost {
 pub(super) fn dump(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut Records<'_>) -> Result<()> {
     let stat = seen.stat;
     let shown = String::from_utf8_lossy(name).into_owned();
-    let known =
-        out.ghosts.iter().find(|g| g.entry.dev == Some(encode_dev(stat.st_dev)) && g.entry.ino == Some(stat.st_ino));
-    let id = match known {
-        Some(ghost) => ghost.id,
+    let inode = (stat.st_dev, stat.st_ino);
+    let id = match out.ghost_of.get(&inode).copied() {
+        Some(id) => id,
         None => {
             let used = (stat.st_blocks as u64).saturating_mul(512);
             let limit = out.opts.ghost_limit.unwrap_or(Options::DEFAULT_GHOST_LIMIT);
@@ -44,6 +43,7 @@ pub(super) fn dump(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut Records
             let id = out.ghosts.len() as u32 + 1;
             let ghost = look(seen, id, &shown)?;
             out.ghosts.push(ghost);
+            out.ghost_of.insert(inode, id);
             id
         }
     };
@@ -58,7 +58,7 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
         uid: stat.st_uid,
         gid: stat.st_gid,
         mode: stat.st_mode,
-        dev: Some(encode_dev(stat.st_dev)),
+        dev: Some(kernel_dev(stat.st_dev)),
         ino: Some(stat.st_ino),
         atim: Some(time(stat.st_atime, stat.st_atime_nsec)),
         mtim: Some(time(stat.st_mtime, stat.st_mtime_nsec)),
@@ -91,13 +91,23 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
     Ok(Ghost { id, entry, content, size })
 }
 
-/// The kernel's 32-bit form of a device number, which the images use.
+/// The kernel's 32-bit form of a device number for programs, which records of terminals use.
 pub(super) fn encode_dev(dev: u64) -> u32 {
     let (major, minor) = (rustix::fs::major(dev), rustix::fs::minor(dev));
     (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
+/// The kernel's own form of a device number, which fdinfo shows and records of ghosts and watches use.
+pub(super) fn kernel_dev(dev: u64) -> u32 {
+    rustix::fs::major(dev) << 20 | rustix::fs::minor(dev)
+}
+
 impl Ghost {
+    /// True for the ghost of this inode.
+    pub(super) fn is(&self, dev: u32, ino: u64) -> bool {
+        self.entry.dev == Some(dev) && self.entry.ino == Some(ino)
+    }
+
     /// Writes ghost-file-N.img.
     pub(super) fn write(&self, out: &Partial) -> Result<()> {
         let name = ImageKind::GhostFile.file_name(u64::from(self.id));

@@ -33,8 +33,6 @@ pub(super) fn is_memfd(link: &[u8]) -> bool {
 #[derive(Debug)]
 pub(super) struct Inode {
     entry: MemfdInodeEntry,
-    dev: u64,
-    ino: u64,
     content: OwnedFd,
 }
 
@@ -61,8 +59,8 @@ pub(super) fn entry(seen: &Seen<'_>, id: u32, out: &mut Records<'_>) -> Result<F
 
 fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     let stat = seen.stat;
-    if let Some(known) = out.memfds.iter().find(|m| (m.dev, m.ino) == (stat.st_dev, stat.st_ino)) {
-        return Ok(known.entry.inode_id as u32);
+    if let Some(known) = out.memfd_of.get(&(stat.st_dev, stat.st_ino)) {
+        return Ok(*known);
     }
     let name = seen.link.strip_prefix(b"/memfd:").and_then(|n| n.strip_suffix(b" (deleted)")).unwrap_or(seen.link);
     if stat.st_blksize as u64 != crust_kernel::ids::PAGE_SIZE {
@@ -86,7 +84,8 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
         hugetlb_flag: None,
         mode: Some(stat.st_mode & 0o7777),
     };
-    out.memfds.push(Inode { entry, dev: stat.st_dev, ino: stat.st_ino, content });
+    out.memfds.push(Inode { entry, content });
+    out.memfd_of.insert((stat.st_dev, stat.st_ino), inode_id);
     Ok(inode_id)
 }
 

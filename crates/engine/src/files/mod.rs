@@ -8,14 +8,18 @@
 
 mod epoll;
 mod eventfd;
+mod fanotify;
 mod fifo;
 mod fs;
 mod ghost;
 pub mod ids;
 mod inet;
+mod inotify;
 mod locks;
 mod look;
 mod memfd;
+mod netlink;
+mod pidfd;
 mod pipe;
 mod regular;
 mod restore;
@@ -25,6 +29,7 @@ mod table;
 mod timerfd;
 mod tty;
 mod unix;
+mod watch;
 
 pub use fs::PathLink;
 pub use restore::{FileImages, TaskFiles};
@@ -63,9 +68,13 @@ static KINDS: &[&FdKind] = &[
     &epoll::KIND,
     &signalfd::KIND,
     &timerfd::KIND,
+    &inotify::KIND,
+    &fanotify::KIND,
+    &pidfd::KIND,
     &tty::KIND,
     &unix::KIND,
     &inet::KIND,
+    &netlink::KIND,
     &memfd::KIND,
     &regular::KIND,
 ];

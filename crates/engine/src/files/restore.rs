@@ -4,12 +4,12 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, kind_of_type, locks, regular, tty};
+use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, pidfd, regular, tty, watch};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
-    FdinfoEntry, FileEntry, FileLockEntry, FownEntry, FsEntry, MemfdInodeEntry, PipeDataEntry, RegFileEntry,
-    RemapFilePathEntry, RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
+    FdinfoEntry, FileEntry, FileLockEntry, FownEntry, FsEntry, GhostFileEntry, MemfdInodeEntry, PipeDataEntry,
+    RegFileEntry, RemapFilePathEntry, RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crust_image::{ImageKind, Reader};
 use crust_kernel::fd as kfd;
@@ -34,6 +34,14 @@ pub struct TaskFiles {
 struct Unit {
     ids: Vec<u32>,
     tables: BTreeSet<u32>,
+    /// Can be opened only when the whole tree was born: by each table for itself.
+    late: bool,
+}
+
+impl Unit {
+    fn is_shared(&self) -> bool {
+        self.tables.len() > 1 && !self.late
+    }
 }
 
 /// No table's id: a unit that has it and a table's is opened before the first fork.
@@ -68,6 +76,8 @@ pub struct FileImages {
     pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
     /// What waits in sockets, by the file's id.
     pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
+    /// Deleted files that are watched, by device and inode.
+    ghost_inodes: HashMap<(u32, u64), u32>,
     /// Unix sockets by the inode they had.
     unix_inodes: HashMap<u32, u32>,
     units: Vec<Unit>,
@@ -134,6 +144,7 @@ impl FileImages {
                 images.packets.entry(packet.id_for).or_default().push(bytes);
             }
         }
+        images.find_watched_ghosts(source)?;
         images.unix_inodes = images.files.values().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.id)).collect();
         images.plan(tasks)?;
         Ok(images)
@@ -157,10 +168,13 @@ impl FileImages {
             if let Some(u) = self.units.get_mut(unit) {
                 u.ids.push(*id);
             }
-            if tty::must_be_early(entry, self)
+            if (tty::must_be_early(entry, self) || pidfd::must_be_early(entry))
                 && let Some(u) = self.units.get_mut(unit)
             {
                 u.tables.insert(EARLY);
+            }
+            if let Some(u) = self.units.get_mut(unit) {
+                u.late |= pidfd::must_be_late(entry);
             }
             self.unit_of.insert(*id, unit);
         }
@@ -168,8 +182,12 @@ impl FileImages {
         for (table, entries) in &self.tables {
             for e in entries {
                 highest = highest.max(e.fd);
-                if let Some(u) = self.unit_of.get(&e.id).and_then(|u| self.units.get_mut(*u)) {
-                    u.tables.insert(*table);
+                let watched = self.files.get(&e.id).into_iter().flat_map(watch::nameless);
+                let watched = watched.filter_map(|inode| self.ghost_inodes.get(&inode).copied());
+                for id in watched.chain([e.id]) {
+                    if let Some(u) = self.unit_of.get(&id).and_then(|u| self.units.get_mut(*u)) {
+                        u.tables.insert(*table);
+                    }
                 }
             }
         }
@@ -228,7 +246,7 @@ impl FileImages {
                 }
             }
         }
-        let shared = self.units.iter().filter(|u| u.tables.len() > 1).map(|u| u.ids.len()).sum::<usize>();
+        let shared = self.units.iter().filter(|u| u.is_shared()).map(|u| u.ids.len()).sum::<usize>();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
         let need = self.base as u64 + shared as u64 + 64;
         if need > limit {
@@ -246,7 +264,7 @@ impl FileImages {
     /// A file cannot be opened as it was.
     pub fn open_shared(&mut self, source: &Source, opts: &Options) -> Result<()> {
         raise_limit(self.base as u64 + self.files.len() as u64 + 64);
-        let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.tables.len() > 1).map(|u| u.ids.clone()).collect();
+        let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.is_shared()).map(|u| u.ids.clone()).collect();
         self.with_opener(source, opts, |cx| {
             cx.take_inherited()?;
             tty::keep_own(cx)?;
@@ -330,6 +348,65 @@ impl FileImages {
             epoll::watch(kfd::borrow_placed(number(e)?), record, at)?;
         }
         Ok(())
+    }
+
+    /// True if files of this table are to watch others: see [`FileImages::watch_files`].
+    pub fn has_watches(&self, table: u32) -> bool {
+        self.tables
+            .get(&table)
+            .is_some_and(|t| t.iter().filter_map(|e| self.files.get(&e.id)).any(|f| f.ify.is_some() || f.ffy.is_some()))
+    }
+
+    /// Lets inotify and fanotify watch again. Call it when every task has its files, and before the root directory changes:
+    /// what the restore itself opens, makes and removes is no event.
+    ///
+    /// # Errors
+    /// A watched file is not there.
+    pub fn watch_files(&mut self, table: u32, source: &Source, opts: &Options) -> Result<()> {
+        let entries = self.tables.get(&table).cloned().unwrap_or_default();
+        self.with_opener(source, opts, |cx| {
+            let mut done = BTreeSet::new();
+            for e in &entries {
+                let Some(file) = cx.images.files.get(&e.id).filter(|f| f.ify.is_some() || f.ffy.is_some()) else {
+                    continue;
+                };
+                let unit = cx.images.unit_of.get(&e.id).and_then(|u| cx.images.units.get(*u));
+                if !done.insert(e.id) || unit.and_then(|u| u.tables.first()) != Some(&table) {
+                    continue;
+                }
+                let fd = kfd::borrow_placed(number(e)?);
+                let on = |err: Error| err.on(crate::Object::Fd(std::process::id() as i32, e.fd));
+                if let Some(record) = &file.ify {
+                    inotify::watch(fd, record, cx).map_err(on)?;
+                }
+                if let Some(record) = &file.ffy {
+                    fanotify::mark(fd, record, cx).map_err(on)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Deleted files by device and inode, if any is watched without a name.
+    fn find_watched_ghosts(&mut self, source: &Source) -> Result<()> {
+        if !self.files.values().any(|f| watch::nameless(f).next().is_some()) {
+            return Ok(());
+        }
+        let ghosts: Vec<(u32, u32)> = self.remaps.keys().filter_map(|id| Some((*id, self.ghost_of(*id)?))).collect();
+        for (file, ghost) in ghosts {
+            let image = ImageKind::GhostFile.file_name(u64::from(ghost));
+            let Some(bytes) = source.read(&image)? else { continue };
+            let entry: GhostFileEntry = Reader::open_named(&image, &bytes, ImageKind::GhostFile)?.expect()?;
+            if let (Some(dev), Some(ino)) = (entry.dev, entry.ino) {
+                self.ghost_inodes.insert((dev, ino), file);
+            }
+        }
+        Ok(())
+    }
+
+    /// The deleted file that had this device and inode.
+    pub(super) fn ghost_by_inode(&self, dev: u32, ino: u64) -> Option<u32> {
+        self.ghost_inodes.get(&(dev, ino)).copied()
     }
 
     /// A new descriptor for file `id`: the executable, a mapped file.

@@ -13,7 +13,7 @@ use crust_image::{ImageKind, Writer};
 use crust_kernel::TargetFd;
 use crust_kernel::kcmp::Shared;
 use crust_kernel::sock_diag::UnixSocket;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 
@@ -56,9 +56,21 @@ pub(super) struct Records<'o> {
     /// A pipe of ours that content is copied into, with its capacity.
     pub(super) scratch: Option<(OwnedFd, OwnedFd, usize)>,
     pub(super) ghosts: Vec<Ghost>,
+    /// Ghost ids by device and inode.
+    pub(super) ghost_of: HashMap<(u64, u64), u32>,
     pub(super) remaps: Vec<RemapFilePathEntry>,
     pub(super) tty_info: Vec<TtyInfoEntry>,
     pub(super) memfds: Vec<super::memfd::Inode>,
+    /// Memfd ids by device and inode.
+    pub(super) memfd_of: HashMap<(u64, u64), u32>,
+    /// Processes of the tree, and those behind pidfds.
+    pub(super) tasks: BTreeSet<i32>,
+    pub(super) pidfds: Vec<super::pidfd::Awaited>,
+    /// Watched files without a name: device, inode, and where the watch was seen.
+    pub(super) watched: Vec<(u32, u64, Object)>,
+    /// The program's mounts, and files found by searching.
+    pub(super) mounts: Option<super::watch::Mounts>,
+    pub(super) irmap: Option<HashMap<(u32, u64), std::path::PathBuf>>,
     /// All unix sockets of the namespace, asked for once.
     pub(super) unix: Option<HashMap<u32, UnixSocket>>,
     /// Inode and peer of each unix socket of the tree, and where it was seen.
@@ -111,10 +123,17 @@ impl<'o> FileTable<'o> {
             pipes_seen: HashSet::new(),
             scratch: None,
             ghosts: Vec::new(),
+            ghost_of: HashMap::new(),
             remaps: Vec::new(),
             tty_info: Vec::new(),
             tty_seen: Vec::new(),
             memfds: Vec::new(),
+            memfd_of: HashMap::new(),
+            tasks: BTreeSet::new(),
+            pidfds: Vec::new(),
+            watched: Vec::new(),
+            mounts: None,
+            irmap: None,
             unix: None,
             unix_seen: Vec::new(),
             packets: Vec::new(),
@@ -202,6 +221,8 @@ impl<'o> FileTable<'o> {
         let mut all = std::mem::take(&mut self.blockers);
         all.extend(self.check_ttys());
         all.extend(self.check_unix());
+        all.extend(self.check_pidfds());
+        all.extend(self.check_watches());
         all
     }
 

@@ -37,10 +37,12 @@ pub(crate) enum Step {
     Grouped = 1,
     /// It is in its process group.
     Joined = 2,
-    /// All descriptors are in place.
-    Files = 3,
+    /// Its descriptors are in place; none of them watches files yet.
+    Tables = 3,
+    /// It has all that it needs of the filesystem.
+    Files = 4,
     /// It jumps into the interpreter next.
-    Leaving = 4,
+    Leaving = 5,
 }
 
 const TEXT: usize = 944;

@@ -309,6 +309,14 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
     keep.extend(exe);
     cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
+    cx.arena.reached(i, Step::Tables);
+    if cx.files.has_watches(t.ids.files_id) {
+        let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
+        for other in (0..tree.tasks.len()).filter(|&o| lives(&tree.tasks[o])) {
+            cx.arena.wait_for(other, Step::Tables, cx.deadline)?;
+        }
+        cx.files.watch_files(t.ids.files_id, cx.source, cx.opts)?;
+    }
     let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
     // Before the root directory changes: there may be no /proc below the new one.
     limits::set_oom_score_adj(tc.oom_score_adj)?;

@@ -1,0 +1,75 @@
+//! inotify(7): watches with their numbers. Events that wait to be read cannot be looked at without taking them.
+use super::look::FdView;
+use super::restore::Opener;
+use super::table::Records;
+use super::watch::{self, Line};
+use super::{FdKind, alone};
+use crate::{Error, Result, ResultExt};
+use crust_image::proto::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
+use crust_kernel::notify::{inotify_next, inotify_watch};
+use rustix::fs::inotify::CreateFlags;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+pub(super) static KIND: FdKind = FdKind {
+    name: "inotify",
+    fd_type: FdTypes::Inotify,
+    recognise: |v| v.link == b"anon_inode:inotify" || v.is_anon("[inotify]"),
+    dump,
+    group: alone,
+    open,
+};
+
+/// What inotify_add_watch(2) takes: all events, IN_EXCL_UNLINK and IN_ONESHOT. CRIU's images have bits of the kernel besides.
+const MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
+
+fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
+    let waiting = rustix::io::ioctl_fionread(v.copy()).during("asking how much waits in an inotify")?;
+    if waiting != 0 {
+        return Err(Error::unsupported(
+            format!("{waiting} bytes of inotify events wait to be read, and events cannot be saved"),
+            "try again when the program has read them",
+        ));
+    }
+    let mut wd = Vec::new();
+    for line in v.info.lines().filter_map(|l| Line::parse(l, "inotify")) {
+        wd.push(InotifyWdEntry {
+            id,
+            i_ino: line.need("ino")?,
+            mask: line.need("mask")? as u32,
+            ignored_mask: 0,
+            s_dev: line.need("sdev")? as u32,
+            wd: line.need("wd")? as u32,
+            f_handle: watch::look(&line, v, out)?,
+        });
+    }
+    wd.sort_by_key(|w| w.wd);
+    let ify = InotifyFileEntry { id, flags: v.info.flags, fown: v.fown()?, wd };
+    Ok(FileEntry { ify: Some(ify), ..FileEntry::default() })
+}
+
+/// Opens instances without watches: those are added when nobody opens, makes or removes files any more.
+fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
+    let mut opened = Vec::new();
+    for e in entries {
+        let r = cx.body(e, e.ify.as_ref())?;
+        let fd = rustix::fs::inotify::init(CreateFlags::CLOEXEC).during("inotify_init")?;
+        cx.settle(&fd, r.flags, &r.fown)?;
+        opened.push((e.id, fd));
+    }
+    Ok(opened)
+}
+
+/// Adds the watches with their numbers.
+pub(super) fn watch(fd: BorrowedFd<'_>, record: &InotifyFileEntry, cx: &mut Opener<'_>) -> Result<()> {
+    let mut wanted: Vec<&InotifyWdEntry> = record.wd.iter().collect();
+    wanted.sort_by_key(|w| w.wd);
+    for w in wanted {
+        let target = watch::open(&w.f_handle, w.s_dev, w.i_ino, cx)?;
+        inotify_next(fd, w.wd as i32).during("choosing the number of a watch (INOTIFY_IOC_SETNEXTWD)")?;
+        let got = inotify_watch(fd, target.as_fd(), w.mask & MASK).during("inotify_add_watch")?;
+        if got != w.wd as i32 {
+            return Err(Error::bad_image("files.img", format!("watches {} and {got} are on one file", w.wd)));
+        }
+    }
+    Ok(())
+}
