@@ -426,9 +426,13 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
         Ok(())
     }, "permissions of the service's socket (default: 600)").ours(),
     value("idle-timeout", None, "SECONDS", Server, In::Servers, |s, v| {
-        s.idle_timeout = Some(seconds(v)?).filter(|t| !t.is_zero());
+        s.idle_timeout = Some(fraction(v)?).filter(|t| !t.is_zero());
         Ok(())
     }, "end a socket-activated service after SECONDS without a request; 0: never (default)").ours(),
+    value("restore-via", None, "PATH", Server, In::Servers, |s, v| path_into(&mut s.restore_via, v),
+        "hand RESTORE and CHECK of root to the service at this socket, which is not confined as this one is").ours(),
+    row("handed-over", None, Arg::None, Server, In::Servers, Effect::Set(|s| s.handed_over = true),
+        "be that service: take one client from another service, whose connection is passed (Accept=yes)").ours(),
     value("request-timeout", None, "SECONDS", Server, In::Servers, |s, v| {
         s.request_timeout = seconds(v)?.max(Duration::from_secs(1));
         Ok(())
@@ -476,6 +480,16 @@ fn number<T: std::str::FromStr>(v: &OsStr) -> Result<T, String> {
 /// Whole seconds; few enough that no sum with a time of day overflows.
 fn seconds(v: &OsStr) -> Result<Duration, String> {
     number::<u32>(v).map(|n| Duration::from_secs(n.into()))
+}
+
+/// Seconds that may have a fraction.
+fn fraction(v: &OsStr) -> Result<Duration, String> {
+    let limit = f64::from(u32::MAX);
+    let seconds: f64 = number(v)?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if seconds <= limit => Ok(time),
+        _ => Err("not a number in range".to_owned()),
+    }
 }
 
 fn positive(v: &OsStr) -> Result<i32, String> {
@@ -741,6 +755,8 @@ mod tests {
             &["--file-validation", "x"],
             &["--status-fd", "x"],
             &["--idle-timeout", "-1"],
+            &["--idle-timeout", "nan"],
+            &["--idle-timeout", "1e30"],
             &["--stop-timeout", "99999999999"],
             &["--veth-pair", "x"],
             &["-M", "x"],

@@ -32,6 +32,10 @@ pub(crate) struct Settings {
     pub(crate) socket_mode: u32,
     /// An activated service ends after so long without a request.
     pub(crate) idle_timeout: Option<Duration>,
+    /// The service that restores for this one.
+    pub(crate) restore_via: Option<PathBuf>,
+    /// The client is another service, which hands its own client over.
+    pub(crate) handed_over: bool,
     /// How long running requests may go on after SIGTERM.
     pub(crate) stop_timeout: Duration,
     /// How long one connection may take as a whole.
@@ -70,6 +74,8 @@ impl Default for Settings {
             status_fd: None,
             socket_mode: 0o600,
             idle_timeout: None,
+            restore_via: None,
+            handed_over: false,
             stop_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3600),
             tls: false,

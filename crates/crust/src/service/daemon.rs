@@ -1,4 +1,5 @@
 //! `crust service`: one single-threaded loop that accepts, and a worker process for each connection.
+use super::handover;
 use super::listen::{self, Listener, Passed};
 use super::worker::{Mode, Times, Worker};
 use crate::cli::Invocation;
@@ -46,7 +47,7 @@ const SIGNALS: [i32; 4] = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIG
 pub(crate) fn serve(invocation: Invocation) -> Exit {
     let outcome = match start(invocation.settings) {
         Ok(Started::Service(service)) => service.run(),
-        Ok(Started::Client(socket, times)) => serve_one(socket, times),
+        Ok(Started::Client(client)) => serve_one(client),
         // The process that was started has done its part: the daemon runs.
         Ok(Started::Elsewhere) => Ok(Exit::Good),
         Err(e) => Err(e),
@@ -73,8 +74,16 @@ fn tell(state: &[NotifyState<'_>]) {
 enum Started {
     Service(Box<Service>),
     /// The manager accepts, and started us for one client.
-    Client(OwnedFd, Times),
+    Client(One),
     Elsewhere,
+}
+
+/// What there is to do if we were started for one client.
+struct One {
+    socket: OwnedFd,
+    times: Times,
+    restorer: Option<PathBuf>,
+    handed_over: bool,
 }
 
 /// A worker process, for its service.
@@ -90,6 +99,7 @@ struct Service {
     log_file: Option<PathBuf>,
     pidfile: Option<PathBuf>,
     times: Times,
+    restorer: Option<PathBuf>,
     idle_timeout: Option<Duration>,
     /// Since when nobody is served.
     idle_since: Instant,
@@ -153,7 +163,9 @@ fn start(mut s: Settings) -> Result<Started> {
     }
     let times = Times { request: s.request_timeout, stop: s.stop_timeout };
     let listener = match passed {
-        Some(Passed::Connection(socket)) => return Ok(Started::Client(socket, times)),
+        Some(Passed::Connection(socket)) => {
+            return Ok(Started::Client(One { socket, times, restorer: s.restore_via, handed_over: s.handed_over }));
+        }
         Some(Passed::Listener(listener)) => listener,
         None => {
             let address = s.address.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_ADDRESS));
@@ -186,6 +198,7 @@ fn start(mut s: Settings) -> Result<Started> {
         log_file: s.log_file.filter(|f| f != Path::new("-")).and_then(|f| std::path::absolute(f).ok()),
         pidfile: s.engine.pidfile.and_then(|f| std::path::absolute(f).ok()),
         times,
+        restorer: s.restore_via,
         idle_timeout: s.idle_timeout,
         idle_since: now,
         watchdog: watchdog.map(|limit| Watchdog { every: limit / 2, next: now }),
@@ -203,10 +216,17 @@ fn start(mut s: Settings) -> Result<Started> {
 }
 
 /// The manager has accepted for us: this process is the worker of that one client, and no more.
-fn serve_one(socket: OwnedFd, times: Times) -> Result<Exit> {
+fn serve_one(one: One) -> Result<Exit> {
     signals::catch(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).during("waiting for signals")?;
     tell(&[NotifyState::Ready, NotifyState::status("Serving one client")]);
-    let exit = Worker::new(Connection::new(socket), Mode::Service(times)).serve(None);
+    let mode = Mode::Service(one.times);
+    let exit = match one.handed_over {
+        true => {
+            let (request, connection) = handover::take(one.socket)?;
+            Worker::new(connection, mode).serve_taken(request)
+        }
+        false => Worker::new(Connection::new(one.socket), mode).restoring_at(one.restorer).serve(None),
+    };
     log::debug!("the client's last request ended with {}", exit.code());
     tell(&[NotifyState::Stopping]);
     // What a client asks for in vain is no failure of this unit.
@@ -429,7 +449,7 @@ impl Service {
             log::error!("the service's descriptors cannot be let go of: {e}");
             return Exit::Failure;
         }
-        Worker::new(connection, Mode::Service(self.times)).serve(None)
+        Worker::new(connection, Mode::Service(self.times)).restoring_at(self.restorer.clone()).serve(None)
     }
 
     /// Puts /dev/null in the place of the service's own descriptors.

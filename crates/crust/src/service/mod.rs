@@ -1,6 +1,7 @@
 //! RPC: `crust swrk` for the one caller that started us, `crust service` for everybody who connects.
 mod daemon;
 mod events;
+mod handover;
 mod listen;
 mod peer;
 mod request;

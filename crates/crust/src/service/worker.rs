@@ -1,5 +1,6 @@
 //! One connection, served to its end in a process of its own.
 use super::events::{Life, Ready, RpcEvents, readable};
+use super::handover;
 use super::peer::Peer;
 use super::request::{self, Job};
 use crate::cli::settings::Settings;
@@ -15,6 +16,7 @@ use crust_rpc::{
 use prost::Message;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a client of the service may be silent before its first request.
@@ -63,6 +65,8 @@ pub(super) struct Worker {
     connection: Connection,
     mode: Mode,
     life: Life,
+    /// Who restores, if we must not.
+    restorer: Option<PathBuf>,
 }
 
 /// How the answer to one request looks before its error fields are filled in.
@@ -76,7 +80,29 @@ impl Worker {
             Mode::Swrk => Life::of_swrk(),
             Mode::Service(times) => Life::of_service(times),
         };
-        Self { connection, mode, life }
+        Self { connection, mode, life, restorer: None }
+    }
+
+    /// Requests of root to restore, and questions what a restore would find, go to the service at this address.
+    pub(super) fn restoring_at(mut self, address: Option<PathBuf>) -> Self {
+        self.restorer = address;
+        self
+    }
+
+    /// Serves the one request that another service handed over with its connection.
+    pub(super) fn serve_taken(self, request: Request) -> Exit {
+        let kind = RequestType::try_from(request.r#type).unwrap_or(RequestType::Empty);
+        match self.one(kind, request, self.base()) {
+            Next::End(exit) | Next::More(exit) => exit,
+        }
+    }
+
+    /// The address to which this request goes, if it is not for us.
+    fn elsewhere(&self, kind: RequestType) -> Option<&Path> {
+        let restorer = self.restorer.as_deref()?;
+        let restores = matches!(kind, RequestType::Restore | RequestType::Check);
+        let by_root = || crust_kernel::peer::peer_cred(&self.connection).is_ok_and(|cred| cred.uid == 0);
+        (restores && by_root()).then_some(restorer)
     }
 
     /// Serves until the last reply. `settings` are those of the command line, for the first request.
@@ -157,6 +183,12 @@ impl Worker {
         if keep_open && !may_stay {
             self.refuse(kind, &bad("keep_open does not go with this request"));
             return Next::End(Exit::Minus1);
+        }
+        if let Some(address) = self.elsewhere(kind) {
+            return Next::End(match handover::give(address, &request, &self.connection) {
+                Ok(()) => Exit::Good,
+                Err(e) => self.result(kind, Err(e)),
+            });
         }
         let exit = match kind {
             RequestType::Version => self.answer(version()),
