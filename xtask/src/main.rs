@@ -1,21 +1,29 @@
 //! Developer commands: `cargo xtask check` is what CI runs before the tests; `cargo xtask tidy` is its quick half.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a command for people")]
+mod install;
+#[cfg(test)]
+mod install_tests;
 mod tidy;
 
+use install::{Places, VARIABLES};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 const HELP: &str = "cargo xtask COMMAND
   check            formatting, tidy, clippy, documentation: all that CI asks for before the tests
   tidy             the rules of ARCHITECTURE.md that no other tool knows
-  install [DIR]    the release binary, and its other name `criu`, into DIR/bin (default /usr/local)";
+  install [NAME=VALUE...]    builds and installs binary, units, manual pages, completions and the link `criu`
+  uninstall [NAME=VALUE...]  removes what install put there, and only that
+                   NAME: DESTDIR, PREFIX (/usr/local), SBINDIR (PREFIX/sbin), SYSTEMDUNITDIR (PREFIX/lib/systemd/system),
+                   SYSTEMDUSERUNITDIR (PREFIX/lib/systemd/user)";
 
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let done = match args.next().as_deref() {
         Some("check") => check(),
         Some("tidy") => tidy::run(&root()),
-        Some("install") => install(&args.next().map_or_else(|| PathBuf::from("/usr/local"), PathBuf::from)),
+        Some("install") => install(&args.collect::<Vec<_>>()),
+        Some("uninstall") => uninstall(&args.collect::<Vec<_>>()),
         _ => Err(HELP.to_owned()),
     };
     match done {
@@ -62,22 +70,35 @@ fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
     }
 }
 
-fn install(prefix: &Path) -> Result<(), String> {
+/// Places are given as NAME=VALUE behind the command, or in the environment as for make.
+fn places(args: &[String]) -> Result<Places, String> {
+    let given = |arg: &String| arg.split_once('=').map(|(name, _)| VARIABLES.contains(&name)).unwrap_or(false);
+    if let Some(odd) = args.iter().find(|arg| !given(arg)) {
+        return Err(format!("{odd}: not understood\n{HELP}"));
+    }
+    Places::new(|name| {
+        let assigned = args.iter().rev().find_map(|arg| arg.strip_prefix(name)?.strip_prefix('='));
+        assigned.map(str::to_owned).or_else(|| std::env::var(name).ok())
+    })
+}
+
+fn install(args: &[String]) -> Result<(), String> {
+    let places = places(args)?;
     cargo(&["build", "--release", "--package", "crust"], &[])?;
-    let (bin, built) = (prefix.join("bin"), root().join("target/release/crust"));
-    let say = |what: &Path, e: std::io::Error| format!("{}: {e}", what.display());
-    std::fs::create_dir_all(&bin).map_err(|e| say(&bin, e))?;
-    // A running binary cannot be written over, but its name can be given to another file.
-    let (part, whole, link) = (bin.join(".crust.part"), bin.join("crust"), bin.join("criu"));
-    std::fs::copy(&built, &part).map_err(|e| say(&built, e))?;
-    std::fs::rename(&part, &whole).map_err(|e| say(&whole, e))?;
-    println!("installed {}", whole.display());
-    match std::os::unix::fs::symlink("crust", &link) {
-        Ok(()) => println!("installed {}, a link to it", link.display()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-            println!("{} is there already: left alone", link.display())
-        }
-        Err(e) => return Err(say(&link, e)),
+    install::install(&root(), &root().join("target/release/crust"), &places)?;
+    if places.destdir == Path::new("/") {
+        println!("next: systemctl daemon-reload && systemctl enable --now crust.socket");
     }
     Ok(())
+}
+
+fn uninstall(args: &[String]) -> Result<(), String> {
+    let places = places(args)?;
+    for name in ["crust.socket", "crust.service"] {
+        let wanted = Path::new("/etc/systemd/system/sockets.target.wants").join(name);
+        if places.destdir == Path::new("/") && wanted.symlink_metadata().is_ok() {
+            return Err(format!("{name} is enabled: first `systemctl disable --now {name}`"));
+        }
+    }
+    install::uninstall(&places)
 }

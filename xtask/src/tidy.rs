@@ -16,7 +16,7 @@ const MAY_EXEC: [(&str, &str); 12] = [
     ("crates/sd-daemon", "tests"),
     ("crates/inject/tests/", "tests"),
     ("zoo/", "the zoo starts programs and tools"),
-    ("xtask/", "starts cargo"),
+    ("xtask/", "starts cargo, and asks the built binary for its manual page"),
 ];
 
 /// Where assembly may be.

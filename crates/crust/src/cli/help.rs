@@ -3,7 +3,7 @@ use super::options::{Arg, OPTIONS, OptionDef, Scope, Section};
 use std::fmt::Write as _;
 
 /// The verbs with what they do.
-const VERBS: [(&str, &str); 14] = [
+pub(super) const VERBS: [(&str, &str); 14] = [
     ("dump -t PID", "checkpoint a process tree"),
     ("pre-dump -t PID", "write the memory of a tree that runs on"),
     ("restore", "bring a tree back"),

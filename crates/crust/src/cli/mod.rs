@@ -1,4 +1,5 @@
 //! From arguments to a verb with its settings: configuration files first, then the command line, as CRIU reads them.
+mod complete;
 pub(crate) mod config;
 mod getopt;
 mod help;
@@ -90,6 +91,14 @@ pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> Exit {
         Some("demo-sample") => return demo::sample::run(args.get(1..).unwrap_or_default()),
         Some("help-man") => {
             out(&help::man_page());
+            return Exit::Good;
+        }
+        Some("help-completion") => {
+            let Some(script) = args.get(1).and_then(|shell| complete::script(shell.to_str()?)) else {
+                log::error!("help-completion takes a shell: bash, zsh or fish");
+                return Exit::Failure;
+            };
+            out(&script);
             return Exit::Good;
         }
         _ => {}
