@@ -60,11 +60,6 @@ impl Error {
         Self { kind, task, what: what.into(), errno: Some(errno) }
     }
 
-    /// The tracer in the way is this thread.
-    pub(crate) fn names_tracer(&self, thread: rustix::process::Pid) -> bool {
-        matches!(self.kind, Kind::Traced { tracer, .. } if tracer == thread.as_raw_nonzero().get())
-    }
-
     /// The kind.
     pub fn kind(&self) -> &Kind {
         &self.kind

@@ -137,22 +137,6 @@ impl SeizedThread {
     }
 }
 
-/// Ended, but its threads are not.
-fn is_zombie(pid: HostTid) -> bool {
-    ProcDir::open(pid)
-        .and_then(|d| d.read("stat"))
-        .ok()
-        .and_then(|text| Stat::parse(&text))
-        .is_some_and(|s| s.state == b'Z')
-}
-
-/// There is no such process any more, or nothing but its status for the parent.
-fn ended(pid: HostTid) -> bool {
-    let Ok(dir) = ProcDir::open(pid) else { return true };
-    let Ok(text) = dir.read("stat") else { return true };
-    Stat::parse(&text).is_none_or(|s| matches!(s.state, b'Z' | b'X'))
-}
-
 /// Where a thread at `ip` has to go on, if that lies inside the `struct rseq_cs` given as bytes.
 fn rseq_abort_ip(section: &[u8; 32], ip: u64) -> Option<u64> {
     let word = |at: usize| Some(u64::from_ne_bytes(section.get(at..at + 8)?.try_into().ok()?));
@@ -169,8 +153,6 @@ pub struct SeizedProcess {
     pub(crate) deadline: Deadline,
     pub(crate) options: Options,
     pub(crate) leader_is_zombie: bool,
-    /// A thread vanished while we stopped it: an exec may have moved one that is ours to the leader's id.
-    lost_some: bool,
     pub(crate) mem: Option<RemoteMem>,
     pub(crate) site: Option<Site>,
     /// ptrace obeys only the thread that seized.
@@ -224,7 +206,6 @@ impl SeizedProcess {
             deadline,
             options,
             leader_is_zombie: false,
-            lost_some: false,
             mem: None,
             site: None,
             not_send: PhantomData,
@@ -239,16 +220,11 @@ impl SeizedProcess {
             Err(Errno::NOENT | Errno::SRCH) => return Err(Error::new(Kind::Gone, self.pid, "no such process")),
             Err(errno) => return Err(Error::call(self.pid, "listing its threads", errno)),
         };
-        // A listing made during an exec can hold the leader's id twice.
-        let mut known: std::collections::HashSet<HostTid> = self.threads.iter().map(|t| t.tid).collect();
+        let known: std::collections::HashSet<HostTid> = self.threads.iter().map(|t| t.tid).collect();
         let mut new = false;
-        for tid in tids.into_iter().filter(|t| known.insert(*t)) {
+        for tid in tids.into_iter().filter(|t| !known.contains(t)) {
             if tid == self.pid && self.leader_is_zombie {
-                if is_zombie(self.pid) {
-                    continue;
-                }
-                // It was dead because another thread calls exec and bears its id now.
-                self.leader_is_zombie = false;
+                continue;
             }
             new |= self.seize_thread(tid)?;
         }
@@ -272,25 +248,12 @@ impl SeizedProcess {
                 Err(Errno::SRCH) => return Ok(false),
                 Err(errno) => match self.refused(tid, errno) {
                     Ok(()) => return Ok(false),
-                    // Seized by us under the id it had before its exec.
-                    Err(e) if self.may_have_moved() && e.names_tracer(rustix::thread::gettid()) => {
-                        self.threads.push(SeizedThread::new(tid));
-                        return match ptrace::interrupt(tid) {
-                            Ok(()) | Err(Errno::SRCH) => Ok(true),
-                            Err(errno) => Err(Error::call(tid, "interrupting it", errno)),
-                        };
-                    }
                     Err(e) if left == 0 || *e.kind() != Kind::Permission => return Err(e),
                     Err(_) => std::thread::sleep(Duration::from_micros(200)),
                 },
             }
         }
         Ok(false)
-    }
-
-    /// One of the threads that we seized may bear another id by now: an exec gives its caller the leader's.
-    fn may_have_moved(&self) -> bool {
-        self.lost_some || self.threads.iter().any(|t| t.stopped.is_none())
     }
 
     /// Finds out why a seize was refused. `Ok`: the thread is dead or dying, go on without it.
@@ -324,11 +287,7 @@ impl SeizedProcess {
             let new = self.rescan()?;
             let lost = self.await_stops()?;
             if !new && !lost && self.read_all()? {
-                // In the middle of an exec the old leader is gone and the new one does not bear its id yet.
-                if !self.threads.is_empty() || ended(self.pid) {
-                    break;
-                }
-                std::thread::yield_now();
+                break;
             }
             if self.deadline.expired() {
                 return Err(Error::new(
@@ -414,27 +373,11 @@ impl SeizedProcess {
             pauses += 1;
             if vanished || pauses.is_multiple_of(ASK_AGAIN) {
                 // In an exec a thread takes the leader's id; an interrupt sent to its old id at that moment is lost.
-                for thread in self.threads.iter_mut().filter(|t| t.stopped.is_none() && !t.gone) {
+                for thread in self.threads.iter().filter(|t| t.stopped.is_none() && !t.gone) {
                     match ptrace::interrupt(thread.tid) {
-                        Ok(()) => {
-                            // A leader that called pthread_exit while others go on: no wait tells of it.
-                            if thread.tid == self.pid && is_zombie(self.pid) {
-                                self.leader_is_zombie = true;
-                                thread.gone = true;
-                                vanished = true;
-                            }
-                        }
-                        // Not ours: the task that we seized is gone and the one that bears its id now was never
-                        // seized. Were that one a child of ours, waiting would never end: a running child is no error.
-                        Err(Errno::SRCH) => {
-                            thread.gone = true;
-                            vanished = true;
-                        }
+                        Ok(()) | Err(Errno::SRCH) => {}
                         Err(errno) => return Err(Error::call(thread.tid, "interrupting it", errno)),
                     }
-                }
-                if vanished {
-                    continue;
                 }
             }
             if progress {
@@ -446,9 +389,7 @@ impl SeizedProcess {
         }
         let before = self.threads.len();
         self.threads.retain(|t| !t.gone);
-        let lost = self.threads.len() != before;
-        self.lost_some |= lost;
-        Ok(lost)
+        Ok(self.threads.len() != before)
     }
 
     fn did_not_stop(&self, tid: HostTid) -> Error {
