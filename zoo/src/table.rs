@@ -36,6 +36,7 @@ macro_rules! programs {
             first itimers;
             first leader_dead_group;
             first leader_dead_session;
+            first leader_thread_ended;
             first mem_arena;
             first mem_file_private;
             first mem_file_shared;
@@ -106,7 +107,6 @@ macro_rules! programs {
             beyond unix_listen;
             beyond unix_pair;
             beyond unlinked_file;
-            refused refused_dead_leader;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;

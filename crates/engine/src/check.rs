@@ -59,8 +59,13 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
             threads: Vec::new(),
         });
         cx.files.note_task(pid.as_raw());
+        let (mut proc, mut status) = (proc, status);
         if stat.state == b'Z' {
-            continue;
+            // A leader may have ended before its threads; those have what is to be looked at.
+            let other = proc.threads().unwrap_or_default().into_iter().find(|&t| t != pid);
+            let Some(live) = other.and_then(|t| ProcDir::open(t).ok()) else { continue };
+            let Ok(text) = live.read_text("status") else { continue };
+            (proc, status) = (live, text);
         }
         blockers.extend(task(&proc, &Status::new(status), ns_pid, &mut cx));
         for child in proc.children().unwrap_or_default() {
@@ -82,7 +87,8 @@ fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) 
         let what = format!("is traced by process {tracer}");
         found.push(Error::unsupported(what, "end the debugger or tracer first: a task has only one"));
     }
-    let looked = PidFd::open(pid).during("pidfd_open").and_then(|pidfd| {
+    let pidfd = PidFd::open(pid).or_else(|_| PidFd::open_thread(pid));
+    let looked = pidfd.during("pidfd_open").and_then(|pidfd| {
         let target = Target { pid, ns_pid, proc, pidfd: pidfd.as_fd() };
         memory::collect(&target, &mut cx.files)?;
         cx.files.dump_fds(&target)?;

@@ -293,7 +293,7 @@ fn write_memory(
             return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
         }
         let ns_pid = l.cores[0].0;
-        let target = crate::task::Target { pid: p.pid, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
+        let target = crate::task::Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
         put(ImageKind::Pagemap, ns_pid.as_raw() as u64, report, &mut |file| {
             memory::dump_pages(&target, mm, file.as_fd()).on_task(p.pid.as_raw())
         })?;

@@ -13,8 +13,12 @@ pub(crate) struct Process {
     pub(crate) pid: HostTid,
     /// As the tree has it; the root's is 0.
     pub(crate) ppid: i32,
+    /// A thread that is alive, by whose id the process is looked at: the leader, unless that has ended.
+    pub(crate) live: HostTid,
+    /// Of `live`.
     pub(crate) proc: ProcDir,
     pub(crate) pidfd: PidFd,
+    /// Of the leader.
     pub(crate) stat: Stat,
     /// `None` for a zombie.
     pub(crate) seized: Option<SeizedProcess>,
@@ -55,7 +59,7 @@ pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
     let root = HostTid::new(pid).ok_or_else(|| bad(format!("{pid} is no process id")))?;
     let proc = ProcDir::open(root).map_err(|_| bad(format!("there is no process {pid}")))?;
     let stat = stat_of(&proc).ok_or_else(|| bad(format!("process {pid} ended")))?;
-    if stat.state == b'Z' {
+    if stat.state == b'Z' && proc.threads().map_or(0, |t| t.len()) < 2 {
         return Err(bad(format!("process {pid} is a zombie")).help("dump from its parent to save it as a zombie"));
     }
     // The old wording is what CRIU's clients look for.
@@ -111,19 +115,22 @@ impl FrozenTree {
                 Err(e) => return Err(e.into()),
             };
             let on = |e: Error| e.on(Object::Task(pid.as_raw()));
-            let proc = ProcDir::open(pid).during("opening /proc/PID").map_err(on)?;
-            let pidfd = PidFd::open(pid).during("pidfd_open").map_err(on)?;
+            let mut proc = ProcDir::open(pid).during("opening /proc/PID").map_err(on)?;
             let gone = || Error::new(Kind::TargetChanged, "ended while the tree was being frozen");
             let stat = stat_of(&proc).ok_or_else(gone).map_err(on)?;
-            if seized.as_ref().is_some_and(SeizedProcess::leader_is_zombie) {
-                return Err(Error::unsupported(
-                    "the thread group's leader has ended while other threads run on",
-                    "let the program's main thread live, or wait until the others end",
-                )
-                .on(Object::Task(pid.as_raw())));
-            }
+            let alive = seized.as_ref().filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first());
+            let live = alive.map_or(pid, crust_inject::SeizedThread::tid);
+            let pidfd = if live == pid {
+                PidFd::open(pid).during("pidfd_open").map_err(on)?
+            } else {
+                // Memory and descriptors are gone from the leader; its other threads have them.
+                proc = ProcDir::open(live).during("opening /proc/TID").map_err(on)?;
+                PidFd::open_thread(live)
+                    .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
+                    .map_err(|e| on(e.kind_is(Kind::Unsupported).help("let the program's main thread live")))?
+            };
             known.insert(pid);
-            self.processes.push(Process { pid, ppid, proc, pidfd, stat, seized });
+            self.processes.push(Process { pid, ppid, live, proc, pidfd, stat, seized });
         }
         Ok(())
     }
@@ -133,7 +140,9 @@ impl FrozenTree {
         for p in self.processes.iter_mut().skip(1) {
             if let Some(stat) = stat_of(&p.proc) {
                 p.ppid = stat.ppid;
-                p.stat = stat;
+                if p.live == p.pid {
+                    p.stat = stat;
+                }
             }
         }
         let mut sorted: Vec<Process> = Vec::with_capacity(self.processes.len());

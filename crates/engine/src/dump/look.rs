@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
 use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
-use crate::task::{Target, creds, limits, regs, seccomp, signals, timers};
+use crate::task::{Target, creds, ended, limits, regs, seccomp, signals, timers};
 use crate::{Options, Result, namespaces};
 use crust_image::proto::{CoreEntry, PstreeEntry, RseqEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -66,6 +66,11 @@ pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status, ow
     let mut found = namespaces::foreign(pid, proc, own);
     found.extend(seccomp::blocker(status));
     found.into_iter().map(|e| e.on(Object::Task(pid.as_raw()))).collect()
+}
+
+/// The same of its thread group.
+fn inner_group(status: &Status) -> Option<NsTid> {
+    NsTid::new(status.numbers("NStgid")?.last().copied()? as i32)
 }
 
 /// Questions that only the process itself can answer.
@@ -168,7 +173,7 @@ fn pstree(p: &Process, ns_pid: NsTid, threads: Vec<NsTid>) -> PstreeEntry {
 
 fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     let status = status_of(&p.proc)?;
-    let ns_pid = inner_id(&status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
+    let ns_pid = inner_group(&status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NStgid"))?;
     cx.blockers.extend(blockers_outside(p.pid, &p.proc, &status, &cx.own));
     let seized = p.seized.as_mut().ok_or_else(|| Error::new(Kind::Internal, "a live process that is not seized"))?;
 
@@ -186,7 +191,7 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
         }
     }
 
-    let target = Target { pid: p.pid, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
+    let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
     let mut mm = memory::collect(&target, &mut cx.files)?;
     still_on_its_way(seized.threads(), &mm)?;
     let answers = Answers { ran: &ran };
@@ -196,7 +201,7 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     cx.shared.collect(&target, &mm)?;
     let files_id = cx.files.dump_fds(&target)?;
     cx.files.dump_fs(&target)?;
-    let mut id = |what| cx.ids.intern(p.pid, what).map(|(id, _)| id);
+    let mut id = |what| cx.ids.intern(p.live, what).map(|(id, _)| id);
     let ids = TaskKobjIdsEntry {
         vm_id: id(Shared::Vm)?,
         files_id,
@@ -220,10 +225,27 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
         filters.push(mode);
     }
     cx.seccomp.save(&filters, cores.iter_mut().map(|c| &mut c.1));
-    let inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
+    let mut inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
     let tid_inside =
         |raw: i32| tids.iter().position(|t| t.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw());
     let tc = process_part(p, &questions, &answers, &tid_inside)?;
+    if p.live != p.pid
+        && let Some((_, living)) = cores.first()
+    {
+        let vdso = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)).map(|v| v.entry.start);
+        let syscall_at = vdso.zip(memory::layout::own_syscall_offset()).map(|(start, at)| start + at);
+        let leader = ProcDir::open_thread(p.pid, p.pid).during("opening /proc/PID/task/PID")?;
+        let gone = || Error::new(Kind::TargetChanged, "ended while it was being looked at");
+        // Of the thread alone: the process's own shows the signal that stopped it instead.
+        let stat = super::freeze::stat_of(&leader).ok_or_else(gone)?;
+        let creds = creds::from_status(
+            &status_of(&leader)?,
+            living.thread_core.as_ref().and_then(|t| t.creds.as_ref()).map_or(0, |c| c.secbits),
+        )?;
+        let core = ended::record(living, &stat, creds, syscall_at)?;
+        cores.insert(0, (ns_pid, core));
+        inner.insert(0, ns_pid);
+    }
     if let Some((_, core)) = cores.first_mut() {
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset).unwrap_or(0);
         core.tc = Some(TaskCoreEntry { blk_sigset: mask, ..tc });
@@ -287,7 +309,7 @@ fn process_part(
         comm: p.stat.comm.clone(),
         timers: Some(timers),
         rlimits: Some(limits::record(&limits::look(&p.proc)?)),
-        signals_s: Some(signals::queue(p.pid, true)?),
+        signals_s: Some(signals::queue(p.live, true)?),
         loginuid: number("loginuid").map(|n| n as u32),
         oom_score_adj: number("oom_score_adj").map(|n| n as i32),
         sigactions: signals::actions(q.actions, &read)?,

@@ -2,7 +2,7 @@
 //! memory, gives it its registers and lets it go. If the coordinator dies here the kernel kills the whole tree with it.
 use super::tree::{Fate, Task, Tree};
 use crate::error::{Error, Kind, OnObject, ResultExt};
-use crate::task::regs;
+use crate::task::{ended, regs};
 use crate::{Result, Stage};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
@@ -13,6 +13,9 @@ use std::collections::HashSet;
 #[derive(Debug)]
 pub(super) struct Ready {
     threads: Vec<(HostTid, HostTid)>,
+    /// Leaders that end before anything else happens.
+    ended: Vec<HostTid>,
+    deadline: Deadline,
 }
 
 /// One live process: its threads as the kernel here knows them, and where our region lies in it.
@@ -64,16 +67,22 @@ pub(super) fn complete(processes: &[Process<'_>], traced: &HashSet<HostTid>, dea
     call_all(&processes.iter().map(unmap).collect::<Vec<_>>(), "munmap of the bootstrap region", deadline)?;
     for p in processes {
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
-            set_state(core, tid, &template).on_task(p.pid.as_raw())?;
+            let at = ended::is(core).then_some(p.syscall_at);
+            set_state(core, tid, &template, at).on_task(p.pid.as_raw())?;
         }
     }
-    Ok(Ready { threads: all().map(|(p, t)| (p.pid, t)).collect() })
+    let gone = |p: &&Process<'_>| p.task.core().is_some_and(ended::is);
+    let ended: Vec<HostTid> = processes.iter().filter(gone).map(|p| p.pid).collect();
+    let threads = all().filter(|(_, t)| !ended.contains(t)).map(|(p, t)| (p.pid, t)).collect();
+    Ok(Ready { threads, ended, deadline })
 }
 
-fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8]) -> Result<()> {
+/// `at`: where to go on, if that is not what the image says.
+fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8], at: Option<u64>) -> Result<()> {
     let missing = || Error::new(Kind::BadImage, format!("thread {tid} has no x86 registers in its core image"));
     let info = core.thread_info.as_ref().ok_or_else(missing)?;
-    let general = regs::general(info)?;
+    let mut general = regs::general(info)?;
+    general.rip = at.unwrap_or(general.rip);
     ptrace::set_regset(tid, RegSet::General, regs::as_bytes(&general)).during("setting general registers")?;
     let xstate = regs::xstate(&info.fpregs, template);
     ptrace::set_regset(tid, RegSet::XState, &xstate).during("setting floating point registers")?;
@@ -132,13 +141,20 @@ fn call_all(calls: &[Call], what: &str, deadline: Deadline) -> Result<()> {
 impl Ready {
     /// Lets every thread run. `stop` has the processes that are to be stopped (SIGSTOP) instead.
     pub(super) fn release(self, stop: &[HostTid]) -> Result<()> {
+        let detach = |pid: HostTid, tid: HostTid| {
+            ptrace::detach(tid, 0).during("PTRACE_DETACH").on_task(pid.as_raw()).map_err(|e| e.at(Stage::Resume))
+        };
+        for &pid in &self.ended {
+            detach(pid, pid)?;
+            ended::wait(pid, self.deadline).on_task(pid.as_raw())?;
+        }
         for &pid in stop {
             if let Some(id) = rustix::process::Pid::from_raw(pid.as_raw()) {
                 rustix::process::kill_process(id, rustix::process::Signal::STOP).during("stopping a task")?;
             }
         }
         for (pid, tid) in self.threads {
-            ptrace::detach(tid, 0).during("PTRACE_DETACH").on_task(pid.as_raw()).map_err(|e| e.at(Stage::Resume))?;
+            detach(pid, tid)?;
         }
         Ok(())
     }
