@@ -503,7 +503,7 @@ pub fn expect_gone(room: &mut Room, root: Proc) -> Outcome {
 /// # Errors
 /// The processes that stay.
 pub fn expect_empty(room: &mut Room) -> Outcome {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + step_limit();
     loop {
         let left = room.ps()?;
         if left.is_empty() {

@@ -212,7 +212,7 @@ impl Target {
             self.child.stdin.as_mut().unwrap().write_all(&self.sent.to_le_bytes()).unwrap();
             self.sent += 1;
         }
-        let limit = Deadline::after(Duration::from_secs(20));
+        let limit = Deadline::after(Duration::from_secs(60));
         let mut pause = Duration::from_micros(200);
         loop {
             let now = self.progress();
@@ -237,7 +237,7 @@ impl Target {
     }
 
     fn check_stopped(&mut self, tally: &mut Tally) -> bool {
-        let limit = Deadline::after(Duration::from_secs(10));
+        let limit = Deadline::after(Duration::from_secs(60));
         // After a detach the kernel puts it back into its group stop, which takes a moment.
         while self.state() != 'T' {
             if limit.expired() {
@@ -293,7 +293,7 @@ fn random_kill(target: &mut Target, random: &mut Random, tally: &mut Tally) -> b
     target.page.set(Word::Phase, 0);
     let mut tracer = spawn_tracer("tracer", target);
     // Starting a process takes longer than a round: the clock runs from its first step on.
-    let limit = Deadline::after(Duration::from_secs(30));
+    let limit = Deadline::after(Duration::from_secs(60));
     while target.page.get(Word::Phase) == 0 && !limit.expired() && tracer.try_wait().unwrap().is_none() {
         std::thread::sleep(Duration::from_micros(20));
     }
@@ -323,7 +323,7 @@ fn boundary_kill(target: &mut Target, n: u64, tally: &mut Tally) -> Option<bool>
     target.page.set(Word::Go, 0);
     let mut tracer = spawn_tracer("once", target);
     let tid = HostTid::new(i32::try_from(tracer.id()).unwrap()).unwrap();
-    let limit = Deadline::after(Duration::from_secs(30));
+    let limit = Deadline::after(Duration::from_secs(60));
     // Seized only when it has started up: exec and the loader are not its round.
     std::thread::sleep(Duration::from_millis(2));
     ptrace::seize(tid, ptrace::Options::default()).unwrap();
