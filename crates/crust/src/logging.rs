@@ -1,5 +1,6 @@
 //! The log in CRIU's line format, because its clients grep for it: `(00.000123) Error (file:line): text`.
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Write};
@@ -64,6 +65,10 @@ fn short(file: &str) -> &str {
     }
 }
 
+fn is_steering(c: char) -> bool {
+    c.is_control() && c != '\n' && c != '\t'
+}
+
 /// One message as one or more lines, each complete in itself. `verbosity` decides on the stamp.
 fn format(level: Level, place: (&str, u32), message: &str, verbosity: i32, since: Duration, journal: bool) -> String {
     let mut prefix = String::new();
@@ -85,6 +90,11 @@ fn format(level: Level, place: (&str, u32), message: &str, verbosity: i32, since
         _ => String::new(),
     };
     let mut text = String::new();
+    // Paths and names are a stranger's: they must not steer the terminal of who reads the log.
+    let message: Cow<'_, str> = match message.contains(is_steering) {
+        true => message.replace(is_steering, "?").into(),
+        false => message.into(),
+    };
     for (i, line) in message.lines().enumerate() {
         let _infallible = writeln!(text, "{prefix}{}{line}", if i == 0 { head.as_str() } else { "" });
     }
@@ -225,6 +235,11 @@ mod tests {
         assert_eq!(line(Level::Warn, 2, "hm"), "Warn  (engine/src/dump.rs:7): hm\n");
         assert_eq!(line(Level::Info, 3, "so"), "(01.000123) so\n");
         assert_eq!(line(Level::Error, 4, "a\nb"), "(01.000123) Error (engine/src/dump.rs:7): a\n(01.000123) b\n");
+    }
+
+    #[test]
+    fn names_do_not_steer_a_terminal() {
+        assert_eq!(line(Level::Error, 2, "\x1b[2Ja\rb\tc"), "Error (engine/src/dump.rs:7): ?[2Ja?b\tc\n");
     }
 
     #[test]

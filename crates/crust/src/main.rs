@@ -16,11 +16,28 @@ pub(crate) const CLAIMED_VERSION: &str = "4.2";
 
 fn main() -> ExitCode {
     logging::init();
+    if let Err(why) = not_setuid() {
+        log::error!("{why}");
+        return ExitCode::from(exit::Exit::Failure.code());
+    }
     // A parent may have left SIGCHLD ignored: our waits would then never see a child.
     if let Err(e) = crust_kernel::signals::set_default(&[libc::SIGCHLD]) {
         log::warn!("SIGCHLD cannot be reset: {e}");
     }
     ExitCode::from(cli::run(std::env::args_os()).code())
+}
+
+/// A program that reads environment, configuration and images of its caller must not have more rights than it.
+fn not_setuid() -> Result<(), String> {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    if getuid() == geteuid() && getgid() == getegid() {
+        return Ok(());
+    }
+    Err(format!(
+        "this program does not run setuid or setgid (user {}, acting as {}): call it as root, or let its service act for you",
+        getuid().as_raw(),
+        geteuid().as_raw()
+    ))
 }
 
 /// Prints text that was asked for. A reader that went away is no failure of ours.

@@ -60,6 +60,35 @@ pub fn peer_pidfd(socket: impl AsFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Linux 4.13; the same number on every architecture crust knows.
+const SO_PEERGROUPS: libc::c_int = 59;
+
+/// SO_PEERGROUPS: the supplementary groups of the moment it connected.
+///
+/// # Errors
+/// `ENODATA` if the socket has no peer.
+pub fn peer_groups(socket: impl AsFd) -> io::Result<Vec<u32>> {
+    let fd = socket.as_fd().as_raw_fd();
+    let mut groups: Vec<u32> = vec![0; 32];
+    loop {
+        let mut len = libc::socklen_t::try_from(groups.len() * size_of::<u32>()).map_err(io::Error::other)?;
+        // SAFETY: `groups` is writable for `len` bytes; the kernel writes whole gid_t (u32) values and no more than that.
+        let result =
+            unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, SO_PEERGROUPS, groups.as_mut_ptr().cast(), &raw mut len) };
+        let count = len as usize / size_of::<u32>();
+        if result == 0 {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let e = io::Error::last_os_error();
+        // The kernel says how much room it needs; the groups of a socket never change.
+        if e.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(e);
+        }
+        groups.resize(count, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +108,10 @@ mod tests {
             Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOPROTOOPT)),
         }
         assert!(peer_cred(std::fs::File::open("/dev/null").unwrap()).is_err());
+        let mut mine: Vec<u32> = rustix::process::getgroups().unwrap().iter().map(|g| g.as_raw()).collect();
+        let mut theirs = peer_groups(&a).unwrap();
+        mine.sort_unstable();
+        theirs.sort_unstable();
+        assert_eq!(theirs, mine);
     }
 }

@@ -1,5 +1,5 @@
 //! One SEQPACKET connection: whole messages in and out, with at most one descriptor along.
-use crate::{MAX_PACKET_BYTES, Request, Response};
+use crate::{MAX_PACKET_BYTES, Response};
 use prost::Message;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
@@ -56,13 +56,21 @@ impl Connection {
     /// # Errors
     /// Socket errors only; what the other side sends wrong is a [`Packet`].
     pub fn receive<M: Message + Default>(&self) -> io::Result<Packet<M>> {
+        self.receive_at_most(MAX_PACKET_BYTES)
+    }
+
+    /// The same with a limit of the caller's own.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive_at_most<M: Message + Default>(&self, most: usize) -> io::Result<Packet<M>> {
         let mut none = [0u8; 0];
         let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
         let (_, len) = retry_on_intr(|| recv(&self.socket, &mut none[..], peek))?;
-        if len > MAX_PACKET_BYTES {
+        if len > most {
             let mut scrap = [0u8; 1];
             retry_on_intr(|| recv(&self.socket, &mut scrap[..], RecvFlags::empty()))?;
-            return Ok(Packet::Garbage(format!("a packet of {len} bytes; {MAX_PACKET_BYTES} are allowed")));
+            return Ok(Packet::Garbage(format!("a packet of {len} bytes; {most} are allowed")));
         }
         let mut bytes = vec![0u8; len.max(1)];
         // Room for a few descriptors: what a client sends too many is received, closed, and never left in a queue.
@@ -118,14 +126,6 @@ impl Connection {
         }
         retry_on_intr(|| sendmsg(&self.socket, &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL))?;
         Ok(())
-    }
-
-    /// [`Connection::receive`] for a server.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn receive_request(&self) -> io::Result<Packet<Request>> {
-        self.receive()
     }
 
     /// [`Connection::send`] for a server.

@@ -117,7 +117,7 @@ fn serve(answers: Vec<Response>, call: impl FnOnce(&mut Client) + Send) -> Vec<R
         let server = scope.spawn(move || {
             let mut asked = Vec::new();
             for answer in answers {
-                let Packet::Message(request, _) = theirs.receive_request().unwrap() else { break };
+                let Packet::Message(request, _) = theirs.receive::<Request>().unwrap() else { break };
                 asked.push(request);
                 theirs.send_response(&answer).unwrap();
             }

@@ -1,4 +1,5 @@
 //! What a worker does at the engine's events: asks the client, runs root's scripts, and notices when the client is gone.
+use super::peer::Peer;
 use super::worker::Times;
 use crate::events::{Scripts, only_logged};
 use crust_engine::{Error, Event, Events, Kind, Reply, Result, ResultExt};
@@ -23,6 +24,8 @@ pub(super) struct RpcEvents<'a> {
     pub(super) scripts: Scripts,
     /// After this point nothing is rolled back any more, and a client that ends (a self-dump kills it) is no news.
     pub(super) committed: bool,
+    /// Set for a dump of the caller itself, which is named by the pid it had when it connected.
+    pub(super) dumped_caller: Option<&'a Peer>,
 }
 
 /// How long this process may go on.
@@ -142,6 +145,10 @@ impl Events for RpcEvents<'_> {
         log::debug!("Running {} scripts", event.script_name());
         if matches!(event, Event::PostDump | Event::PostRestore { .. }) {
             self.committed = true;
+        }
+        // The tree is frozen at this event, so what has the pid now keeps it: the caller, if that has not ended.
+        if event == Event::QueryExtFiles && self.dumped_caller.is_some_and(|peer| !peer.alive()) {
+            return Err(Error::new(Kind::NoSuchTask, "the caller that was to be dumped has ended"));
         }
         let said = if self.notify { self.ask(event, fd) } else { Ok(Reply::default()) };
         let said = said.and_then(|reply| self.scripts.run(event, root).map(|()| reply));

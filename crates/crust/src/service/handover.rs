@@ -26,7 +26,7 @@ pub(super) fn take(socket: OwnedFd) -> Result<(Request, Connection)> {
         return Err(Error::new(Kind::Permission, format!("user {uid} may not hand requests over"))
             .help("connect to the service's own socket"));
     }
-    let what = match giver.receive_request().during("taking a request over")? {
+    let what = match giver.receive::<Request>().during("taking a request over")? {
         Packet::Message(request, Some(client)) => {
             let connection = Connection::new(client);
             connection.check().during("taking a connection over")?;

@@ -1,11 +1,12 @@
-//! The caller: who it is, its descriptors, and how a worker becomes it.
-use crust_engine::{Error, Kind, Result, ResultExt};
+//! The caller: who it is, whether the service works for it, its descriptors, and how a worker becomes it.
+use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt};
 use crust_kernel::HostTid;
-use crust_kernel::peer::{PeerCred, peer_cred, peer_pidfd};
+use crust_kernel::peer::{PeerCred, peer_cred, peer_groups, peer_pidfd};
+use crust_kernel::procfs::{ProcDir, Status};
 use crust_rpc::Connection;
 use rustix::fs::{Mode, OFlags};
-use rustix::process::{Gid, Pid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
-use std::collections::BTreeMap;
+use rustix::process::{DumpableBehavior, Gid, Pid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::os::fd::OwnedFd;
 
 /// Who sent the request.
@@ -14,8 +15,72 @@ pub(crate) struct Peer {
     cred: PeerCred,
     /// Absent if it has ended already, or cannot be seen from here.
     pidfd: Option<OwnedFd>,
-    /// Its descriptors that were fetched while we still had the right to.
-    fetched: BTreeMap<i32, OwnedFd>,
+    /// Its supplementary groups.
+    groups: Vec<u32>,
+}
+
+/// Why the service does not work for a caller.
+#[derive(Clone, Debug)]
+pub(crate) struct Refusal {
+    what: String,
+    help: String,
+}
+
+impl Refusal {
+    /// As the reply to a request.
+    pub(crate) fn error(&self) -> Error {
+        Error::new(Kind::Permission, self.what.clone()).help(self.help.clone())
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(e: Error) -> Self {
+        Self { what: e.headline(), help: e.advice().to_owned() }
+    }
+}
+
+/// What of the caller's surroundings decides whether it may call, seen while we may look at everybody.
+struct Surroundings {
+    user_ns: bool,
+    mnt_ns: bool,
+    pid_ns: bool,
+    root: bool,
+    filters: i64,
+    permitted: CapabilitySet,
+}
+
+impl Surroundings {
+    /// Each field but the last two says whether the caller has the same as we have.
+    fn of(pid: HostTid) -> Result<Self> {
+        let same = |name: &str| -> Result<bool> {
+            let of = |who: &str| rustix::fs::stat(format!("/proc/{who}/{name}"));
+            let (its, ours) = (of(&pid.as_raw().to_string()), of("self"));
+            let its = its.during("looking where the caller lives").on_path(&format!("/proc/{pid}/{name}"))?;
+            let ours = ours.during("looking where we live")?;
+            Ok((its.st_dev, its.st_ino) == (ours.st_dev, ours.st_ino))
+        };
+        let status = status_of(pid)?;
+        // Our own filters may be those of a service manager. The first process has what everybody here has.
+        let first = HostTid::new(1).map(status_of).transpose().ok().flatten();
+        Ok(Self {
+            user_ns: same("ns/user")?,
+            mnt_ns: same("ns/mnt")?,
+            pid_ns: same("ns/pid")?,
+            root: same("root")?,
+            filters: filters(&status) - first.as_ref().map_or(0, filters),
+            permitted: CapabilitySet::from_bits_retain(status.mask("CapPrm").unwrap_or(0)),
+        })
+    }
+}
+
+fn status_of(pid: HostTid) -> Result<Status> {
+    let text = ProcDir::open(pid).and_then(|dir| dir.read_text("status"));
+    text.map(Status::new).during("looking at a status").map_err(|e| e.on(Object::Task(pid.as_raw())))
+}
+
+/// Number of seccomp filters; before Linux 5.9 whether there are any.
+fn filters(status: &Status) -> i64 {
+    status.number("Seccomp_filters").or_else(|| status.number("Seccomp")).unwrap_or(0)
 }
 
 impl Peer {
@@ -23,11 +88,53 @@ impl Peer {
     pub(crate) fn of(connection: &Connection) -> Result<Self> {
         let cred = peer_cred(connection).during("asking who the caller is")?;
         let pidfd = peer_pidfd(connection).or_else(|e| {
-            // Before Linux 6.5 the pid is all there is.
+            // Before Linux 6.5 the pid is all there is. Another process that has the number by now gives nothing away
+            // that the caller could not take itself: we are the caller when we ask it for anything.
             let pid = cred.pid.and_then(|p| Pid::from_raw(p.as_raw())).ok_or(e)?;
             pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)
         });
-        Ok(Self { cred, pidfd: pidfd.ok(), fetched: BTreeMap::new() })
+        let groups = peer_groups(connection).unwrap_or_default();
+        Ok(Self { cred, pidfd: pidfd.ok(), groups })
+    }
+
+    /// Takes a caller of the service in, before a byte of its request is read: this process gives up every privilege
+    /// that the caller does not have, and afterwards says whether it works for it at all.
+    pub(crate) fn admit(connection: &Connection) -> std::result::Result<Self, Refusal> {
+        let peer = Self::of(connection)?;
+        let seen = peer.pid().and_then(Surroundings::of);
+        // What we saw was the caller's only if it has not ended since: then nobody else can have had its pid.
+        let alive = peer.alive();
+        let permitted = seen.as_ref().map(|s| s.permitted).unwrap_or(CapabilitySet::empty());
+        peer.become_it(if alive { permitted } else { CapabilitySet::empty() })?;
+        if !alive {
+            return Err(Error::new(Kind::Permission, "the caller has ended")
+                .help("call again, and stay connected")
+                .into());
+        }
+        peer.may_call(&seen?)?;
+        Ok(peer)
+    }
+
+    /// We act in our own namespaces, with no filter on our system calls. A caller that is kept from any of that must
+    /// not get out of its sandbox through us. One that could join our namespaces by itself may call from elsewhere.
+    fn may_call(&self, seen: &Surroundings) -> Result<()> {
+        let no = |what: &str| {
+            Err(Error::new(Kind::Permission, format!("the service does not work for a caller {what}"))
+                .help("run `crust swrk` where the caller lives"))
+        };
+        if !seen.user_ns {
+            return no("in another user namespace");
+        }
+        if self.cred.uid == 0 && seen.permitted.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE) {
+            return Ok(());
+        }
+        match () {
+            () if !seen.mnt_ns => no("in another mount namespace: its paths are other files here"),
+            () if !seen.pid_ns => no("in another pid namespace: its pids are other tasks here"),
+            () if !seen.root => no("with another root directory: its paths are other files here"),
+            () if seen.filters > 0 => no("under a seccomp filter"),
+            () => Ok(()),
+        }
     }
 
     /// Its pid here.
@@ -43,22 +150,10 @@ impl Peer {
         self.cred.uid
     }
 
-    /// Fetches descriptors that the request names, before [`Peer::become_it`]: an ordinary user may be kept from
-    /// tracing its own processes, and these are its own descriptors in any case. What cannot be had is told when it is
-    /// asked for.
-    pub(crate) fn fetch(&mut self, numbers: impl IntoIterator<Item = i32>) {
-        for number in numbers {
-            if let Ok(fd) = self.descriptor(number) {
-                self.fetched.insert(number, fd);
-            }
-        }
-    }
-
-    /// A copy of its descriptor `number`. Never one of ours that happens to have the same number.
+    /// A copy of its descriptor `number`. Never one of ours that happens to have the same number. In the service this
+    /// happens with the caller's rights: it may have executed a setuid program since it connected, and that program's
+    /// descriptors are not the caller's.
     pub(crate) fn descriptor(&self, number: i32) -> Result<OwnedFd> {
-        if let Some(fd) = self.fetched.get(&number) {
-            return fd.try_clone().during("copying a descriptor");
-        }
         let what = format!("fetching the caller's descriptor {number}");
         let wrong = |e: Error| e.kind_is(Kind::BadRequest);
         let pidfd =
@@ -81,10 +176,15 @@ impl Peer {
                 return Ok(fd);
             }
         }
-        Err(first).during(&what).map_err(wrong)
+        let help = "send paths (images_dir) instead if the caller may not be traced, for instance under Yama";
+        Err(first).during(&what).map_err(|e| {
+            let denied = e.kind() == Kind::Permission;
+            if denied { wrong(e).help(help) } else { wrong(e) }
+        })
     }
 
-    fn alive(&self) -> bool {
+    /// True as long as it has not ended: its pid is its own.
+    pub(crate) fn alive(&self) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(pidfd) = &self.pidfd else { return false };
         let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
@@ -92,27 +192,53 @@ impl Peer {
     }
 
     /// Gives every privilege up that the caller does not have, for good: from here on the kernel decides what this
-    /// process may trace, read, write and create, exactly as it would for the caller. Does nothing among equals.
-    pub(crate) fn become_it(&self) -> Result<()> {
+    /// process may trace, read, write and create, exactly as it would for the caller. An ordinary user has none;
+    /// root has what its process is permitted.
+    fn become_it(&self, permitted: CapabilitySet) -> Result<()> {
         let me = rustix::process::geteuid();
-        if me.as_raw() == self.cred.uid && rustix::process::getuid() == me {
+        let same = me.as_raw() == self.cred.uid && rustix::process::getuid() == me;
+        if same && !me.is_root() {
             return Ok(());
         }
-        if self.cred.uid == 0 {
-            return Err(Error::new(Kind::Permission, "a service of an ordinary user does not serve root"));
+        if same {
+            return limit_capabilities(permitted);
         }
-        let (uid, gid) = (Uid::from_raw(self.cred.uid), Gid::from_raw(self.cred.gid));
+        if self.cred.uid == 0 {
+            return Err(Error::new(Kind::Permission, "a service of an ordinary user does not serve root")
+                .help("run `crust swrk`, or use root's service"));
+        }
         let refused = |e: Error| {
             e.kind_is(Kind::Permission).help("this service serves its own user only: run `crust swrk` as the caller")
         };
-        rustix::thread::set_thread_groups(&[]).during("giving up our groups").map_err(refused)?;
+        // Before Linux 4.13 the groups are unknown; without them the worker has fewer rights than its caller.
+        let groups = self.groups.iter().map(|g| Gid::from_raw(*g)).collect::<Vec<_>>();
+        let (uid, gid) = (Uid::from_raw(self.cred.uid), Gid::from_raw(self.cred.gid));
+        rustix::thread::set_thread_groups(&groups).during("taking the caller's groups").map_err(refused)?;
         rustix::thread::set_thread_res_gid(gid, gid, gid).during("taking the caller's group").map_err(refused)?;
         rustix::thread::set_thread_res_uid(uid, uid, uid).during("taking the caller's user").map_err(refused)?;
-        let none = rustix::thread::CapabilitySet::empty();
-        rustix::thread::set_capabilities(
-            None,
-            rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none },
-        )
-        .during("giving up our capabilities")
+        let none = CapabilitySet::empty();
+        rustix::thread::set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+            .during("giving up our capabilities")?;
+        rustix::thread::set_no_new_privs(true).during("giving up setuid programs")?;
+        // The kernel has done this already; an administrator may have told it otherwise (fs.suid_dumpable). Nobody but
+        // root may look into this process, or steer it: it has root's past.
+        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).during("hiding our memory")
     }
+}
+
+/// Leaves root with those capabilities that its caller is permitted, also for programs that we become.
+fn limit_capabilities(permitted: CapabilitySet) -> Result<()> {
+    let own = rustix::thread::capabilities(None).during("asking for our capabilities")?;
+    let kept = own.permitted & permitted;
+    if kept == own.permitted {
+        return Ok(());
+    }
+    for one in own.permitted.difference(kept).iter() {
+        rustix::thread::remove_capability_from_bounding_set(one).during("giving up a capability")?;
+    }
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: own.inheritable & kept },
+    )
+    .during("giving up capabilities that the caller does not have")
 }

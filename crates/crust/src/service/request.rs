@@ -7,7 +7,7 @@ use crate::{commands, logging};
 use crust_engine::options::{After, CgroupRoot, InheritFd, JoinNs, ManageCgroups, NetworkLock, PreDumpMode};
 use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt};
 use crust_rpc::{CgroupMode, Opts};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -21,6 +21,11 @@ pub(super) struct Job {
     pub(super) settings: Settings,
     pub(super) notify: bool,
     pub(super) exec_cmd: Vec<OsString>,
+    /// The tree to dump is the caller's own.
+    pub(super) caller_itself: bool,
+    /// Closed when the request is over. CRIU writes to it only where others could connect then: to a page server, or to
+    /// a lazy dump.
+    pub(super) _status_fd: Option<OwnedFd>,
 }
 
 fn bad(what: impl Into<String>) -> Error {
@@ -56,6 +61,14 @@ pub(super) fn job(
             Some(pid) => return Err(bad(format!("{pid} is no pid"))),
         };
     }
+    let caller_itself = verb != Verb::Restore && opts.pid.is_none_or(|pid| pid == 0);
+    if opts.pidfd_store_sk.is_some() {
+        return Err(Error::unsupported(
+            "pidfd_store_sk is not supported yet",
+            "leave it out: FEATURE_CHECK says that pidfd_store is not there",
+        ));
+    }
+    let status_fd = opts.status_fd.map(|fd| peer.descriptor(fd)).transpose()?;
 
     // What default.conf says about these is not the same as what the request's own file says.
     let default_work_dir = settings.work_dir.take();
@@ -76,6 +89,8 @@ pub(super) fn job(
         settings,
         notify: opts.notify_scripts.unwrap_or(false),
         exec_cmd: opts.exec_cmd.into_iter().map(OsString::from_vec).collect(),
+        caller_itself,
+        _status_fd: status_fd,
     })
 }
 
@@ -90,11 +105,17 @@ fn check_rights(opts: &Opts, mode: WorkerMode, peer: &Peer) -> Result<()> {
             "rst_sibling, inherit_fd and ps.fd work only in swrk: the service does not have your descriptors",
         ));
     }
-    if peer.uid() != 0 && (opts.config_file.is_some() || !opts.exec_cmd.is_empty() || opts.lsm_profile.is_some()) {
-        return Err(Error::new(Kind::Permission, "config_file, exec_cmd and lsm_profile are for root only")
-            .help("leave them out, or use `crust swrk`"));
+    let for_root = [
+        ("config_file", opts.config_file.is_some()),
+        ("exec_cmd", !opts.exec_cmd.is_empty()),
+        ("lsm_profile", opts.lsm_profile.is_some()),
+        ("lsm_mount_context", opts.lsm_mount_context.is_some()),
+    ];
+    match for_root.into_iter().find(|(_, is_set)| *is_set && peer.uid() != 0) {
+        Some((name, _)) => Err(Error::new(Kind::Permission, format!("{name} is for root only in the service"))
+            .help("leave it out, or use `crust swrk`")),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Field by field; the command line's own checks are used where a field is the text of an option.
@@ -281,21 +302,24 @@ fn open_log(o: &Opts, s: &mut Settings, default_log: Option<PathBuf>) -> Result<
             None => (PathBuf::from("criu.log"), false),
         },
     };
-    let mut flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY;
     // No truncation before we know that it is a plain file, and no waiting for a FIFO's reader.
-    flags |= OFlags::NONBLOCK;
-    if !follow {
-        flags |= OFlags::NOFOLLOW;
-    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::APPEND | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let mode = Mode::RUSR | Mode::WUSR;
     let shown = name.display().to_string();
     let wrong = |e: Error| e.kind_is(Kind::BadRequest);
-    let fd = rustix::fs::openat(rustix::fs::CWD, &name, flags, Mode::RUSR | Mode::WUSR)
-        .during("opening the log file")
-        .on_path(&shown)
-        .map_err(wrong)?;
+    let fd = if follow {
+        rustix::fs::openat(rustix::fs::CWD, &name, flags, mode)
+    } else {
+        // The directory may be somebody else's: nothing in it leads out of it.
+        let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        rustix::fs::openat2(rustix::fs::CWD, &name, flags | OFlags::NOFOLLOW, mode, beneath)
+    };
+    let fd = fd.during("opening the log file").on_path(&shown).map_err(wrong)?;
     let stat = rustix::fs::fstat(&fd).during("looking at the log file").on_path(&shown)?;
-    if rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile {
+    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
         rustix::fs::ftruncate(&fd, 0).during("emptying the log file").on_path(&shown)?;
+    } else if !follow {
+        return Err(bad("the log is no regular file").on(Object::Path(shown)).help("choose another log_file"));
     }
     s.engine.log_file = name.to_str().map(str::to_owned);
     logging::set_sink(logging::Sink::File(File::from(fd)));

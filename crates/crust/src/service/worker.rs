@@ -1,7 +1,7 @@
 //! One connection, served to its end in a process of its own.
 use super::events::{Life, Ready, RpcEvents, readable};
 use super::handover;
-use super::peer::Peer;
+use super::peer::{Peer, Refusal};
 use super::request::{self, Job};
 use crate::cli::settings::Settings;
 use crate::cli::{self, Verb};
@@ -10,8 +10,8 @@ use crate::exit::Exit;
 use crate::{logging, stats};
 use crust_engine::{Error, Kind, Result, ResultExt, check};
 use crust_rpc::{
-    Connection, DumpResponse, Features, MAX_REPLY_BYTES, Opts, Packet, Request, RequestType, Response, RestoreResponse,
-    Version,
+    Connection, DumpResponse, Features, MAX_PACKET_BYTES, MAX_REPLY_BYTES, Packet, Request, RequestType, Response,
+    RestoreResponse, Version,
 };
 use prost::Message;
 use std::os::fd::AsRawFd;
@@ -22,10 +22,14 @@ use std::time::Duration;
 /// How long a client of the service may be silent before its first request.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
+/// The largest request of an ordinary user; known clients send a few KiB.
+const MAX_REQUEST_OF_USER: usize = 64 << 10;
+
 /// The kernel may well have the feature; what the caller wants to know is whether a pre-dump would work.
 const CAN_PRE_DUMP: bool = false;
-/// Likewise for lazy pages.
+/// Likewise for lazy pages, and for pidfds kept from one pre-dump to the next.
 const CAN_BE_LAZY: bool = false;
+const CAN_STORE_PIDFDS: bool = false;
 
 /// Whose request it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +71,8 @@ pub(super) struct Worker {
     life: Life,
     /// Who restores, if we must not.
     restorer: Option<PathBuf>,
+    /// The caller. In the service this process has become it before it reads a byte.
+    peer: Option<std::result::Result<Peer, Refusal>>,
 }
 
 /// How the answer to one request looks before its error fields are filled in.
@@ -76,11 +82,11 @@ fn reply(kind: RequestType) -> Response {
 
 impl Worker {
     pub(super) fn new(connection: Connection, mode: Mode) -> Self {
-        let life = match mode {
-            Mode::Swrk => Life::of_swrk(),
-            Mode::Service(times) => Life::of_service(times),
+        let (life, peer) = match mode {
+            Mode::Swrk => (Life::of_swrk(), None),
+            Mode::Service(times) => (Life::of_service(times), Some(Peer::admit(&connection))),
         };
-        Self { connection, mode, life, restorer: None }
+        Self { connection, mode, life, peer, restorer: None }
     }
 
     /// Requests of root to restore, and questions what a restore would find, go to the service at this address.
@@ -101,12 +107,12 @@ impl Worker {
     fn elsewhere(&self, kind: RequestType) -> Option<&Path> {
         let restorer = self.restorer.as_deref()?;
         let restores = matches!(kind, RequestType::Restore | RequestType::Check);
-        let by_root = || crust_kernel::peer::peer_cred(&self.connection).is_ok_and(|cred| cred.uid == 0);
-        (restores && by_root()).then_some(restorer)
+        let by_root = matches!(&self.peer, Some(Ok(peer)) if peer.uid() == 0);
+        (restores && by_root).then_some(restorer)
     }
 
     /// Serves until the last reply. `settings` are those of the command line, for the first request.
-    pub(super) fn serve(self, mut settings: Option<Settings>) -> Exit {
+    pub(super) fn serve(mut self, mut settings: Option<Settings>) -> Exit {
         let mut if_closed = Exit::Minus1;
         let mut pre_dumping = false;
         let mut first = true;
@@ -117,7 +123,7 @@ impl Worker {
                 return if_closed;
             }
             first = false;
-            let request = match self.connection.receive_request() {
+            let request = match self.connection.receive_at_most::<Request>(self.most_bytes()) {
                 Ok(Packet::Message(request, _)) => request,
                 Ok(Packet::Closed) => return if_closed,
                 Ok(Packet::Garbage(why)) => {
@@ -129,6 +135,9 @@ impl Worker {
                     return Exit::Minus1;
                 }
             };
+            if self.peer.is_none() {
+                self.peer = Some(Peer::of(&self.connection).map_err(Refusal::from));
+            }
             logging::take_first_error();
             let kind = RequestType::try_from(request.r#type).unwrap_or(RequestType::Empty);
             if pre_dumping && !matches!(kind, RequestType::PreDump | RequestType::Dump) {
@@ -141,6 +150,15 @@ impl Worker {
                 Next::More(exit) => if_closed = exit,
             }
             pre_dumping = kind == RequestType::PreDump;
+        }
+    }
+
+    /// The largest request. Small fields become large structures, and an ordinary user may have many workers.
+    fn most_bytes(&self) -> usize {
+        match &self.peer {
+            Some(Ok(peer)) if self.mode.is_service() && peer.uid() != 0 => MAX_REQUEST_OF_USER,
+            Some(Err(_)) => MAX_REQUEST_OF_USER,
+            _ => MAX_PACKET_BYTES,
         }
     }
 
@@ -269,19 +287,18 @@ impl Worker {
         self.answer(response);
     }
 
-    /// The caller, after we have taken on its rights.
-    fn peer(&self, opts: &Opts) -> Result<Peer> {
-        let mut peer = Peer::of(&self.connection)?;
-        peer.fetch([opts.images_dir_fd, opts.work_dir_fd].into_iter().flatten());
-        if self.mode.is_service() {
-            peer.become_it()?;
+    /// The caller, if we work for it.
+    fn peer(&self) -> Result<&Peer> {
+        match &self.peer {
+            Some(Ok(peer)) => Ok(peer),
+            Some(Err(refusal)) => Err(refusal.error()),
+            None => Err(Error::new(Kind::Internal, "the caller was not asked for")),
         }
-        Ok(peer)
     }
 
     fn job(&self, verb: Verb, request: Request, base: Settings) -> Result<Job> {
         let opts = request.opts.ok_or_else(|| bad("the request has no opts"))?;
-        let peer = self.peer(&opts)?;
+        let peer = self.peer()?;
         if verb == Verb::Restore && self.mode.is_service() && check::feature("cap_checkpoint_restore") == Some(false) {
             return Err(Error::new(
                 Kind::Permission,
@@ -289,7 +306,7 @@ impl Worker {
             )
             .help("run `crust restore` in a user namespace of your own (`unshare -Urpf --mount-proc`)"));
         }
-        request::job(verb, opts, base, self.mode, &peer, &self.connection)
+        request::job(verb, opts, base, self.mode, peer, &self.connection)
     }
 
     fn events<'a>(&'a self, job: &mut Job) -> RpcEvents<'a> {
@@ -303,6 +320,7 @@ impl Worker {
             notify: job.notify,
             scripts: Scripts::new(std::mem::take(&mut job.settings.action_scripts), image_dir),
             committed: false,
+            dumped_caller: job.caller_itself.then(|| self.peer().ok()).flatten(),
         }
     }
 
@@ -358,8 +376,7 @@ impl Worker {
 
     fn check(&self, request: &Request) -> Result<Response> {
         if let Some(opts) = &request.opts {
-            let peer = self.peer(opts)?;
-            request::check_log(opts, &peer, self.mode)?;
+            request::check_log(opts, self.peer()?, self.mode)?;
         }
         let missing: Vec<Error> = check::host()
             .into_iter()
@@ -399,7 +416,7 @@ fn features(request: &Request) -> Result<Response> {
     response.features = Some(Features {
         mem_track: Some(CAN_PRE_DUMP && has(asked.mem_track, &["mem_dirty_track"]) == Some(true)),
         lazy_pages: Some(CAN_BE_LAZY && has(asked.lazy_pages, &["uffd", "uffd-noncoop"]) == Some(true)),
-        pidfd_store: has(asked.pidfd_store, &["pidfd_store"]),
+        pidfd_store: Some(CAN_STORE_PIDFDS && has(asked.pidfd_store, &["pidfd_store"]) == Some(true)),
     });
     Ok(response)
 }
@@ -438,7 +455,8 @@ fn become_command(command: &[std::ffi::OsString], scripts: &Scripts) -> Exit {
         log::warn!("the log cannot become standard output: {e}");
     }
     let Some((program, args)) = command.split_first() else { return Exit::Failure };
-    let e = std::process::Command::new(program).args(args).envs(scripts.environment()).exec();
+    let e =
+        std::process::Command::new(program).args(args).envs(scripts.environment()).env_remove("NOTIFY_SOCKET").exec();
     log::error!("{}: the command of exec_cmd cannot be run: {e}", program.to_string_lossy());
     Exit::Failure
 }
