@@ -68,8 +68,10 @@ macro_rules! programs {
             first robust_list;
             first rseq;
             first sched;
+            first sched_affinity;
             first self_image;
             first sessions;
+            first settings;
             first sigactions;
             first sigaltstack_used;
             first signal_masks;
@@ -97,7 +99,6 @@ macro_rules! programs {
             beyond pidfd;
             beyond pipe_packets;
             beyond pty_pair;
-            beyond sched_affinity;
             beyond seccomp_filter;
             beyond seccomp_strict;
             beyond seccomp_tsync;
@@ -115,6 +116,7 @@ macro_rules! programs {
             refused refused_shared_mm;
             refused refused_seccomp_listener;
             refused refused_socket;
+            refused refused_syscall_dispatch;
             refused refused_traced;
             refused refused_userfaultfd;
             refused refused_vfork;

@@ -2,7 +2,7 @@
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
-use crate::task::{creds, limits, regs, seccomp, thread, timers};
+use crate::task::{creds, limits, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
@@ -300,6 +300,7 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
                 found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));
                 continue;
             };
+            found.extend(th.crust_settings.as_ref().and_then(settings::check));
             found.extend(th.creds.as_ref().and_then(|want| creds::check(&plan.creds, want)));
             match &core.thread_info {
                 Some(info) => {

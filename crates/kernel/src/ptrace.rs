@@ -386,6 +386,21 @@ pub fn get_seccomp_filter(tid: HostTid, index: u32) -> Result<Vec<BpfInsn>> {
     Ok(insns)
 }
 
+/// Whether a stopped thread has system calls turned into signals (PR_SET_SYSCALL_USER_DISPATCH).
+///
+/// # Errors
+/// `EIO` before Linux 6.4.
+pub fn dispatches_syscalls(tid: HostTid) -> Result<bool> {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+    // struct ptrace_sud_config: mode, selector, offset, length.
+    let mut config = [0u64; 4];
+    let len = size_of_val(&config) as libc::c_ulong;
+    let request = PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG;
+    // SAFETY: the kernel takes exactly this length and writes as many bytes to `config`, which is borrowed for the call.
+    unsafe { request_ptr(request, tid, len, config.as_mut_ptr().cast()) }?;
+    Ok(config[0] != 0)
+}
+
 /// Flags that seccomp filter number `index` was installed with, as far as the kernel tells them (SECCOMP_FILTER_FLAG_LOG).
 ///
 /// # Errors

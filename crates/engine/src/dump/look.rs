@@ -5,7 +5,7 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
 use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
-use crate::task::{Target, creds, ended, limits, regs, seccomp, signals, timers};
+use crate::task::{Target, creds, ended, limits, regs, seccomp, settings, signals, timers};
 use crate::{Options, Result, namespaces};
 use crust_image::proto::{CoreEntry, PstreeEntry, RseqEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -65,6 +65,7 @@ pub(crate) fn inner_id(status: &Status) -> Option<NsTid> {
 pub(crate) fn blockers_outside(pid: HostTid, proc: &ProcDir, status: &Status, own: &namespaces::Own) -> Vec<Error> {
     let mut found = namespaces::foreign(pid, proc, own);
     found.extend(seccomp::blocker(status));
+    found.extend(settings::blocker(status));
     found.into_iter().map(|e| e.on(Object::Task(pid.as_raw()))).collect()
 }
 
@@ -83,6 +84,7 @@ struct Questions {
     thp_disabled: Slot,
     subreaper: DataRef,
     membarrier: Slot,
+    settings: settings::AskedProcess,
     threads: Vec<ThreadQuestions>,
 }
 
@@ -92,6 +94,7 @@ struct ThreadQuestions {
     tid_address: DataRef,
     death_signal: DataRef,
     securebits: Slot,
+    settings: settings::AskedThread,
 }
 
 impl Questions {
@@ -112,8 +115,9 @@ impl Questions {
         p.syscall(main, "PR_GET_CHILD_SUBREAPER", libc::SYS_prctl, &args);
         let args = [GET_REGISTRATIONS.into(), 0.into(), 0.into()];
         let membarrier = p.syscall_slot(main, "membarrier", libc::SYS_membarrier, &args, Expect::Any);
+        let settings = settings::ask_process(p, main);
         let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan)).collect();
-        Ok(Self { main, actions, timers, brk, dumpable, thp_disabled, subreaper, membarrier, threads })
+        Ok(Self { main, actions, timers, brk, dumpable, thp_disabled, subreaper, membarrier, settings, threads })
     }
 
     fn ask_thread(p: &mut Program, plan: PlanId) -> ThreadQuestions {
@@ -126,7 +130,8 @@ impl Questions {
         p.syscall(plan, "PR_GET_PDEATHSIG", libc::SYS_prctl, &args);
         let args = [libc::PR_GET_SECUREBITS.into()];
         let securebits = p.syscall_slot(plan, "PR_GET_SECUREBITS", libc::SYS_prctl, &args, Expect::Ok);
-        ThreadQuestions { plan, altstack, tid_address, death_signal, securebits }
+        let settings = settings::ask_thread(p, plan);
+        ThreadQuestions { plan, altstack, tid_address, death_signal, securebits, settings }
     }
 }
 
@@ -179,6 +184,9 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
 
     let timer_list = p.proc.read_text("timers").during("reading the list of timers")?;
     let tids: Vec<HostTid> = seized.threads().iter().map(SeizedThread::tid).collect();
+    for &tid in &tids {
+        settings::refuse_dispatch(tid)?;
+    }
     let mut program = Program::new();
     let questions = Questions::ask(&mut program, &tids, &timer_list)?;
     let on: Vec<(HostTid, PlanId)> = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
@@ -315,6 +323,7 @@ fn process_part(
         sigactions: signals::actions(q.actions, &read)?,
         child_subreaper: Some(a.word(q.subreaper)? as u32 != 0),
         membarrier_registration_mask: (membarrier > 0).then_some(membarrier as u32),
+        crust_settings: Some(settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?),
         ..Default::default()
     })
 }
@@ -353,14 +362,9 @@ fn look_thread(
             rseq_cs_pointer: None,
         }),
         cg_set: Some(CG_SET),
+        crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?),
         ..Default::default()
     };
-    if stat.policy == 6 {
-        return Err(Error::unsupported(
-            format!("thread {tid} is scheduled by SCHED_DEADLINE"),
-            "change its policy before the dump",
-        ));
-    }
     let info = regs::to_image(t.regs(), &t.xsave()?, a.word(q.tid_address)?)?;
     let core =
         CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() };

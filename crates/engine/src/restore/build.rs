@@ -8,7 +8,7 @@ use crate::files::FileImages;
 use crate::images::Source;
 use crate::memory;
 use crate::task::timers::IdMode;
-use crate::task::{creds, limits, seccomp, signals, thread, timers};
+use crate::task::{creds, limits, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
 use crust_image::proto::{CredsEntry, MmEntry, VmaEntry};
 use crust_inject::arch::interp;
@@ -320,6 +320,9 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
     // Before the root directory changes: there may be no /proc below the new one.
     limits::set_oom_score_adj(tc.oom_score_adj)?;
+    if let Some(settings) = &tc.crust_settings {
+        settings::set_coredump_filter(settings)?;
+    }
     cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
     cx.arena.reached(i, Step::Files);
     cx.files.close_shared()?;
@@ -421,6 +424,9 @@ fn write_plan(
     p.syscall(main, "close_range", libc::SYS_close_range, &[first_service.into(), u32::MAX.into(), 0.into()]);
     signals::plan_actions(&mut p, main, &tc.sigactions)?;
     thread::plan_process(&mut p, main, tc, mm.thp_disabled(), &cx.own);
+    if let Some(settings) = &tc.crust_settings {
+        settings::plan_process(&mut p, main, settings);
+    }
     for (k, &tid) in t.threads.iter().enumerate().skip(1) {
         start_thread(&mut p, main, plans[k], tid);
     }

@@ -4,6 +4,7 @@ pub mod ended;
 pub mod limits;
 pub mod regs_x86_64;
 pub mod seccomp;
+pub mod settings;
 pub mod signals;
 pub mod thread;
 pub mod timers;

@@ -26,6 +26,8 @@ pub struct Own {
     pub priority: u32,
     /// Resource limits.
     pub limits: [Limit; 16],
+    /// We may not use every processor.
+    pub pinned: bool,
 }
 
 impl Own {
@@ -47,6 +49,7 @@ impl Own {
             policy: stat.policy,
             priority: stat.rt_priority,
             limits: super::limits::look(&proc)?,
+            pinned: super::settings::own_is_pinned(),
         })
     }
 }
@@ -143,8 +146,14 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
         let name = p.cstr(&comm[..comm.len().min(15)]);
         p.syscall(plan, "PR_SET_NAME", libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
     }
+    if let Some(settings) = &t.crust_settings {
+        super::settings::plan_thread(p, plan, settings, own.pinned);
+    }
     let (policy, prio) = (t.sched_policy(), t.sched_prio());
-    if policy != own.policy || prio != own.priority {
+    let deadline = t.crust_settings.as_ref().is_some_and(|s| s.deadline.is_some());
+    if deadline {
+        // Set with all that belongs to it.
+    } else if policy != own.policy || prio != own.priority {
         let param = p.data(&prio.to_le_bytes());
         let args = [0.into(), policy.into(), param.into()];
         p.syscall(plan, "sched_setscheduler", libc::SYS_sched_setscheduler, &args);
