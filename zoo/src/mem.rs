@@ -42,6 +42,21 @@ impl Map {
         Self::new(len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, None)
     }
 
+    /// A new System V segment and its id; it is marked for removal at its last use.
+    ///
+    /// # Errors
+    /// As the calls.
+    pub fn sysv(len: usize) -> io::Result<(i32, Self)> {
+        // SAFETY: takes numbers only.
+        let id = crate::sys::cvt(unsafe { libc::shmget(libc::IPC_PRIVATE, len, libc::IPC_CREAT | 0o640) })?;
+        // SAFETY: without an address the kernel takes only what is free.
+        let at = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+        let failed = (at as isize == -1).then(io::Error::last_os_error);
+        // SAFETY: the third argument is not used.
+        crate::sys::cvt(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
+        failed.map_or(Ok((id, Self { at: at.cast(), len })), Err)
+    }
+
     /// Where it is.
     pub fn addr(&self) -> u64 {
         self.at as u64

@@ -68,6 +68,18 @@ pub fn get_option(fd: &OwnedFd, level: i32, name: i32) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Key, mode, owner and attachments of a segment that we have attached, as /proc shows them.
+#[must_use]
+pub fn shm_look(id: i32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string("/proc/sysvipc/shm").ok()?;
+    let words = text.lines().map(|l| l.split_ascii_whitespace().map(str::to_owned).collect::<Vec<_>>());
+    let mut found = words.into_iter().find(|w| w.get(1) == Some(&id.to_string()))?;
+    found.truncate(11);
+    // Who made it and who used it last are other processes after a restore.
+    found.drain(4..6);
+    Some(found)
+}
+
 /// Forks; the child runs `body` and exits with its result, 101 if it panics. Tells the child's pid.
 pub fn fork(body: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the programs fork before they start threads, or the child touches only what the forking thread owns.

@@ -102,6 +102,7 @@ macro_rules! programs {
             beyond seccomp_filter;
             beyond seccomp_strict;
             beyond seccomp_tsync;
+            beyond shm_sysv;
             beyond signalfd;
             beyond tcp_listen;
             beyond timerfd;
@@ -115,6 +116,7 @@ macro_rules! programs {
             refused refused_pidfd_outside;
             refused refused_shared_mm;
             refused refused_seccomp_listener;
+            refused refused_shm_outside;
             refused refused_socket;
             refused refused_syscall_dispatch;
             refused refused_traced;

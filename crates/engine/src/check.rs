@@ -76,6 +76,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
     }
     blockers.extend(foreign_session(&records, opts));
     blockers.extend(cx.files.take_blockers());
+    blockers.extend(cx.shared.check_sysv());
     Ok(blockers)
 }
 
@@ -90,7 +91,8 @@ fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) 
     let pidfd = PidFd::open(pid).or_else(|_| PidFd::open_thread(pid));
     let looked = pidfd.during("pidfd_open").and_then(|pidfd| {
         let target = Target { pid, ns_pid, proc, pidfd: pidfd.as_fd() };
-        memory::collect(&target, &mut cx.files)?;
+        let mm = memory::collect(&target, &mut cx.files)?;
+        cx.shared.note_sysv(&target, &mm);
         cx.files.dump_fds(&target)?;
         cx.files.dump_fs(&target)
     });

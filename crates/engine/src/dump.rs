@@ -164,6 +164,7 @@ fn save(
     fault::point(Stage::Look)?;
     phases.done("look");
 
+    cx.shared.write_sysv(&out).map_err(|e| e.at(Stage::Write))?;
     write_memory(tree, &looked, &cx, &out, events, report).map_err(|e| e.at(Stage::Write))?;
     phases.done("memory");
     write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
@@ -222,6 +223,7 @@ fn look_at_all(
     cx.blockers.extend(foreign_session(&tree, opts));
     cx.blockers.extend(shared_objects(&looked));
     cx.blockers.extend(cx.files.take_blockers());
+    cx.blockers.extend(cx.shared.check_sysv());
     match Error::all(std::mem::take(&mut cx.blockers)) {
         Some(e) => Err(e),
         None => Ok(looked),

@@ -141,6 +141,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let stop = finish::to_stop(&plan.tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
     ready.release(&stop).map_err(|e| e.at(Stage::Resume))?;
     guard.disarm();
+    segments.keep();
     clock.done("resume");
     if let Err(e) = events.notify(Event::PostResume { pid }, Some(pid), None) {
         log::error!("post-resume failed: {e}");

@@ -20,6 +20,7 @@ pub mod ptrace;
 pub mod remote_mem;
 pub mod signals;
 pub mod sock_diag;
+pub mod sysv;
 pub mod tty;
 pub mod unshare;
 pub mod writeback;

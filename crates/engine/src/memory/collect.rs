@@ -246,6 +246,13 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         entry.shmid = m.inode;
         return Ok(entry);
     }
+    if on_shmem && m.shared && m.name.starts_with(b"/SYSV") {
+        // The inode's number is the segment's id.
+        entry.status |= st::ANON_SHARED | st::SYSVIPC;
+        entry.flags |= anonymous;
+        entry.shmid = m.inode;
+        return Ok(entry);
+    }
     if on_shmem {
         entry.status |= st::MEMFD;
     }
@@ -296,12 +303,6 @@ fn refuse(m: &Mapping) -> Result<()> {
     }
     if name.contains("[io_uring]") {
         return Err(unsupported("an io_uring ring", "close the ring before the dump"));
-    }
-    if m.name.starts_with(b"/SYSV") {
-        return Err(unsupported(
-            "System V shared memory",
-            "detach the segment before the dump, or use POSIX shared memory",
-        ));
     }
     if m.name.starts_with(b"/secretmem") || m.name.starts_with(b"secretmem") {
         return Err(unsupported("secret memory (memfd_secret)", "it is secret also from us: free it before the dump"));

@@ -293,7 +293,6 @@ fn check(vma: &VmaEntry) -> Result<()> {
         return Err(Error::new(Kind::BadImage, "the mapping lies outside of user space"));
     }
     for (bit, what) in [
-        (st::SYSVIPC, "System V shared memory"),
         (st::SOCKET, "a packet socket's ring"),
         (st::AIORING, "an AIO context"),
         (st::SHADOW_STACK, "a shadow stack"),

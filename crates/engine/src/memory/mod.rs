@@ -15,6 +15,7 @@ mod load;
 mod pages;
 mod shared;
 mod stage;
+mod sysv;
 
 pub use collect::{FileIds, Mm, Vma, collect};
 pub use dump::{PagesDump, dump_pages};

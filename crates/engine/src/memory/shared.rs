@@ -6,22 +6,24 @@ use super::dump::{self, PagesDump};
 use super::fill::Filler;
 use super::load::{Images, Pages};
 use super::status as st;
+use super::sysv;
 use crate::error::{Error, Kind, ResultExt};
-use crate::images::Source;
+use crate::images::{Partial, Source};
 use crate::task::Target;
 use crate::{OnObject, Result};
 use crust_image::ImageKind;
-use crust_image::proto::VmaEntry;
+use crust_image::proto::{IpcShmEntry, VmaEntry};
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, Area};
 use rustix::io::Errno;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The anonymous shared segments of a tree, gathered process by process.
 #[derive(Debug, Default)]
 pub struct SharedMemory {
     segments: BTreeMap<u64, Segment>,
+    sysv: sysv::Attached,
 }
 
 #[derive(Debug)]
@@ -34,6 +36,8 @@ struct Segment {
     mem: Option<OwnedFd>,
     windows: Vec<(u64, u64, u64)>,
     pid: i32,
+    /// A System V segment: those have numbers of their own.
+    is_sysv: bool,
 }
 
 impl SharedMemory {
@@ -42,7 +46,9 @@ impl SharedMemory {
     /// # Errors
     /// If neither the segment nor the process's memory can be opened.
     pub fn collect(&mut self, t: &Target<'_>, mm: &Mm) -> Result<()> {
+        self.note_sysv(t, mm);
         for vma in mm.vmas.iter().filter(|v| v.is(st::ANON_SHARED)) {
+            let is_sysv = vma.is(st::SYSVIPC);
             let e = &vma.entry;
             let len = e.pgoff + (e.end - e.start);
             let pid = t.pid.as_raw();
@@ -56,15 +62,49 @@ impl SharedMemory {
                             (None, Some(t.proc.open_file("mem").during("opening the task's memory").on_task(pid)?))
                         }
                     };
-                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid })
+                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid, is_sysv })
                 }
             };
+            if segment.is_sysv != is_sysv {
+                return Err(Error::unsupported(
+                    format!("a shared segment and a System V segment both have the number {}", e.shmid),
+                    "start the program again: the numbers differ then",
+                ));
+            }
             segment.len = segment.len.max(len);
             if segment.pid == pid {
                 segment.windows.push((e.start, e.end, e.pgoff));
             }
         }
         Ok(())
+    }
+
+    /// Notes the System V segments that `t` has attached.
+    pub fn note_sysv(&mut self, t: &Target<'_>, mm: &Mm) {
+        self.sysv.note(t.pid.as_raw(), mm);
+    }
+
+    /// System V segments that cannot be saved, one error each. Asked when all processes were looked at.
+    pub fn check_sysv(&self) -> Vec<Error> {
+        self.sysv.look().1
+    }
+
+    /// Writes the records of System V segments, if there are any.
+    ///
+    /// # Errors
+    /// If the image directory cannot be written.
+    pub fn write_sysv(&mut self, out: &Partial) -> Result<()> {
+        let (records, errors) = self.sysv.look();
+        if let Some(e) = Error::all(errors) {
+            return Err(e);
+        }
+        // What nobody maps is content too, and its file ends where the program said, not at a page's end.
+        for r in &records {
+            if let Some(segment) = self.segments.get_mut(&u64::from(r.desc.id)).filter(|s| s.file.is_some()) {
+                segment.len = r.size;
+            }
+        }
+        if records.is_empty() { Ok(()) } else { out.put_all(ImageKind::IpcnsShm, sysv::HOST_IPC, &records) }
     }
 
     /// Ids of all segments: the number in `pagemap-shmem-ID.img`.
@@ -108,6 +148,36 @@ pub(super) fn data_ranges(file: BorrowedFd<'_>, len: u64) -> rustix::io::Result<
 #[derive(Debug, Default)]
 pub struct Segments {
     by_id: BTreeMap<u64, (u64, u64)>,
+    /// System V segments to be removed again, and the process that made them.
+    undo: Vec<i32>,
+    maker: u32,
+}
+
+impl Segments {
+    /// The tree is complete: what was made stays, and this process needs its windows no more.
+    pub fn keep(mut self) {
+        self.undo.clear();
+        for (base, len) in std::mem::take(&mut self.by_id).into_values() {
+            // SAFETY: mapped by `create`, and nothing of this process refers to it.
+            if let Err(e) = unsafe { mman::munmap(base, len) } {
+                log::warn!("shared memory of the restored tree stays mapped here: {e}");
+            }
+        }
+    }
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        // Tasks of the tree are copies of the process that made them.
+        if self.maker != std::process::id() {
+            return;
+        }
+        for id in &self.undo {
+            if let Err(e) = crust_kernel::sysv::shm_remove(*id) {
+                log::warn!("System V shared memory segment {id} stays: {e}");
+            }
+        }
+    }
 }
 
 impl Segments {
@@ -116,7 +186,10 @@ impl Segments {
     /// # Errors
     /// If memory or images are missing.
     pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>) -> Result<Self> {
+        let mut made = Self::default();
+        made.maker = std::process::id();
         let mut lengths: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
+        let mut attached = BTreeSet::new();
         for vma in tree.into_iter().flat_map(|i| &i.mm.vmas) {
             if vma.status & st::ANON_SHARED != 0 {
                 let len = vma
@@ -125,11 +198,15 @@ impl Segments {
                     .filter(|&len| len <= super::TASK_SIZE)
                     .ok_or_else(|| Error::new(Kind::BadImage, "a shared mapping has an impossible offset"))?;
                 let reserve = vma.flags & libc::MAP_NORESERVE as u32 == 0;
+                if vma.status & st::SYSVIPC != 0 {
+                    attached.insert(vma.shmid);
+                    continue;
+                }
                 let known = lengths.entry(vma.shmid).or_insert((len, reserve));
                 *known = (len.max(known.0), reserve && known.1);
             }
         }
-        let mut made = Self::default();
+        made.attach(source, &attached)?;
         for (id, (len, reserve)) in lengths {
             let pages = Pages::read(source, ImageKind::ShmemPagemap, id)?;
             let area = Area::shared_anonymous(len, reserve).during("mapping shared memory")?;
@@ -137,6 +214,25 @@ impl Segments {
             made.by_id.insert(id, area.leak());
         }
         Ok(made)
+    }
+
+    /// The System V segments, each attached once here.
+    fn attach(&mut self, source: &Source, attached: &BTreeSet<u64>) -> Result<()> {
+        if attached.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<IpcShmEntry> = source.read_all(ImageKind::IpcnsShm, sysv::HOST_IPC)?;
+        for id in attached {
+            let missing = || Error::bad_image("ipcns-shm-3.img", format!("System V segment {id} is missing"));
+            let record = records.iter().find(|r| u64::from(r.desc.id) == *id).ok_or_else(missing)?;
+            let pages = Pages::read(source, ImageKind::ShmemPagemap, *id)?;
+            let segment = sysv::open(record)?;
+            self.undo.extend(segment.undo);
+            self.by_id.insert(*id, (segment.base, segment.len));
+            let name = ImageKind::ShmemPagemap.file_name(*id);
+            fill_mapped(source, &pages, segment.base, segment.len, &name)?;
+        }
+        Ok(())
     }
 
     /// Puts a window of the segment at `at`.
@@ -162,18 +258,26 @@ impl Segments {
 
 /// Fills a shared mapping from images, and lets go of the pages (the segment keeps them).
 pub(super) fn fill_area(source: &Source, pages: &Pages, area: &Area, name: &str) -> Result<()> {
-    let mut filler = Filler::default();
-    for e in &pages.extents {
-        if e.end > area.len_bytes().next_multiple_of(PAGE_SIZE) {
-            return Err(Error::bad_image(name, format!("it has content at {:#x}, beyond the segment", e.start)));
-        }
-        filler.add(e.file, e.offset, area.start() + e.start, e.end - e.start, false);
-    }
-    if filler.bytes() > 0 {
-        filler.run(pages, &pages.open(source)?, 0)?;
+    if fill_mapped(source, pages, area.start(), area.len_bytes(), name)? {
         area.advise(0, area.len_bytes(), libc::MADV_DONTNEED).during("letting go of filled memory")?;
     }
     Ok(())
+}
+
+/// Fills shared memory mapped at `base`; true if there was anything to fill.
+fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str) -> Result<bool> {
+    let mut filler = Filler::default();
+    for e in &pages.extents {
+        if e.end > len.next_multiple_of(PAGE_SIZE) {
+            return Err(Error::bad_image(name, format!("it has content at {:#x}, beyond the segment", e.start)));
+        }
+        filler.add(e.file, e.offset, base + e.start, e.end - e.start, false);
+    }
+    if filler.bytes() == 0 {
+        return Ok(false);
+    }
+    filler.run(pages, &pages.open(source)?, 0)?;
+    Ok(true)
 }
 
 /// Writes the data of a file (a memfd, a deleted file on tmpfs) as a segment of `len` bytes.
