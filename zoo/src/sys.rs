@@ -516,6 +516,13 @@ pub fn set_altstack(stack: &'static mut [u8]) {
     unsafe { libc::sigaltstack(&raw const new, std::ptr::null_mut()) };
 }
 
+/// Leaves this thread without an alternate signal stack: Rust gives one to each.
+pub fn no_altstack() {
+    let none = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+    // SAFETY: no memory is handed over; what was the stack stays mapped.
+    unsafe { libc::sigaltstack(&raw const none, std::ptr::null_mut()) };
+}
+
 /// A thread that repeats `call`, which must block through the gap: nothing may come back before `wake`, and then `want`.
 pub fn blocked(call: impl Fn() -> Result<u64, rustix::io::Errno> + Send + 'static, mut wake: impl FnMut(), want: u64) {
     let mut zoo = crate::Zoo::start();

@@ -73,6 +73,7 @@ macro_rules! programs {
             first sessions;
             first settings;
             first sigactions;
+            first sigaltstack_none;
             first sigaltstack_used;
             first signal_masks;
             first stack_deep;

@@ -96,6 +96,7 @@ mod sessions;
 mod settings;
 mod shm_sysv;
 mod sigactions;
+mod sigaltstack_none;
 mod sigaltstack_used;
 mod signal_masks;
 mod signalfd;

@@ -95,10 +95,10 @@ pub fn altstack(at: DataRef, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) -
 /// Sets the alternate stack of a restored thread. SS_ONSTACK is a report, not a setting.
 pub fn plan_altstack(p: &mut Program, plan: PlanId, sas: &ThreadSasEntry) {
     const SS_DISABLE: u32 = 2;
-    if sas.ss_flags & SS_DISABLE != 0 || (sas.ss_sp == 0 && sas.ss_size == 0) {
-        return; // a new thread has none
-    }
-    let flags = sas.ss_flags & !1;
+    // A task's first thread comes with the stack that our own runtime gave it, which is unmapped soon: a task that has
+    // none must be told so, or its first SA_ONSTACK handler faults.
+    let none = sas.ss_sp == 0 && sas.ss_size == 0;
+    let flags = if none { SS_DISABLE } else { sas.ss_flags & !1 };
     let bytes: Vec<u8> = [sas.ss_sp, u64::from(flags), sas.ss_size].iter().flat_map(|w| w.to_le_bytes()).collect();
     let at = p.data(&bytes);
     p.syscall(plan, "sigaltstack", libc::SYS_sigaltstack, &[at.into(), 0.into()]);
