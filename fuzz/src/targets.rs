@@ -1,11 +1,13 @@
 //! What is fuzzed: every reader of the image crate, on bytes from anywhere. Nothing may panic, and what decodes must encode
 //! to something that decodes to the same.
 use crust_image::json::Json;
-use crust_image::manifest::{Manifest, check_line};
+use crust_image::manifest::{Manifest, check_line, is_plain_name};
 use crust_image::pagemap::{Chain, Pagemap};
 use crust_image::proto::{CoreEntry, FileEntry, InventoryEntry, MmEntry};
+use crust_image::streamer;
+use crust_image::tar::{TarReader, TarSet};
 use crust_image::{ImageKind, Message, Reader, Style, count_records, decode_image, encode_image, tools};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One image file of any kind, known by its magic.
 pub fn image(data: &[u8]) {
@@ -87,5 +89,36 @@ pub fn manifest(data: &[u8]) {
         if let Ok(m) = Manifest::from_text(&text) {
             assert_eq!(Manifest::from_text(&m.to_text()), Ok(m));
         }
+    }
+}
+
+/// A tar archive from anywhere: what comes out of it are plain names, each once, and as many bytes as were announced.
+pub fn tar(data: &[u8]) {
+    let mut tar = TarReader::new(data);
+    let mut seen = BTreeSet::new();
+    while let Ok(Some(file)) = tar.next_file() {
+        assert!(is_plain_name(&file.name) && seen.insert(file.name.clone()), "{:?}", file.name);
+        match tar.read_all(1 << 20) {
+            Ok(content) => assert_eq!(content.len() as u64, file.len_bytes),
+            Err(_) => break,
+        }
+    }
+    for hashes in [false, true] {
+        if let Ok(set) = TarSet::read(data, hashes) {
+            let _results = (tools::verify(&set), tools::tree(&set, false));
+        }
+    }
+}
+
+/// Bytes that a streamer, or somebody in its place, sends.
+pub fn streamer(data: &[u8]) {
+    let mut from = data;
+    while let Ok(Some(name)) = streamer::read_request(&mut from) {
+        let again = streamer::request(&name);
+        assert_eq!(streamer::read_request(&mut again.as_slice()), Ok(Some(name)));
+    }
+    let mut from = data;
+    while let Ok(Some(exists)) = streamer::read_reply(&mut from) {
+        assert_eq!(streamer::read_reply(&mut streamer::reply(exists).as_slice()), Ok(Some(exists)));
     }
 }

@@ -4,12 +4,13 @@ use crate::cli::{Invocation, Verb};
 use crate::events::{CliEvents, Scripts};
 use crate::exit::Exit;
 use crate::{logging, out, stats};
+use crust_engine::options::Tar;
 use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt, check};
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
@@ -80,6 +81,12 @@ fn prepare(invocation: &mut Invocation) -> Result<()> {
             *script = std::path::absolute(&*script).unwrap_or_else(|_| script.clone());
         }
     }
+    s.engine.images_tar = match &s.images_tar {
+        Some(path) if path == Path::new("-") => Some(Tar::Fd(standard_stream(verb, s)?)),
+        // From here, like the image directory, not from the work directory.
+        Some(path) => Some(Tar::File(std::path::absolute(path).unwrap_or_else(|_| path.clone()))),
+        None => None,
+    };
     let mut dir = None;
     if verb != Verb::Check {
         let path = s.images_dir.clone().unwrap_or_else(|| PathBuf::from("."));
@@ -97,6 +104,23 @@ fn prepare(invocation: &mut Invocation) -> Result<()> {
     }
     open_log(s)?;
     validate(verb, s)
+}
+
+/// Standard input for a restore, standard output for a dump, which nothing else may use then.
+fn standard_stream(verb: Verb, s: &Settings) -> Result<OwnedFd> {
+    let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().during("duplicating a descriptor");
+    if verb == Verb::Restore {
+        return own(std::io::stdin().as_fd());
+    }
+    if s.log_file.as_deref() == Some(Path::new("-")) || s.display_stats {
+        return Err(bad("the archive goes to standard output, and so would the log or the statistics")
+            .help("name a log file with --log-file, or an archive other than `-`"));
+    }
+    let stdout = std::io::stdout();
+    if stdout.is_terminal() {
+        return Err(bad("an archive is nothing for a terminal").help("redirect standard output, or name a file"));
+    }
+    own(stdout.as_fd())
 }
 
 fn open_log(s: &mut Settings) -> Result<()> {
@@ -140,8 +164,11 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
     if s.page_server || s.ps_socket.is_some() {
         return Err(Error::unsupported("--page-server is not supported yet", "dump to a directory both machines see"));
     }
-    if s.engine.stream {
-        return Err(Error::unsupported("--stream is not supported yet", "dump to a directory"));
+    if s.engine.images_tar.is_some() && s.engine.stream {
+        return Err(bad("--images-tar and --stream exclude each other"));
+    }
+    if verb == Verb::PreDump && (s.engine.images_tar.is_some() || s.engine.stream) {
+        return Err(bad("a pre-dump needs an image directory that the dump can refer to"));
     }
     if s.engine.lazy_pages && verb == Verb::PreDump {
         return Err(bad("cannot pre-dump with --lazy-pages"));

@@ -4,8 +4,17 @@
 mod common;
 
 use common::{CRUST, Dir};
-use std::fs;
+use crust_image::streamer;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Generous: the machine may be busy.
@@ -90,6 +99,12 @@ impl Sample {
         command.args(["-t", &self.pid.to_string()]);
         command
     }
+
+    /// Waits until the dumped sample is gone, by reaping it: we are its parent, or the first process of its namespace.
+    fn reap(&self) {
+        let pid = rustix::process::Pid::from_raw(self.pid).unwrap();
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+    }
 }
 
 impl Drop for Sample {
@@ -156,4 +171,232 @@ fn verify_finds_a_changed_byte_in_any_file() {
     }
     assert!(large > 0, "no large file was there");
     assert!(verify().status.success());
+}
+
+fn names(dir: &Path) -> BTreeSet<String> {
+    fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn through_an_archive_and_through_pipes() {
+    if !inside("through_an_archive_and_through_pipes") {
+        return;
+    }
+    let sample = Sample::start("tar");
+    good(sample.dump(&["--images-tar", "a.tar"]));
+    sample.reap();
+    // The name is relative to where the command was given, the image directory gets statistics only.
+    assert_eq!(names(&sample.dir.path("images")), BTreeSet::from(["stats-dump".to_owned()]));
+    let archive = sample.dir.path("a.tar");
+    let verify = Command::new(CRUST).args(["image", "verify"]).arg(&archive).output().unwrap();
+    assert!(verify.status.success() && !said(&verify).contains("never hashed"), "{}", said(&verify));
+    let mut tree = Command::new(CRUST);
+    tree.args(["image", "tree", "-"]).stdin(File::open(&archive).unwrap());
+    assert!(said(&good(tree)).contains("crust"));
+    good(sample.crust("restore", &["-d", "--images-tar", "a.tar"]));
+    sample.goes_on();
+
+    // One pass each way, through pipes that hold little.
+    let mut dump = sample.dump(&["--images-tar", "-"]);
+    let mut child = dump.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut bytes = Vec::new();
+    child.stdout.take().unwrap().read_to_end(&mut bytes).unwrap();
+    assert!(child.wait().unwrap().success());
+    sample.reap();
+    let mut restore = sample.crust("restore", &["-d", "--images-tar", "-"]);
+    let mut child = restore.stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&bytes).unwrap();
+    assert!(child.wait().unwrap().success());
+    sample.goes_on();
+
+    // A pipe by its descriptor's path; and its reader goes away: nothing is lost by it.
+    let (read, write) = rustix::pipe::pipe().unwrap();
+    drop(read);
+    let mut dump = sample.dump(&["--images-tar", "/proc/self/fd/0"]);
+    let output = dump.stdin(Stdio::from(write)).output().unwrap();
+    assert!(!output.status.success());
+    sample.goes_on();
+}
+
+#[test]
+fn damaged_and_hostile_archives_bring_nothing_to_life() {
+    if !inside("damaged_and_hostile_archives_bring_nothing_to_life") {
+        return;
+    }
+    let sample = Sample::start("hostile");
+    let archive = sample.dir.path("a.tar");
+    good(sample.dump(&["--images-tar", "a.tar"]));
+    sample.reap();
+    let bytes = fs::read(&archive).unwrap();
+    let refused = |what: &str, bytes: &[u8], expected: &str| {
+        fs::write(&archive, bytes).unwrap();
+        let output = sample.crust("restore", &["-d", "--images-tar", "a.tar"]).output().unwrap();
+        assert!(!output.status.success() && said(&output).contains(expected), "{what}: {}", said(&output));
+        let unpacked = sample.dir.path("unpacked");
+        fs::create_dir_all(&unpacked).unwrap();
+        let output = Command::new(CRUST).args(["image", "unpack"]).args([&archive, &unpacked]).output().unwrap();
+        assert!(!output.status.success(), "{what}: {}", said(&output));
+        assert_eq!(names(&unpacked), BTreeSet::new(), "{what}");
+        assert!(!Path::new(&format!("/proc/{}", sample.pid)).exists(), "{what}: somebody runs");
+    };
+    refused("cut", &bytes[..bytes.len() / 2], "the file ends inside");
+    refused("its end cut", &bytes[..bytes.len() - 2048], "the file ends inside");
+    let pages = bytes.windows(11).position(|w| w == b"pages-1.img").unwrap();
+    let mut changed = bytes.clone();
+    changed[pages + 512 + 5000] ^= 1;
+    refused("a changed page", &changed, "its content is not what was written");
+    let evil = |name: &str, kind: u8, link: &str| {
+        let mut block = crust_image::tar::header("core-7.img", 0, 0).unwrap();
+        block[..100].fill(0);
+        block[..name.len()].copy_from_slice(name.as_bytes());
+        block[156] = kind;
+        block[157..157 + link.len()].copy_from_slice(link.as_bytes());
+        block[148..156].fill(b' ');
+        let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        [&block[..], &bytes].concat()
+    };
+    refused("an absolute path", &evil("/etc/core-7.img", b'0', ""), "no path inside");
+    refused("a way up", &evil("../core-7.img", b'0', ""), "no path inside");
+    refused("a link", &evil("core-7.img", b'2', "/etc/passwd"), "is a link");
+    refused("a hard link", &evil("core-7.img", b'1', "/etc/passwd"), "is a link");
+    refused("a device", &evil("core-7.img", b'3', ""), "is a device");
+    refused("a file twice", &evil("inventory.img", b'0', ""), "there twice");
+    fs::write(&archive, &bytes).unwrap();
+    good(sample.crust("restore", &["-d", "--images-tar", "a.tar"]));
+    sample.goes_on();
+}
+
+#[test]
+fn packed_and_unpacked_is_the_same() {
+    if !inside("packed_and_unpacked_is_the_same") {
+        return;
+    }
+    let sample = Sample::start("pack");
+    good(sample.dump(&[]));
+    sample.reap();
+    let (images, again) = (sample.dir.path("images"), sample.dir.path("again"));
+    fs::create_dir(&again).unwrap();
+    let mut pack = Command::new(CRUST);
+    pack.args(["image", "pack"]).arg(&images);
+    let packed = good(pack).stdout;
+    let mut unpack = Command::new(CRUST);
+    unpack.args(["image", "unpack", "-"]).arg(&again).stdin(Stdio::piped());
+    let mut child = unpack.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(&packed).unwrap();
+    assert!(child.wait().unwrap().success());
+    let mut expected = names(&images);
+    expected.remove("stats-dump");
+    assert_eq!(names(&again), expected);
+    for name in &expected {
+        assert!(fs::read(images.join(name)).unwrap() == fs::read(again.join(name)).unwrap(), "{name}");
+    }
+    fs::remove_dir_all(&images).unwrap();
+    fs::rename(&again, &images).unwrap();
+    good(sample.crust("restore", &["-d"]));
+    sample.goes_on();
+}
+
+/// The descriptor that comes with a byte.
+fn receive(socket: &UnixStream) -> File {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    recvmsg(socket, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let fds: Vec<OwnedFd> = control
+        .drain()
+        .flat_map(|m| if let RecvAncillaryMessage::ScmRights(fds) = m { fds.collect() } else { Vec::new() })
+        .collect();
+    File::from(fds.into_iter().next().unwrap())
+}
+
+/// Takes a dump's files as criu-image-streamer does. After `most` of them it goes away.
+fn capture(dir: &Path, most: usize) -> JoinHandle<BTreeMap<String, Vec<u8>>> {
+    let listener = UnixListener::bind(dir.join(streamer::CAPTURE_SOCKET)).unwrap();
+    std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        let mut readers = Vec::new();
+        while let Some(name) = streamer::read_request(&mut socket).unwrap() {
+            let mut pipe = receive(&socket);
+            if readers.len() == most {
+                break;
+            }
+            readers.push(std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                pipe.read_to_end(&mut bytes).unwrap();
+                (name, bytes)
+            }));
+        }
+        drop(socket);
+        readers.into_iter().map(|r| r.join().unwrap()).collect()
+    })
+}
+
+/// Gives a restore its files, each once. Returns the names asked for, in order.
+fn serve(dir: &Path, mut files: BTreeMap<String, Vec<u8>>) -> JoinHandle<Vec<String>> {
+    let listener = UnixListener::bind(dir.join(streamer::SERVE_SOCKET)).unwrap();
+    std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        let mut asked = Vec::new();
+        while let Some(name) = streamer::read_request(&mut socket).unwrap() {
+            assert!(!asked.contains(&name), "{name} is asked for twice");
+            let content = files.remove(&name);
+            socket.write_all(&streamer::reply(content.is_some())).unwrap();
+            if let Some(content) = content {
+                receive(&socket).write_all(&content).unwrap();
+            }
+            asked.push(name);
+        }
+        asked
+    })
+}
+
+#[test]
+fn through_an_image_streamer() {
+    if !inside("through_an_image_streamer") {
+        return;
+    }
+    let sample = Sample::start("streamer");
+    let images = sample.dir.path("images");
+    let output = sample.dump(&["--stream"]).output().unwrap();
+    assert!(!output.status.success() && said(&output).contains("criu-image-streamer"), "{}", said(&output));
+    sample.goes_on();
+
+    // A streamer that goes away early: the sample runs on.
+    let streamer = capture(&images, 3);
+    let output = sample.dump(&["--stream"]).output().unwrap();
+    assert!(
+        !output.status.success() && said(&output).contains("whoever reads the stream has gone"),
+        "{}",
+        said(&output)
+    );
+    assert!(!streamer.join().unwrap().contains_key("inventory.img"));
+    sample.goes_on();
+    fs::remove_file(images.join(streamer::CAPTURE_SOCKET)).unwrap();
+
+    let streamer = capture(&images, usize::MAX);
+    good(sample.dump(&["--stream"]));
+    let files = streamer.join().unwrap();
+    sample.reap();
+    assert!(files.contains_key("inventory.img") && files.contains_key("pages-1.img"), "{:?}", files.keys());
+    let streamer = serve(&images, files.clone());
+    good(sample.crust("restore", &["-d", "--stream"]));
+    let asked = streamer.join().unwrap();
+    assert!(asked.len() >= files.len(), "{asked:?}");
+    sample.goes_on();
+
+    // What CRIU sends has no manifest: names are asked for one by one.
+    good(sample.dump(&["--images-tar", "a.tar"]));
+    sample.reap();
+    fs::remove_file(images.join(streamer::SERVE_SOCKET)).unwrap();
+    let mut plain = BTreeMap::new();
+    let archive = fs::read(sample.dir.path("a.tar")).unwrap();
+    let mut tar = crust_image::tar::TarReader::new(archive.as_slice());
+    while let Some(file) = tar.next_file().unwrap() {
+        plain.insert(file.name, tar.read_all(1 << 30).unwrap());
+    }
+    plain.remove(crust_image::manifest::MANIFEST_NAME);
+    let streamer = serve(&images, plain);
+    good(sample.crust("restore", &["-d", "--stream"]));
+    streamer.join().unwrap();
+    sample.goes_on();
 }

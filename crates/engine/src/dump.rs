@@ -1,7 +1,7 @@
 //! The dump, readable top to bottom: find → freeze → look → write → commit → kill or resume.
 use crate::error::ResultExt;
 use crate::fault;
-use crate::images::{Committed, Partial};
+use crate::images::{Committed, Outlet, Partial};
 use crate::memory::{self, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
@@ -76,7 +76,15 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let root = find_root(opts.pid)?;
     fault::point(Stage::Find)?;
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
-    let out = Partial::create(dir.as_fd()).at(Stage::Write)?;
+    let out = match &opts.images_tar {
+        Some(tar) => Partial::to_tar(tar),
+        None if opts.stream => {
+            events.notify(Event::PreStream, Some(opts.pid), None)?;
+            Partial::to_streamer(dir.as_fd())
+        }
+        None => Partial::create(dir.as_fd()),
+    };
+    let out = out.at(Stage::Write)?;
     estimate::check(root, &out).at(Stage::Write)?;
     events.notify(Event::PreDump, Some(opts.pid), None)?;
     phases.done("find");
@@ -135,7 +143,6 @@ fn refuse_options(opts: &Options) -> Result<()> {
     let asked = [
         (opts.page_server.is_some(), "--page-server"),
         (opts.lazy_pages, "--lazy-pages"),
-        (opts.stream, "--stream"),
         (opts.prev_images_dir.is_some(), "--prev-images-dir"),
         (opts.track_mem, "--track-mem"),
     ];
@@ -271,22 +278,21 @@ fn write_memory(
 ) -> Result<()> {
     let started = Instant::now();
     let mut pages_id = 0u32;
-    let mut put = |kind: ImageKind,
-                   id: u64,
-                   report: &mut DumpReport,
-                   dump: &mut dyn FnMut(&std::fs::File) -> Result<PagesDump>| {
-        pages_id += 1;
-        let file = out.create_file(&ImageKind::Pages.file_name(u64::from(pages_id)))?;
-        let pages = dump(&file)?;
-        report.pages_scanned += pages.scanned;
-        report.pages_written += pages.written;
-        let mut w = crust_image::Writer::new(Vec::new(), kind)?;
-        w.entry(&PagemapHead { pages_id })?;
-        for entry in &pages.entries {
-            w.entry(entry)?;
-        }
-        out.put(&kind.file_name(id), &w.into_inner())
-    };
+    let mut put =
+        |kind: ImageKind, id: u64, report: &mut DumpReport, dump: &mut dyn FnMut(&mut Outlet) -> Result<PagesDump>| {
+            pages_id += 1;
+            let mut file = out.outlet(&ImageKind::Pages.file_name(u64::from(pages_id)))?;
+            let pages = dump(&mut file)?;
+            out.close(file)?;
+            report.pages_scanned += pages.scanned;
+            report.pages_written += pages.written;
+            let mut w = crust_image::Writer::new(Vec::new(), kind)?;
+            w.entry(&PagemapHead { pages_id })?;
+            for entry in &pages.entries {
+                w.entry(entry)?;
+            }
+            out.put(&kind.file_name(id), &w.into_inner())
+        };
     let mut looks = looked.iter();
     for p in &tree.processes {
         let Some(l) = looks.next() else { break };
@@ -297,12 +303,12 @@ fn write_memory(
         let ns_pid = l.cores[0].0;
         let target = crate::task::Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
         put(ImageKind::Pagemap, ns_pid.as_raw() as u64, report, &mut |file| {
-            memory::dump_pages(&target, mm, file.as_fd()).on_task(p.pid.as_raw())
+            memory::dump_pages(&target, mm, file).on_task(p.pid.as_raw())
         })?;
         out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
     }
     for id in cx.shared.ids() {
-        put(ImageKind::ShmemPagemap, id, report, &mut |file| cx.shared.dump(id, file.as_fd()))?;
+        put(ImageKind::ShmemPagemap, id, report, &mut |file| cx.shared.dump(id, file))?;
     }
     report.memdump = started.elapsed();
     report.memwrite = started.elapsed();

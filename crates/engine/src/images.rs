@@ -13,6 +13,7 @@
 //!
 //! The manifest's hashes: small files are hashed as they are written. Big ones (pages) are hashed by
 //! [`Committed::hash_rest`] when the tree already runs or is gone, so no hash ever prolongs the freeze.
+use crate::options::Tar;
 use crate::{Error, Kind, Object, Result, fault};
 use crust_image::manifest::{
     ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest, PageSum, is_pages, is_plain_name,
@@ -28,6 +29,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+
+mod spool;
+mod stream;
+
+use spool::{Feed, Spool};
+pub use spool::{TarInput, pack, unpack_into};
+pub use stream::Outlet;
+use stream::{OutletTo, Stream};
 
 /// Beginning of the names of directories that unfinished dumps write into.
 const PARTIAL_PREFIX: &str = ".crust-partial-";
@@ -75,20 +84,27 @@ struct Written {
 /// The images of a dump that is not finished. Dropping it removes them.
 #[derive(Debug)]
 pub struct Partial {
-    dir: OwnedFd,
-    /// The subdirectory, and the lock that says we live.
-    aside: OwnedFd,
-    aside_name: String,
+    to: Destination,
     written: Mutex<Written>,
-    committed: bool,
 }
 
-impl Partial {
-    /// Begins a dump into `dir`, and removes what killed dumps left there.
-    ///
-    /// # Errors
-    /// If nothing can be written there: nothing is changed then.
-    pub fn create(dir: BorrowedFd<'_>) -> Result<Self> {
+#[derive(Debug)]
+enum Destination {
+    Directory(Aside),
+    Stream(Stream),
+}
+
+/// A hidden subdirectory with files that have not come to their place yet. Dropping it removes it.
+#[derive(Debug)]
+struct Aside {
+    dir: OwnedFd,
+    /// The subdirectory, and the lock that says we live.
+    handle: OwnedFd,
+    name: String,
+}
+
+impl Aside {
+    fn create(dir: BorrowedFd<'_>) -> Result<Self> {
         let dir = reopen(dir)?;
         remove_leftovers(&dir);
         let pid = std::process::id();
@@ -116,10 +132,123 @@ impl Partial {
             if fs::statat(&dir, &aside_name, AtFlags::SYMLINK_NOFOLLOW).is_err() {
                 continue;
             }
-            let written = Mutex::new(Written::default());
-            return Ok(Self { dir, aside, aside_name, written, committed: false });
+            return Ok(Self { dir, handle: aside, name: aside_name });
         }
         Err(Error::new(Kind::Internal, format!("1000 unfinished dumps named {PARTIAL_PREFIX}{pid}-* exist already")))
+    }
+
+    fn with_file<T>(&self, name: &str, work: impl FnOnce(&File) -> std::io::Result<T>) -> Result<T> {
+        let fd = fs::openat(&self.handle, name, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+            .map_err(|e| cannot_write("the written file cannot be opened again", e).on(image(name)))?;
+        work(&File::from(fd)).map_err(|e| failed(&e, name))
+    }
+
+    /// Brings `names`, which lie aside with a manifest or without, to their places as a whole checkpoint.
+    fn reveal_all(self, names: Vec<String>, sync: bool) -> Result<()> {
+        let sync = sync && !in_memory(&self.dir);
+        if sync {
+            fs::syncfs(&self.handle).map_err(|e| cannot_write("the images cannot be made durable", e))?;
+        }
+        let has_manifest = names.iter().any(|name| name == MANIFEST_NAME);
+        let files = names.into_iter().filter(|name| name != MANIFEST_NAME);
+        let files = files.map(|name| FileLine { name, len_bytes: 0, hash: None }).collect();
+        self.reveal(&Manifest { files, ..Manifest::default() }, true, has_manifest, None, sync)
+    }
+
+    /// Puts everything in its place, or leaves all as it was.
+    fn reveal(self, m: &Manifest, whole: bool, has_manifest: bool, parent: Option<&Path>, sync: bool) -> Result<()> {
+        let mut moves = Moves { dir: &self.dir, aside: &self.handle, done: Vec::new() };
+        self.rename_all(&mut moves, m, whole, has_manifest, parent, sync).map_err(|e| {
+            let undone = moves.undo();
+            let half = "the image directory holds no checkpoint now: the dump's images lie in it in part";
+            if undone || !whole { e } else { e.state(half) }
+        })
+    }
+
+    fn rename_all(
+        &self,
+        moves: &mut Moves<'_>,
+        manifest: &Manifest,
+        whole: bool,
+        has_manifest: bool,
+        parent: Option<&Path>,
+        sync: bool,
+    ) -> Result<()> {
+        let inventory = ImageKind::Inventory.file_name(0);
+        let sync_dir = || {
+            let done = if sync { sync_file(self.dir.as_fd()) } else { Ok(()) };
+            done.map_err(|e| cannot_write("the image directory cannot be made durable", e))
+        };
+        let mut present: HashSet<String> = names(&self.dir)?.into_iter().collect();
+        if whole {
+            for name in [inventory.as_str(), MANIFEST_NAME] {
+                if present.remove(name) {
+                    moves.take_away(name)?;
+                }
+            }
+            sync_dir()?;
+            for stale in stale_images(&present, manifest) {
+                moves.take_away(stale)?;
+            }
+        }
+        if let Some(path) = parent {
+            self.link_parent(path)?;
+        }
+        for file in manifest.files.iter().filter(|f| f.name != inventory) {
+            if present.contains(&file.name) {
+                moves.take_away(&file.name)?;
+            }
+            moves.put_in_place(&file.name)?;
+        }
+        if has_manifest {
+            moves.put_in_place(MANIFEST_NAME)?;
+        }
+        if whole {
+            sync_dir()?;
+            moves.put_in_place(&inventory)?;
+        }
+        sync_dir()
+    }
+
+    fn link_parent(&self, path: &Path) -> Result<()> {
+        match fs::readlinkat(&self.dir, PARENT_LINK, Vec::new()) {
+            Ok(now) if now.as_bytes() == path.as_os_str().as_encoded_bytes() => return Ok(()),
+            // A link that somebody else placed is theirs (podman points it where the images will be moved to).
+            Ok(now) => {
+                log::info!("the link {PARENT_LINK} leads to {now:?} already; it stays");
+                return Ok(());
+            }
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(cannot_write("cannot be made a link", e).on(image(PARENT_LINK))),
+        }
+        fs::symlinkat(path, &self.dir, PARENT_LINK)
+            .map_err(|e| cannot_write("cannot be made a link", e).on(image(PARENT_LINK)))
+    }
+}
+
+impl Partial {
+    /// Begins a dump into `dir`, and removes what killed dumps left there.
+    ///
+    /// # Errors
+    /// If nothing can be written there: nothing is changed then.
+    pub fn create(dir: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Self { to: Destination::Directory(Aside::create(dir)?), written: Mutex::default() })
+    }
+
+    /// Begins a dump to the criu-image-streamer that listens in `dir`.
+    ///
+    /// # Errors
+    /// If nobody does.
+    pub fn to_streamer(dir: BorrowedFd<'_>) -> Result<Self> {
+        Ok(Self { to: Destination::Stream(Stream::streamer(dir)?), written: Mutex::default() })
+    }
+
+    /// Begins a dump into a tar archive. A file appears when the archive is whole; a pipe gets each byte at once.
+    ///
+    /// # Errors
+    /// If the archive cannot be opened.
+    pub fn to_tar(place: &Tar) -> Result<Self> {
+        Ok(Self { to: Destination::Stream(Stream::tar(place)?), written: Mutex::default() })
     }
 
     /// Asks whether `bytes` more fit, before anything is frozen for them. What this user may not use does not count.
@@ -127,7 +256,14 @@ impl Partial {
     /// # Errors
     /// [`Kind::NoSpace`], saying how much is missing.
     pub fn check_space(&self, bytes: u64) -> Result<()> {
-        let stat = fs::fstatvfs(&self.aside).map_err(|e| cannot_write("cannot ask for free space", e))?;
+        let disk = match &self.to {
+            Destination::Directory(aside) => aside.handle.as_fd(),
+            Destination::Stream(stream) => match stream.disk() {
+                Some(disk) => disk,
+                None => return Ok(()),
+            },
+        };
+        let stat = fs::fstatvfs(disk).map_err(|e| cannot_write("cannot ask for free space", e))?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
         // Filesystems without a size (ramfs, some FUSE) say zero blocks.
         if stat.f_blocks > 0 && free < bytes {
@@ -141,15 +277,45 @@ impl Partial {
         Ok(())
     }
 
-    /// Creates a file for its writer to fill, readable as well (for mmap). What the name held in this dump before is lost.
+    /// Begins a file for its writer to fill; [`Partial::close`] ends it.
     ///
     /// # Errors
     /// With the name and the kernel's reason.
+    pub fn outlet(&self, name: &str) -> Result<Outlet> {
+        plain(name)?;
+        match &self.to {
+            Destination::Directory(_) => {
+                Ok(Outlet { name: name.to_owned(), to: OutletTo::File(self.create_file(name)?) })
+            }
+            Destination::Stream(stream) => stream.outlet(name),
+        }
+    }
+
+    /// Ends a file: all its bytes were written.
+    ///
+    /// # Errors
+    /// If they cannot be sent.
+    pub fn close(&self, outlet: Outlet) -> Result<()> {
+        let Outlet { name, to } = outlet;
+        if let (Destination::Stream(stream), OutletTo::Stream(flow)) = (&self.to, to) {
+            let (len, hash) = stream.close(&name, flow)?;
+            self.lock().files.insert(name, (Some(len), Some(hash)));
+        }
+        Ok(())
+    }
+
+    /// Creates a file for its writer to fill, readable as well (for mmap). What the name held in this dump before is lost.
+    ///
+    /// # Errors
+    /// With the name and the kernel's reason; a stream has no such files.
     pub fn create_file(&self, name: &str) -> Result<File> {
         plain(name)?;
+        let Destination::Directory(aside) = &self.to else {
+            return Err(Error::new(Kind::Internal, "a stream has no files to seek in").on(image(name)));
+        };
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = fault::io()
-            .and_then(|()| fs::openat(&self.aside, name, flags, Mode::RUSR | Mode::WUSR))
+            .and_then(|()| fs::openat(&aside.handle, name, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|e| cannot_write("cannot create the file", e).on(image(name)))?;
         self.lock().files.insert(name.to_owned(), (None, None));
         Ok(File::from(fd))
@@ -177,6 +343,13 @@ impl Partial {
     /// # Errors
     /// With the name and the kernel's reason.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        if let Destination::Stream(stream) = &self.to {
+            plain(name)?;
+            let hold = name == ImageKind::Inventory.file_name(0);
+            let (len, hash) = stream.put(name, bytes, hold)?;
+            self.lock().files.insert(name.to_owned(), (Some(len), Some(hash)));
+            return Ok(());
+        }
         let file = self.create_file(name)?;
         write_all(&file, bytes).map_err(|e| {
             self.lock().broken.get_or_insert_with(|| name.to_owned());
@@ -226,8 +399,12 @@ impl Partial {
     /// # Errors
     /// If there is no such directory, or it is an unfinished dump.
     pub fn set_parent(&self, path: &Path) -> Result<Source> {
+        let Destination::Directory(aside) = &self.to else {
+            let help = "dump into a directory, or without parent images";
+            return Err(Error::unsupported("a stream cannot refer to parent images", help));
+        };
         let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
-        let fd = fs::openat(&self.dir, path, flags, Mode::empty()).map_err(|e| {
+        let fd = fs::openat(&aside.dir, path, flags, Mode::empty()).map_err(|e| {
             Error::kernel("cannot open the parent images", e).on(Object::Path(path.display().to_string()))
         })?;
         let parent = Source::open_dir(fd)?;
@@ -240,28 +417,52 @@ impl Partial {
     ///
     /// # Errors
     /// With the file and the kernel's reason.
-    pub fn commit(mut self, sync: bool) -> Result<Committed> {
-        let written = std::mem::take(&mut *self.lock());
-        if let Some(name) = written.broken {
+    pub fn commit(self, sync: bool) -> Result<Committed> {
+        let mut written = std::mem::take(&mut *self.lock());
+        if let Some(name) = &written.broken {
             return Err(
-                Error::new(Kind::Internal, "a dump with a half-written image must not be committed").on(image(&name))
+                Error::new(Kind::Internal, "a dump with a half-written image must not be committed").on(image(name))
             );
         }
-        let has_inventory = written.files.contains_key(&ImageKind::Inventory.file_name(0));
+        let inventory = ImageKind::Inventory.file_name(0);
+        let has_inventory = written.files.contains_key(&inventory);
+        let manifest = |written: Written, files| Manifest {
+            tool: concat!("crust ", env!("CARGO_PKG_VERSION")).to_owned(),
+            features: written.features,
+            parent: written.parent.and_then(|(_, id)| id),
+            files,
+        };
+        let aside = match self.to {
+            Destination::Directory(aside) => aside,
+            Destination::Stream(stream) => {
+                let line = |(name, (len, hash)): (&String, &(Option<u64>, Option<ContentHash>))| FileLine {
+                    name: name.clone(),
+                    len_bytes: len.unwrap_or(0),
+                    hash: *hash,
+                };
+                let files = written.files.iter().map(line).collect();
+                let manifest = manifest(written, files);
+                if has_inventory {
+                    stream.put(MANIFEST_NAME, manifest.to_text().as_bytes(), false)?;
+                }
+                stream.finish(&inventory, sync)?;
+                return Ok(Committed { place: Place::Stream(stream), manifest, has_manifest: false });
+            }
+        };
 
         // What lives in memory alone cannot be made more durable; many small files are waited for together.
-        let sync = sync && !in_memory(&self.dir);
+        let sync = sync && !in_memory(&aside.dir);
         let together = sync && written.files.len() > MANY_FILES;
         if together {
             fault::io()
-                .and_then(|()| fs::syncfs(&self.aside))
+                .and_then(|()| fs::syncfs(&aside.handle))
                 .map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
         }
         let each = sync && !together;
         if each {
             // Start writing everything, then wait for each: the first wait commits the journal for most of the others.
             for name in written.files.keys() {
-                self.with_file(name, |f| {
+                aside.with_file(name, |f| {
                     // A hint only: fsync below reports what fails.
                     crust_kernel::writeback::start(f.as_fd());
                     Ok(())
@@ -269,10 +470,10 @@ impl Partial {
             }
         }
         let mut files = Vec::with_capacity(written.files.len());
-        for (name, (len, hash)) in written.files {
+        for (name, (len, hash)) in std::mem::take(&mut written.files) {
             let (len_bytes, hash) = match (len, each) {
                 (Some(len), false) => (len, hash),
-                _ => self.with_file(&name, |f| {
+                _ => aside.with_file(&name, |f| {
                     if each {
                         sync_file(f.as_fd())?;
                     }
@@ -286,93 +487,23 @@ impl Partial {
             };
             files.push(FileLine { name, len_bytes, hash });
         }
-        let (parent_path, parent) = written.parent.unzip();
-        let tool = concat!("crust ", env!("CARGO_PKG_VERSION")).to_owned();
-        let manifest = Manifest { tool, features: written.features, parent: parent.flatten(), files };
+        let parent_path = written.parent.as_ref().map(|(path, _)| path.clone());
+        let manifest = manifest(written, files);
         if has_inventory {
-            let file = self.create_file(MANIFEST_NAME)?;
+            let file = open_new(aside.handle.as_fd(), MANIFEST_NAME)?;
             write_all(&file, manifest.to_text().as_bytes())
                 .and_then(|()| if sync { sync_file(file.as_fd()) } else { Ok(()) })
                 .map_err(|e| cannot_write("writing failed", e).on(image(MANIFEST_NAME)))?;
         }
         if sync {
-            sync_file(self.aside.as_fd()).map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
+            sync_file(aside.handle.as_fd())
+                .map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
         }
 
         // Up to here the image directory is untouched. From here on only names change.
-        let mut moves = Moves { dir: &self.dir, aside: &self.aside, done: Vec::new() };
-        if let Err(e) = self.reveal(&mut moves, &manifest, has_inventory, parent_path.as_deref(), sync) {
-            let undone = moves.undo();
-            let half = "the image directory holds no checkpoint now: the dump's images lie in it in part";
-            return Err(if undone || !has_inventory { e } else { e.state(half) });
-        }
-        self.committed = true;
-        remove_partial(&self.dir, &self.aside, &self.aside_name);
-        let dir = self.dir.try_clone().map_err(|e| failed(&e, "."))?;
-        Ok(Committed { dir, manifest, has_manifest: has_inventory })
-    }
-
-    fn reveal(
-        &self,
-        moves: &mut Moves<'_>,
-        manifest: &Manifest,
-        whole: bool,
-        parent: Option<&Path>,
-        sync: bool,
-    ) -> Result<()> {
-        let inventory = ImageKind::Inventory.file_name(0);
-        let sync_dir = || {
-            let done = if sync { sync_file(self.dir.as_fd()) } else { Ok(()) };
-            done.map_err(|e| cannot_write("the image directory cannot be made durable", e))
-        };
-        let mut present: HashSet<String> = names(&self.dir)?.into_iter().collect();
-        if whole {
-            for name in [inventory.as_str(), MANIFEST_NAME] {
-                if present.remove(name) {
-                    moves.take_away(name)?;
-                }
-            }
-            sync_dir()?;
-            for stale in stale_images(&present, manifest) {
-                moves.take_away(stale)?;
-            }
-        }
-        if let Some(path) = parent {
-            self.link_parent(path)?;
-        }
-        for file in manifest.files.iter().filter(|f| f.name != inventory) {
-            if present.contains(&file.name) {
-                moves.take_away(&file.name)?;
-            }
-            moves.put_in_place(&file.name)?;
-        }
-        if whole {
-            moves.put_in_place(MANIFEST_NAME)?;
-            sync_dir()?;
-            moves.put_in_place(&inventory)?;
-        }
-        sync_dir()
-    }
-
-    fn link_parent(&self, path: &Path) -> Result<()> {
-        match fs::readlinkat(&self.dir, PARENT_LINK, Vec::new()) {
-            Ok(now) if now.as_bytes() == path.as_os_str().as_encoded_bytes() => return Ok(()),
-            // A link that somebody else placed is theirs (podman points it where the images will be moved to).
-            Ok(now) => {
-                log::info!("the link {PARENT_LINK} leads to {now:?} already; it stays");
-                return Ok(());
-            }
-            Err(Errno::NOENT) => {}
-            Err(e) => return Err(cannot_write("cannot be made a link", e).on(image(PARENT_LINK))),
-        }
-        fs::symlinkat(path, &self.dir, PARENT_LINK)
-            .map_err(|e| cannot_write("cannot be made a link", e).on(image(PARENT_LINK)))
-    }
-
-    fn with_file<T>(&self, name: &str, work: impl FnOnce(&File) -> std::io::Result<T>) -> Result<T> {
-        let fd = fs::openat(&self.aside, name, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
-            .map_err(|e| cannot_write("the written file cannot be opened again", e).on(image(name)))?;
-        work(&File::from(fd)).map_err(|e| failed(&e, name))
+        let dir = aside.dir.try_clone().map_err(|e| failed(&e, "."))?;
+        aside.reveal(&manifest, has_inventory, has_inventory, parent_path.as_deref(), sync)?;
+        Ok(Committed { place: Place::Directory(dir), manifest, has_manifest: has_inventory })
     }
 
     fn lock(&self) -> MutexGuard<'_, Written> {
@@ -381,11 +512,9 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for Aside {
     fn drop(&mut self) {
-        if !self.committed {
-            remove_partial(&self.dir, &self.aside, &self.aside_name);
-        }
+        remove_partial(&self.dir, &self.handle, &self.name);
     }
 }
 
@@ -437,10 +566,16 @@ impl Moves<'_> {
     }
 }
 
+#[derive(Debug)]
+enum Place {
+    Directory(OwnedFd),
+    Stream(Stream),
+}
+
 /// A dump whose images are visible.
 #[derive(Debug)]
 pub struct Committed {
-    dir: OwnedFd,
+    place: Place,
     manifest: Manifest,
     has_manifest: bool,
 }
@@ -462,10 +597,14 @@ impl Committed {
     /// # Errors
     /// With the first file that cannot be removed.
     pub fn discard(self) -> Result<()> {
+        let dir = match &self.place {
+            Place::Directory(dir) => dir,
+            Place::Stream(stream) => return stream.discard(),
+        };
         let inventory = ImageKind::Inventory.file_name(0);
         let others = self.manifest.files.iter().map(|f| f.name.as_str()).filter(|n| *n != inventory);
         for name in [inventory.as_str(), MANIFEST_NAME].into_iter().chain(others) {
-            match fs::unlinkat(&self.dir, name, AtFlags::empty()) {
+            match fs::unlinkat(dir, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(e) => return Err(cannot_write("the refused checkpoint cannot be removed", e).on(image(name))),
             }
@@ -479,6 +618,7 @@ impl Committed {
     /// # Errors
     /// If a file cannot be read; the checkpoint stays good, only `verify` knows less.
     pub fn hash_rest(mut self, sync: bool) -> Result<Manifest> {
+        let Place::Directory(dir) = &self.place else { return Ok(self.manifest) };
         let missing: Vec<usize> = (0..self.manifest.files.len())
             .filter(|&n| self.manifest.files.get(n).is_some_and(|f| f.hash.is_none()))
             .collect();
@@ -487,25 +627,25 @@ impl Committed {
         }
         for n in missing {
             let Some(line) = self.manifest.files.get_mut(n) else { continue };
-            let file = open_in(&self.dir, &line.name)?
+            let file = open_in(dir, &line.name)?
                 .ok_or_else(|| Error::bad_image(&line.name, "the image vanished after it was written"))?;
             line.hash = Some(hash_of(&file, &line.name).map_err(|e| failed(&e, &line.name))?);
         }
         let temporary = MANIFEST_UNDER_WAY;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let fd = fs::openat(&self.dir, temporary, flags, Mode::RUSR | Mode::WUSR)
+        let fd = fs::openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| cannot_write("cannot complete the manifest", e).on(image(temporary)))?;
         let file = File::from(fd);
         let done = write_all(&file, self.manifest.to_text().as_bytes()).and_then(|()| {
             // A power cut must not find the new name before the new bytes.
-            if sync && !in_memory(&self.dir) {
+            if sync && !in_memory(dir) {
                 sync_file(file.as_fd())?;
             }
             fault::io()?;
-            fs::renameat(&self.dir, temporary, &self.dir, MANIFEST_NAME)
+            fs::renameat(dir, temporary, dir, MANIFEST_NAME)
         });
         if let Err(e) = done {
-            if let Err(e) = fs::unlinkat(&self.dir, temporary, AtFlags::empty()) {
+            if let Err(e) = fs::unlinkat(dir, temporary, AtFlags::empty()) {
                 log::warn!("{temporary} stays behind in the image directory: {e}");
             }
             return Err(cannot_write("cannot be completed", e).on(image(MANIFEST_NAME)));
@@ -519,6 +659,10 @@ impl Committed {
 pub struct Source {
     dir: OwnedFd,
     manifest: Option<Manifest>,
+    /// Who has the files that are not in the directory yet.
+    feed: Option<Feed>,
+    /// What keeps the directory, if it is ours.
+    spool: Option<Spool>,
 }
 
 impl Source {
@@ -527,7 +671,11 @@ impl Source {
     /// # Errors
     /// If it holds no finished checkpoint, or one that needs what this version does not have.
     pub fn open(dir: BorrowedFd<'_>) -> Result<Self> {
-        let source = Self::open_dir(reopen(dir)?)?;
+        Self::open_with(dir, None)
+    }
+
+    fn open_with(dir: BorrowedFd<'_>, feed: Option<Feed>) -> Result<Self> {
+        let source = Self::read_manifest(reopen(dir)?, feed)?;
         let inventory = ImageKind::Inventory.file_name(0);
         if !source.exists(&inventory)? {
             let unfinished = names(&source.dir)?.into_iter().find(|name| name.starts_with(PARTIAL_PREFIX));
@@ -551,7 +699,44 @@ impl Source {
     /// # Errors
     /// If the manifest is there but cannot be read, or demands what this version does not have.
     pub fn open_dir(dir: OwnedFd) -> Result<Self> {
-        let mut source = Self { dir, manifest: None };
+        Self::read_manifest(dir, None)
+    }
+
+    /// The same images, through another descriptor of their directory.
+    #[must_use]
+    pub fn through(mut self, dir: OwnedFd) -> Self {
+        self.dir = dir;
+        self
+    }
+
+    /// True if files come from somebody else when they are asked for, and only until [`Source::dismiss`].
+    pub fn is_fed(&self) -> bool {
+        self.feed.is_some()
+    }
+
+    /// No more files are needed than were asked for.
+    pub fn dismiss(&self) {
+        if let Some(feed) = &self.feed {
+            feed.dismiss();
+        }
+    }
+
+    /// Makes sure that a file is in the directory, if there is one.
+    fn fetch(&self, name: &str) -> Result<()> {
+        self.feed.as_ref().map_or(Ok(()), |feed| feed.fetch(name))
+    }
+
+    fn open_in(&self, name: &str) -> Result<Option<File>> {
+        self.fetch(name)?;
+        open_in(&self.dir, name)
+    }
+
+    fn hash_of(&self, name: &str) -> Result<Option<ContentHash>> {
+        self.open_in(name)?.map(|f| hash_of(&f, name)).transpose().map_err(|e| failed(&e, name))
+    }
+
+    fn read_manifest(dir: OwnedFd, feed: Option<Feed>) -> Result<Self> {
+        let mut source = Self { dir, manifest: None, feed, spool: None };
         if let Some(bytes) = source.read(MANIFEST_NAME)? {
             let text = String::from_utf8_lossy(&bytes);
             let manifest = Manifest::from_text(&text)?;
@@ -579,7 +764,7 @@ impl Source {
     /// # Errors
     /// If it is no regular file, larger than 1 GiB, or cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let Some(mut file) = open_in(&self.dir, name)? else { return Ok(None) };
+        let Some(mut file) = self.open_in(name)? else { return Ok(None) };
         let len = file.metadata().map_err(|e| failed(&e, name))?.len();
         if len > MAX_READ_BYTES {
             return Err(Error::bad_image(name, format!("{len} bytes are more than any image of this kind has")));
@@ -597,7 +782,7 @@ impl Source {
     /// # Errors
     /// If it is no regular file or cannot be opened.
     pub fn open_file(&self, name: &str) -> Result<Option<OwnedFd>> {
-        Ok(open_in(&self.dir, name)?.map(OwnedFd::from))
+        Ok(self.open_in(name)?.map(OwnedFd::from))
     }
 
     /// Whether there is a file of this name.
@@ -606,6 +791,7 @@ impl Source {
     /// If the directory cannot be searched.
     pub fn exists(&self, name: &str) -> Result<bool> {
         plain(name)?;
+        self.fetch(name)?;
         match fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
@@ -684,6 +870,7 @@ impl Source {
     fn check_lengths(&self, manifest: &Manifest) -> Result<()> {
         let torn = "copy the whole image directory again, or repeat the dump";
         for line in &manifest.files {
+            self.fetch(&line.name)?;
             let stat = match fs::statat(&self.dir, &line.name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Err(Error::bad_image(&line.name, "the image is missing").help(torn)),
@@ -713,6 +900,25 @@ fn plain(name: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::BadImage, format!("{name:?} is not the name of a file in the image directory")))
+}
+
+fn is_regular(fd: BorrowedFd<'_>) -> bool {
+    fs::fstat(fd).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile)
+}
+
+/// Creates a file that is not there yet.
+fn open_new(dir: BorrowedFd<'_>, name: &str) -> Result<File> {
+    plain(name)?;
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    fault::io()
+        .and_then(|()| fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR))
+        .map(File::from)
+        .map_err(|e| cannot_write("cannot create the file", e).on(image(name)))
+}
+
+/// Says of an error in a stream's images what a user can do.
+fn as_input_error(e: Error) -> Error {
+    e.help("the stream was cut short or holds no checkpoint: send it again, or repeat the dump")
 }
 
 /// Opens a regular file for reading. Never follows links out of the directory, never blocks on a fifo.
@@ -897,14 +1103,13 @@ impl ImageSet for Source {
     }
 
     fn len_bytes(&self, name: &str) -> crust_image::Result<Option<u64>> {
-        let file = open_in(&self.dir, name).map_err(|e| as_image_error(name, &e))?;
+        let file = self.open_in(name).map_err(|e| as_image_error(name, &e))?;
         let len = file.map(|f| f.metadata().map(|m| m.len())).transpose();
         len.map_err(|e| as_image_error(name, &failed(&e, name)))
     }
 
     fn hash(&self, name: &str) -> crust_image::Result<Option<ContentHash>> {
-        let file = open_in(&self.dir, name).map_err(|e| as_image_error(name, &e))?;
-        file.map(|f| hash_of(&f, name)).transpose().map_err(|e| as_image_error(name, &failed(&e, name)))
+        self.hash_of(name).map_err(|e| as_image_error(name, &e))
     }
 }
 

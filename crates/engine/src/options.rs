@@ -122,7 +122,10 @@ pub struct Options {
     pub auto_dedup: bool,
     pub page_server: Option<PageServerAddress>,
     pub lazy_pages: bool,
+    /// Dump to, or restore from, the criu-image-streamer that listens in the image directory.
     pub stream: bool,
+    /// Dump into, or restore from, a tar archive instead of the image directory.
+    pub images_tar: Option<Tar>,
     pub network_lock: NetworkLock,
     pub allow_uprobes: bool,
     pub skip_mnt: Vec<String>,
@@ -161,6 +164,15 @@ pub struct Options {
     pub no_sync: bool,
     /// Name of the log file inside the work directory, so that it is never taken for an image.
     pub log_file: Option<String>,
+}
+
+/// `--images-tar`: where a tar archive is.
+#[derive(Debug)]
+pub enum Tar {
+    /// An open descriptor, a pipe for instance.
+    Fd(OwnedFd),
+    /// A path. A dump's file appears there when it is whole.
+    File(PathBuf),
 }
 
 /// `--page-server --address A --port N` or `--ps-socket FD`.

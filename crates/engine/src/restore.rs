@@ -10,6 +10,7 @@ use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::{Deadline, HostTid, NsTid, VirtAddr, remote_mem};
 use rustix::process::{Pid, Signal, WaitOptions};
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let mut clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
     refuse_options(opts)?;
-    let mut plan = read(opts).map_err(|e| e.at(Stage::Read))?;
+    let mut plan = read(opts, events).map_err(|e| e.at(Stage::Read))?;
     clock.done("read");
     check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
     clock.done("check");
@@ -96,6 +97,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
 
     let arena = Arena::new(plan.tree.tasks.len())?;
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
+    plan.source.dismiss();
     clock.done("shared memory");
     let started = Instant::now();
     let mut cx = build::Cx {
@@ -202,9 +204,17 @@ fn descendants(root: i32) -> Vec<i32> {
     all
 }
 
-fn read(opts: &Options) -> Result<Plan> {
+fn read(opts: &Options, events: &mut dyn Events) -> Result<Plan> {
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
-    let source = Source::open(std::os::fd::AsFd::as_fd(dir))?;
+    let (dir, work_dir) = (dir.as_fd(), opts.work_dir.as_ref().map(|d| d.as_fd()));
+    let source = match &opts.images_tar {
+        Some(tar) => Source::open_tar(tar, work_dir)?,
+        None if opts.stream => {
+            events.notify(Event::PreStream, None, None)?;
+            Source::open_streamer(dir, work_dir)?
+        }
+        None => Source::open(dir)?,
+    };
     let inventory: InventoryEntry = source.read_one(ImageKind::Inventory, 0)?;
     // Images of version 1 lack the second magic; version 2 is CRIU's last.
     if inventory.img_version > 2 {
@@ -230,7 +240,12 @@ fn read(opts: &Options) -> Result<Plan> {
     let high = rustix::io::fcntl_dupfd_cloexec(source.dir(), files.first_service_fd())
         .during("moving a descriptor above all that the images use")
         .map_err(|e| e.help("raise our own limit of open files (ulimit -n)"))?;
-    let source = Source::open_dir(high)?;
+    let source = source.through(high);
+    if source.is_fed() {
+        // Files that are opened only while tasks are built, when nobody can be asked any more.
+        files.fetch_late(&source)?;
+        source.exists(&ImageKind::Timens.file_name(0))?;
+    }
     let me = HostTid::new(rustix::process::getpid().as_raw_nonzero().get());
     let me = me.ok_or_else(|| Error::new(Kind::Internal, "we have no pid"))?;
     let status = ProcDir::open_self(me).and_then(|p| p.read_text("status")).during("reading /proc/self/status")?;
@@ -260,7 +275,6 @@ fn refuse_options(opts: &Options) -> Result<()> {
         (opts.cgroup_yard.is_some(), "--cgroup-yard"),
         (opts.auto_dedup, "--auto-dedup"),
         (opts.lazy_pages, "--lazy-pages"),
-        (opts.stream, "--stream"),
     ];
     let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
         Error::unsupported("is not supported yet", "leave the option out, or restore with CRIU")

@@ -3,7 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test speaks on its terminal")]
 #![allow(unsafe_code, reason = "tests map and fill memory by hand")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
-use crust_engine::images::Source;
+use crust_engine::images::{Outlet, Source};
 use crust_engine::memory::{self, FileIds, Mm, PagesDump, status};
 use crust_engine::memory::{Images, MapFiles, Segments, SharedMemory, StageOptions};
 use crust_engine::task::Target;
@@ -101,7 +101,8 @@ impl Held {
     fn dump(&self, mm: &Mm, dir: &str) -> (PagesDump, Vec<u8>) {
         let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
         let file = rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
-        let dump = self.with(|t| memory::dump_pages(t, mm, file.as_fd()).unwrap());
+        let mut out = Outlet::from(std::fs::File::from(file.try_clone().unwrap()));
+        let dump = self.with(|t| memory::dump_pages(t, mm, &mut out).unwrap());
         let mut bytes = Vec::new();
         std::fs::File::from(file).read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len(), dump.written as usize * PAGE);
@@ -476,13 +477,13 @@ fn round_trip(held: &Held, dir: &Path, park_all: bool) -> u64 {
     let create =
         |name: &str| std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.join(name)).unwrap();
     std::fs::write(dir.join("mm-1.img"), crust_image::encode_one(ImageKind::Mm, &mm.record()).unwrap()).unwrap();
-    let dump = held.with(|t| memory::dump_pages(t, &mm, create("pages-1.img").as_fd())).unwrap();
+    let dump = held.with(|t| memory::dump_pages(t, &mm, &mut Outlet::from(create("pages-1.img")))).unwrap();
     std::fs::write(dir.join("pagemap-1.img"), dump.pagemap(ImageKind::Pagemap, 1).unwrap()).unwrap();
     let mut shared = SharedMemory::default();
     held.with(|t| shared.collect(t, &mm)).unwrap();
     for (n, id) in shared.ids().into_iter().enumerate() {
         let pages_id = n as u32 + 2;
-        let dump = shared.dump(id, create(&format!("pages-{pages_id}.img")).as_fd()).unwrap();
+        let dump = shared.dump(id, &mut Outlet::from(create(&format!("pages-{pages_id}.img")))).unwrap();
         let kind = ImageKind::ShmemPagemap;
         std::fs::write(dir.join(kind.file_name(id)), dump.pagemap(kind, pages_id).unwrap()).unwrap();
     }

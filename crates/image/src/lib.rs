@@ -16,6 +16,8 @@ pub mod pagemap;
 pub mod proto;
 mod schema;
 mod set;
+pub mod streamer;
+pub mod tar;
 mod text;
 pub mod tools;
 mod tree;

@@ -62,3 +62,13 @@ fn json() {
 fn manifest() {
     replay("manifest", targets::manifest);
 }
+
+#[test]
+fn tar() {
+    replay("tar", targets::tar);
+}
+
+#[test]
+fn streamer() {
+    replay("streamer", targets::streamer);
+}

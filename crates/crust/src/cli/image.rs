@@ -1,13 +1,15 @@
 //! `crust image …`: the tools of the image crate.
 use crate::exit::Exit;
 use crate::out;
-use crust_engine::images::Source;
+use crust_engine::images::{self, Source, TarInput};
+use crust_engine::options::Tar;
 use crust_engine::{Error, Kind, Object, Result};
-use crust_image::tools;
+use crust_image::tar::TarSet;
+use crust_image::{ImageSet, tools};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 const USAGE: &str = "\
@@ -22,6 +24,9 @@ Usage:
   crust image x DIR ps|fds|mems|rss           the same, as crit spells it
   crust image verify DIR                      check content, records and references; exit code 1 if not good
   crust image diff OLD NEW                    what differs between two checkpoints
+  crust image pack DIR [-o FILE]              a checkpoint as a tar archive (standard output by default)
+  crust image unpack ARCHIVE DIR              the other way; nothing appears unless all of it is there and whole
+DIR may also be a tar archive, or `-` for one from standard input; ARCHIVE may be `-`, too.
 ";
 
 /// Runs `crust image ARGS`.
@@ -130,22 +135,49 @@ fn verb(args: &[OsString]) -> Result<Option<Exit>> {
             streams.write(&tools::encode(&name, &text)?, false)?;
             Ok(Some(Exit::Good))
         }
-        ("ps", [dir]) => print(tools::ps(&open(dir)?)?),
-        ("fds", [dir]) => print(tools::fds(&open(dir)?)?),
-        ("mems", [dir]) => print(tools::mems(&open(dir)?)?),
-        ("rss", [dir]) => print(tools::rss(&open(dir)?)?),
+        ("ps", [dir]) => print(tools::ps(&*open(dir, false)?)?),
+        ("fds", [dir]) => print(tools::fds(&*open(dir, false)?)?),
+        ("mems", [dir]) => print(tools::mems(&*open(dir, false)?)?),
+        ("rss", [dir]) => print(tools::rss(&*open(dir, false)?)?),
         ("x", [dir, what]) => self::verb(&[what.clone(), dir.clone()]),
-        ("tree", [dir]) => print(tools::tree(&open(dir)?, std::io::stdout().is_terminal())?),
-        ("tree", [_, dir]) if word(0) == "--json" => print(tools::tree_json(&open(dir)?)?.to_pretty() + "\n"),
-        ("tree", [_, dir]) if word(0) == "--html" => print(tools::html(&open(dir)?)?),
-        ("diff", [old, new]) => print(tools::diff(&open(old)?, &open(new)?)?),
+        ("tree", [dir]) => print(tools::tree(&*open(dir, false)?, std::io::stdout().is_terminal())?),
+        ("tree", [_, dir]) if word(0) == "--json" => print(tools::tree_json(&*open(dir, false)?)?.to_pretty() + "\n"),
+        ("tree", [_, dir]) if word(0) == "--html" => print(tools::html(&*open(dir, false)?)?),
+        ("diff", [old, new]) => print(tools::diff(&*open(old, true)?, &*open(new, true)?)?),
         ("verify", [dir]) => {
-            let verified = tools::verify(&open(dir)?)?;
+            let verified = tools::verify(&*open(dir, true)?)?;
             out(&verified.to_text());
             Ok(Some(if verified.problems.is_empty() { Exit::Good } else { Exit::Failure }))
         }
+        ("pack", [dir]) => {
+            let stdout = std::io::stdout();
+            if stdout.is_terminal() {
+                return Err(Error::new(Kind::BadRequest, "an archive is nothing for a terminal")
+                    .help("redirect standard output, or name a file with -o"));
+            }
+            let fd = stdout.as_fd().try_clone_to_owned().map_err(|e| failed("standard output", &e))?;
+            pack(dir, Tar::Fd(fd))
+        }
+        ("pack", [dir, _, file]) if matches!(word(1), "-o" | "--out") => pack(dir, Tar::File(file.into())),
+        ("unpack", [archive, dir]) => {
+            let file = File::open(dir).map_err(|e| failed(&dir.to_string_lossy(), &e))?;
+            let place = if archive == "-" { Tar::Fd(stdin()?) } else { Tar::File(archive.into()) };
+            let count = images::unpack_into(&place, file.as_fd(), true)?;
+            log::info!("{count} files unpacked");
+            Ok(Some(Exit::Good))
+        }
         _ => Ok(None),
     }
+}
+
+fn pack(dir: &OsStr, place: Tar) -> Result<Option<Exit>> {
+    let file = File::open(dir).map_err(|e| failed(&dir.to_string_lossy(), &e))?;
+    images::pack(&Source::open(file.as_fd())?, &place, true)?;
+    Ok(Some(Exit::Good))
+}
+
+fn stdin() -> Result<OwnedFd> {
+    std::io::stdin().as_fd().try_clone_to_owned().map_err(|e| failed("standard input", &e))
 }
 
 fn failed(path: &str, e: &std::io::Error) -> Error {
@@ -160,7 +192,15 @@ fn read(path: &OsStr) -> Result<(String, Vec<u8>)> {
     Ok((name.to_string_lossy().into_owned(), bytes))
 }
 
-fn open(dir: &OsStr) -> Result<Source> {
-    let file = File::open(dir).map_err(|e| failed(&dir.to_string_lossy(), &e))?;
-    Source::open_dir(OwnedFd::from(file))
+/// A directory, or an archive read to its end. `hashes`: the bytes of pages are asked for.
+fn open(path: &OsStr, hashes: bool) -> Result<Box<dyn ImageSet>> {
+    let file = if path == "-" {
+        File::from(stdin()?)
+    } else {
+        File::open(path).map_err(|e| failed(&path.to_string_lossy(), &e))?
+    };
+    if file.metadata().is_ok_and(|m| m.is_dir()) {
+        return Ok(Box::new(Source::open_dir(OwnedFd::from(file))?));
+    }
+    Ok(Box::new(TarSet::read(TarInput::new(file), hashes)?))
 }

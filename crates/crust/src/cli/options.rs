@@ -376,6 +376,10 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
         "send pages to a page server, see --address and --port"),
     flag("lazy-pages", None, Both, In::Memory, |s, on| s.engine.lazy_pages = on,
         "bring pages when they are used"),
+    value("images-tar", None, "FILE", Both, In::Memory, |s, v| {
+        s.images_tar = Some(PathBuf::from(v));
+        Ok(())
+    }, "write to or read from a tar archive instead of the image directory; `-` is standard output or input").ours(),
     flag("stream", None, Both, In::Memory, |s, on| s.engine.stream = on,
         "write to or read from criu-image-streamer"),
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 pub(crate) struct Settings {
     pub(crate) engine: Options,
     pub(crate) images_dir: Option<PathBuf>,
+    pub(crate) images_tar: Option<PathBuf>,
     pub(crate) work_dir: Option<PathBuf>,
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) log_level: i32,
@@ -55,6 +56,7 @@ impl Default for Settings {
         Self {
             engine: Options { cpu_cap: cpu::DEFAULT, ghost_fiemap: true, ..Options::default() },
             images_dir: None,
+            images_tar: None,
             work_dir: None,
             log_file: None,
             log_level: logging::DEFAULT_LEVEL,

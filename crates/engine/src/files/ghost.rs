@@ -1,14 +1,13 @@
 //! Files without a name: deleted ones travel inside the images, those that still have another name get a link.
 use super::regular::{self, Seen};
 use super::restore::Opener;
-use super::table::{Records, copy_range};
+use super::table::{Records, send_range};
 use crate::images::{Partial, Source};
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
 use crust_image::{ImageKind, Reader, Writer};
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// From this size on CRIU stores only the filled pieces.
@@ -111,16 +110,34 @@ impl Ghost {
     /// Writes ghost-file-N.img.
     pub(super) fn write(&self, out: &Partial) -> Result<()> {
         let name = ImageKind::GhostFile.file_name(u64::from(self.id));
-        let mut file = out.create_file(&name)?;
         let on = |e: Error| e.on(Object::Image(name.clone()));
-        let put = |bytes: &[u8], file: &mut std::fs::File| file.write_all(bytes).during("writing an image").map_err(on);
         let mut head = Writer::new(Vec::new(), ImageKind::GhostFile)?;
         head.entry(&self.entry)?;
-        put(&head.into_inner(), &mut file)?;
-        let Some(content) = &self.content else { return Ok(()) };
-        if self.entry.chunks != Some(true) {
-            return copy_range(content, 0, self.size, &mut file).map_err(on);
+        let head = head.into_inner();
+        // Content with what goes before each part: all of it, or chunk by chunk.
+        let mut parts = Vec::new();
+        match &self.content {
+            None => {}
+            Some(content) if self.entry.chunks == Some(true) => {
+                for chunk in self.chunks(content) {
+                    parts.push((content, prost_record(&chunk)?, chunk.off, chunk.len));
+                }
+            }
+            Some(content) => parts.push((content, Vec::new(), 0, self.size)),
         }
+        let mut file = out.outlet(&name)?;
+        file.expect(head.len() as u64 + parts.iter().map(|p| p.1.len() as u64 + p.3).sum::<u64>())?;
+        file.write(&head)?;
+        for (content, record, from, len) in &parts {
+            file.write(record)?;
+            send_range(content, *from, *len, &mut file).map_err(on)?;
+        }
+        out.close(file)
+    }
+
+    /// Where the file has data.
+    fn chunks(&self, content: &OwnedFd) -> Vec<GhostChunkEntry> {
+        let mut found = Vec::new();
         let mut at = 0;
         while at < self.size {
             let off = match rustix::fs::seek(content, SeekFrom::Data(at)) {
@@ -132,13 +149,10 @@ impl Ghost {
             if end <= off {
                 break;
             }
-            let chunk = GhostChunkEntry { len: end - off, off };
-            let record = prost_record(&chunk)?;
-            put(&record, &mut file)?;
-            copy_range(content, off, end - off, &mut file).map_err(on)?;
+            found.push(GhostChunkEntry { len: end - off, off });
             at = end;
         }
-        Ok(())
+        found
     }
 }
 

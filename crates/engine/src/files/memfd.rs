@@ -4,12 +4,11 @@ use super::look::FdView;
 use super::regular::{self, Seen};
 use super::restore::{FileImages, Opener};
 use super::table::Records;
-use crate::images::Partial;
+use crate::images::{Partial, Source};
 use crate::{Error, Object, Result, ResultExt, memory};
 use crust_image::ImageKind;
 use crust_image::proto::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry};
 use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind {
@@ -97,13 +96,18 @@ pub(super) fn write(memfds: &[Inode], out: &Partial) -> Result<()> {
     out.put_all(ImageKind::MemfdInode, 0, memfds.iter().map(|m| &m.entry))?;
     for (n, m) in memfds.iter().enumerate() {
         let pages_id = FIRST_PAGES_ID + n as u32;
-        let mut file = out.create_file(&ImageKind::Pages.file_name(pages_id.into()))?;
-        let pages = memory::dump_file(m.content.as_fd(), m.entry.size, file.as_fd())?;
-        file.flush().during("writing a memfd's content")?;
+        let mut file = out.outlet(&ImageKind::Pages.file_name(pages_id.into()))?;
+        let pages = memory::dump_file(m.content.as_fd(), m.entry.size, &mut file)?;
+        out.close(file)?;
         let name = ImageKind::ShmemPagemap.file_name(m.entry.shmid.into());
         out.put(&name, &pages.pagemap(ImageKind::ShmemPagemap, pages_id)?)?;
     }
     Ok(())
+}
+
+/// Makes sure that a memfd's images are at hand.
+pub(super) fn fetch(memfd: &MemfdInodeEntry, source: &Source) -> Result<()> {
+    memory::Pages::read(source, ImageKind::ShmemPagemap, memfd.shmid.into()).map(drop)
 }
 
 fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {

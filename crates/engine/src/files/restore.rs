@@ -96,6 +96,20 @@ pub(super) struct Opener<'a> {
 }
 
 impl FileImages {
+    /// Makes sure that images which are read while tasks are built are at hand: those of deleted files and memfds.
+    ///
+    /// # Errors
+    /// If they cannot be fetched.
+    pub fn fetch_late(&self, source: &Source) -> Result<()> {
+        for remap in self.remaps.values() {
+            source.exists(&ImageKind::GhostFile.file_name(remap.remap_id.into()))?;
+        }
+        for memfd in self.memfds.values() {
+            super::memfd::fetch(memfd, source)?;
+        }
+        Ok(())
+    }
+
     /// Reads everything about the files of `tasks` (in the order of the tree, root first).
     ///
     /// # Errors

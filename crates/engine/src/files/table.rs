@@ -3,9 +3,9 @@ use super::ids::{FileIds, FileKey, TaskIds};
 use super::look::FdView;
 use super::regular::SpecialKey;
 use super::{KINDS, ghost::Ghost, locks};
-use crate::images::Partial;
+use crate::images::{Outlet, Partial};
 use crate::task::Target;
-use crate::{Error, Kind, Object, Options, Result, ResultExt};
+use crate::{Error, Kind, Object, Options, Result, ResultExt, fault};
 use crust_image::proto::{
     FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
 };
@@ -13,30 +13,33 @@ use crust_image::{ImageKind, Writer};
 use crust_kernel::TargetFd;
 use crust_kernel::kcmp::Shared;
 use crust_kernel::sock_diag::UnixSocket;
+use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::Write;
 use std::os::fd::OwnedFd;
 
-/// Copies bytes of one file to the current place of another, inside the kernel where it can.
-pub(super) fn copy_range(from: &OwnedFd, at: u64, len: u64, out: &mut std::fs::File) -> Result<()> {
+/// Copies bytes of a file to an image, inside the kernel where it can.
+pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) -> Result<()> {
     let (mut at, end) = (at, at + len);
     let mut buf = Vec::new();
     while at < end {
         let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
-        match rustix::fs::copy_file_range(from, Some(&mut at), &*out, None, want) {
-            Ok(0) => {}
-            Ok(_) => continue,
-            Err(rustix::io::Errno::NOSPC) => {
-                return Err(Error::kernel("writing an image failed", rustix::io::Errno::NOSPC));
+        if let Some(file) = out.file() {
+            let copied = fault::io().and_then(|()| rustix::fs::copy_file_range(from, Some(&mut at), file, None, want));
+            match copied {
+                Ok(0) => {}
+                Ok(_) => continue,
+                Err(e @ (Errno::NOSPC | Errno::DQUOT | Errno::IO)) => {
+                    return Err(Error::kernel("writing an image failed", e));
+                }
+                Err(_) => {} // another filesystem, or one without this call
             }
-            Err(_) => {} // another filesystem, or one without this call
         }
         buf.resize(want.min(1 << 18), 0);
         let n = rustix::io::pread(from, &mut buf, at).during("reading a deleted file")?;
         if n == 0 {
             return Err(Error::new(Kind::TargetChanged, "a deleted file became shorter while it was read"));
         }
-        out.write_all(&buf[..n]).during("writing an image")?;
+        out.write(&buf[..n])?;
         at += n as u64;
     }
     Ok(())

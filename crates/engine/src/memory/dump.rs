@@ -9,6 +9,7 @@ use super::collect::Mm;
 use super::page_flags as pf;
 use super::pages::{How, Run};
 use crate::error::{Error, Kind, Object, ResultExt};
+use crate::images::Outlet;
 use crate::task::Target;
 use crate::{OnObject, Result};
 use crust_image::proto::PagemapEntry;
@@ -47,11 +48,11 @@ impl PagesDump {
     }
 }
 
-/// Writes the content of the private memory of `t` into `out`, an empty file open for reading and writing.
+/// Writes the content of the private memory of `t` into `out`, an empty file open for reading and writing, or a stream.
 ///
 /// # Errors
 /// A mapping that cannot be read is named; `NoSpace` if the file system is full.
-pub fn dump_pages(t: &Target<'_>, mm: &Mm, out: BorrowedFd<'_>) -> Result<PagesDump> {
+pub fn dump_pages(t: &Target<'_>, mm: &Mm, out: &mut Outlet) -> Result<PagesDump> {
     let mem = t.proc.open_file("mem").during("opening the task's memory").on_task(t.pid.as_raw())?;
     let source = Remote { pid: t.pid, mem };
     let mut dump = copy(&source, &mm.runs, out)?;
@@ -166,7 +167,7 @@ impl Source for Windows<'_> {
 
 const SEGMENT: How = How { by_mem: true, drop_zeros: true, lazy: false };
 
-pub(super) fn copy_file(file: BorrowedFd<'_>, len: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+pub(super) fn copy_file(file: BorrowedFd<'_>, len: u64, out: &mut Outlet) -> Result<PagesDump> {
     let ranges = super::shared::data_ranges(file, len.next_multiple_of(PAGE_SIZE)).during("looking for data")?;
     let runs: Vec<Run> = ranges.iter().map(|&(start, end)| Run { start, end, how: SEGMENT }).collect();
     let mut dump = copy(&Content { file, len }, &runs, out)?;
@@ -180,7 +181,7 @@ pub(super) fn copy_segment(
     windows: &[(u64, u64, u64)],
     len: u64,
     pid: i32,
-    out: BorrowedFd<'_>,
+    out: &mut Outlet,
 ) -> Result<PagesDump> {
     if let Some(file) = file {
         return copy_file(file.as_fd(), len, out);
@@ -204,11 +205,13 @@ const RELEASE: u64 = 8 << 20;
 /// Zeros may push the plan this far ahead of the file's end before the workers line up again.
 const DRIFT: u64 = 4 << 20;
 
-fn copy(source: &dyn Source, runs: &[Run], out: BorrowedFd<'_>) -> Result<PagesDump> {
+fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump> {
     let total: u64 = runs.iter().map(|r| r.end - r.start).sum();
+    out.expect(total)?;
     if total == 0 {
         return Ok(PagesDump::default());
     }
+    let Some(out) = out.file() else { return copy_to_stream(source, runs, out) };
     let window = if total >= SMALL { Window::open(out, total) } else { None };
     if window.is_none() && total >= SMALL {
         // One call instead of an allocation for each write. Not every file system can, and zeros may make it too much.
@@ -233,6 +236,52 @@ fn copy(source: &dyn Source, runs: &[Run], out: BorrowedFd<'_>) -> Result<PagesD
     drop(job.window);
     rustix::fs::ftruncate(out, state.end).during("setting the size of the pages image")?;
     Ok(PagesDump { entries: state.entries, written: state.end / PAGE_SIZE, scanned: 0, zero: state.zero })
+}
+
+/// As [`copy`] for an output that takes each byte once: one piece after the other, by one thread.
+fn copy_to_stream(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump> {
+    let mut dump = PagesDump::default();
+    let mut buffer = vec![0; BUFFER_CHUNK as usize];
+    let (mut kept, mut entries, mut ranges) = (Vec::new(), Vec::new(), Vec::new());
+    let mut pieces: Vec<Run> = Vec::new();
+    let mut left = runs.iter().copied();
+    let mut next = left.next();
+    while next.is_some() {
+        pieces.clear();
+        let mut len = 0;
+        while let Some(run) = next.filter(|_| len < BUFFER_CHUNK && pieces.len() < MAX_RANGES) {
+            let part = (run.end - run.start).min(BUFFER_CHUNK - len);
+            pieces.push(Run { end: run.start + part, ..run });
+            len += part;
+            let rest = Run { start: run.start + part, ..run };
+            next = if rest.start < rest.end { Some(rest) } else { left.next() };
+        }
+        let bytes = &mut buffer[..len as usize];
+        read_pieces(source, &pieces, &mut ranges, bytes)?;
+        dump.zero += sift(&pieces, bytes, &mut kept, &mut entries);
+        for &(from, n) in &kept {
+            out.write(&bytes[from as usize..(from + n) as usize])?;
+            dump.written += n / PAGE_SIZE;
+        }
+        for entry in entries.drain(..) {
+            merge_entry(&mut dump.entries, entry);
+        }
+    }
+    Ok(dump)
+}
+
+/// Reads `pieces`, one after the other, into `bytes`.
+fn read_pieces(source: &dyn Source, pieces: &[Run], ranges: &mut Vec<(u64, u64)>, bytes: &mut [u8]) -> Result<()> {
+    let mut rest = bytes;
+    for group in pieces.chunk_by(|a, b| a.how.by_mem == b.how.by_mem) {
+        ranges.clear();
+        ranges.extend(group.iter().map(|p| (p.start, p.end - p.start)));
+        let len: u64 = ranges.iter().map(|r| r.1).sum();
+        let (part, behind) = rest.split_at_mut(len as usize);
+        source.read(ranges, group[0].how, part)?;
+        rest = behind;
+    }
+    Ok(())
 }
 
 /// The whole pages file mapped, with huge pages allocated ahead of the copy.
@@ -376,7 +425,7 @@ impl Job<'_> {
                     (None, None) => return Err(Error::new(Kind::Internal, "no place to copy memory to")),
                 }
             };
-            self.read_pieces(&chunk.pieces, &mut ranges, bytes)?;
+            read_pieces(self.source, &chunk.pieces, &mut ranges, bytes)?;
             let zeros = sift(&chunk.pieces, bytes, &mut kept, &mut entries);
             let Some(at) = self.settle(&chunk, &mut entries, zeros, &kept)? else { return Ok(()) };
             if buffer.is_some() {
@@ -395,19 +444,6 @@ impl Job<'_> {
             let flags = rustix::fs::FallocateFlags::empty();
             rustix::fs::fallocate(self.out, flags, extent * HUGE_PAGE, HUGE_PAGE)
                 .during("allocating the pages image")?;
-        }
-        Ok(())
-    }
-
-    fn read_pieces(&self, pieces: &[Run], ranges: &mut Vec<(u64, u64)>, bytes: &mut [u8]) -> Result<()> {
-        let mut rest = bytes;
-        for group in pieces.chunk_by(|a, b| a.how.by_mem == b.how.by_mem) {
-            ranges.clear();
-            ranges.extend(group.iter().map(|p| (p.start, p.end - p.start)));
-            let len: u64 = ranges.iter().map(|r| r.1).sum();
-            let (part, behind) = rest.split_at_mut(len as usize);
-            self.source.read(ranges, group[0].how, part)?;
-            rest = behind;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::load::{Images, Pages};
 use super::status as st;
 use super::sysv;
 use crate::error::{Error, Kind, ResultExt};
-use crate::images::{Partial, Source};
+use crate::images::{Outlet, Partial, Source};
 use crate::task::Target;
 use crate::{OnObject, Result};
 use crust_image::ImageKind;
@@ -116,7 +116,7 @@ impl SharedMemory {
     ///
     /// # Errors
     /// As [`super::dump_pages`].
-    pub fn dump(&self, id: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+    pub fn dump(&self, id: u64, out: &mut Outlet) -> Result<PagesDump> {
         let segment =
             self.segments.get(&id).ok_or_else(|| Error::new(Kind::Internal, format!("no shared segment {id}")))?;
         dump::copy_segment(segment.file.as_ref(), segment.mem.as_ref(), &segment.windows, segment.len, segment.pid, out)
@@ -284,7 +284,7 @@ fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str) 
 ///
 /// # Errors
 /// As [`super::dump_pages`].
-pub fn dump_file(file: BorrowedFd<'_>, len: u64, out: BorrowedFd<'_>) -> Result<PagesDump> {
+pub fn dump_file(file: BorrowedFd<'_>, len: u64, out: &mut Outlet) -> Result<PagesDump> {
     dump::copy_file(file, len, out)
 }
 
