@@ -185,6 +185,11 @@ impl Room {
         Ok(reply.split('\t').filter(|l| !l.is_empty()).map(str::to_owned).collect())
     }
 
+    /// The mounts of the room, as /proc/PID/mountinfo lists them.
+    pub fn mounts(&self) -> String {
+        fs::read_to_string(format!("/proc/{}/mountinfo", self.child.id())).unwrap_or_default()
+    }
+
     /// All that a dump must leave as it found it, of every process in the room.
     ///
     /// # Errors

@@ -3,7 +3,7 @@ use crate::cli::settings::Settings;
 use crate::cli::{Invocation, Verb};
 use crate::events::{CliEvents, Scripts};
 use crate::exit::Exit;
-use crate::{logging, out, stats};
+use crate::{logging, out, rootless, stats};
 use crust_engine::options::Tar;
 use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt, check};
 use rustix::fs::{Mode, OFlags};
@@ -219,6 +219,20 @@ fn dump(invocation: Invocation) -> Result<Exit> {
         return Err(bad("pid not specified").help("name the root of the tree with -t PID"));
     }
     not_ourselves(s.engine.pid)?;
+    if let Some(job) = rootless::job_of(s.engine.pid) {
+        log::info!("task {} is {} of a job without privileges: going on inside of it", s.engine.pid, job.inner);
+        s.engine.pid = job.inner;
+        let dir = open_dir(Path::new("."))?;
+        return match job.inside(&dir, || dump_here(verb, s))? {
+            0 => Ok(Exit::Good),
+            255 => Ok(Exit::Minus1),
+            _ => Ok(Exit::Failure),
+        };
+    }
+    dump_here(verb, s)
+}
+
+fn dump_here(verb: Verb, mut s: Settings) -> Result<Exit> {
     let mut events = CliEvents::new(scripts(&mut s));
     let done = match verb {
         Verb::PreDump => crust_engine::pre_dump(&s.engine, &mut events),
@@ -243,28 +257,55 @@ fn dump(invocation: Invocation) -> Result<Exit> {
 
 fn restore(invocation: Invocation) -> Result<Exit> {
     let (mut s, command) = (invocation.settings, invocation.rest);
-    let mut events = CliEvents::new(scripts(&mut s));
-    let done = crust_engine::restore(&s.engine, &mut events);
-    events.done();
-    let restored = match done {
-        Ok(restored) => restored,
+    // Who asks for --unprivileged has a capability for it, and wants the ids of this pid namespace.
+    if !s.engine.unprivileged && rootless::is_needed() {
+        return restore_rootless(s);
+    }
+    let (restored, scripts) = match restore_tree(&mut s) {
+        Ok(done) => done,
         Err(e) => {
             report(&e);
             log::error!("Restoring FAILED.");
             return Ok(Exit::Failure);
         }
     };
-    stats::restored(&s.engine, &restored);
-    if s.display_stats {
-        out(&stats::restore_text(&restored));
-    }
     if s.exec_cmd {
-        return Err(become_command(&command, &events.scripts));
+        return Err(become_command(&command, &scripts));
     }
     if !s.detached {
         wait_for(restored.pid)?;
     }
     Ok(Exit::Good)
+}
+
+fn restore_tree(s: &mut Settings) -> Result<(crust_engine::RestoreReport, Scripts)> {
+    let mut events = CliEvents::new(scripts(s));
+    let done = crust_engine::restore(&s.engine, &mut events);
+    events.done();
+    let restored = done?;
+    stats::restored(&s.engine, &restored);
+    if s.display_stats {
+        out(&stats::restore_text(&restored));
+    }
+    Ok((restored, events.scripts))
+}
+
+/// Restores in a user, pid and mount namespace of our own.
+fn restore_rootless(mut s: Settings) -> Result<Exit> {
+    if s.exec_cmd || s.engine.restore_sibling {
+        return Err(bad("--exec-cmd and --restore-sibling need the right to choose process ids here")
+            .help("be root, or have CAP_CHECKPOINT_RESTORE and pass --unprivileged"));
+    }
+    log::info!("no right to choose process ids here: restoring in a user and pid namespace of our own");
+    let (detached, pidfile) = (s.detached, s.engine.pidfile.take());
+    let ended = rootless::job(detached, pidfile.as_deref(), || restore_tree(&mut s).map(|(restored, _)| restored.pid))?;
+    // How the tree ends is its own affair.
+    Ok(if ended.is_some() {
+        Exit::Good
+    } else {
+        log::error!("Restoring FAILED.");
+        Exit::Failure
+    })
 }
 
 /// Waits until the restored root task has ended. Its status is its own affair, as with CRIU.

@@ -5,6 +5,7 @@ mod demo;
 mod events;
 mod exit;
 mod logging;
+mod rootless;
 mod service;
 mod stats;
 

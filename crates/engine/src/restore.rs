@@ -7,8 +7,9 @@ use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
+use crust_kernel::ptrace::{self, Waited};
 use crust_kernel::{Deadline, HostTid, NsTid, VirtAddr, remote_mem};
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, Signal};
 use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -120,9 +121,16 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
     drop(clocks);
-    let guard = KillOnDrop { root, armed: true };
-    let traced = take_filtered(&plan, &arena, root, deadline, events)
-        .and_then(|traced| line_up(&plan, &arena, root, deadline, events).map(|()| traced))
+    let guard = KillOnDrop { root, arena: &arena, tree: &plan.tree, armed: true };
+    let sibling = opts.restore_sibling.then(|| HostTid::new(root)).flatten();
+    if let Some(root) = sibling {
+        // Its parent is not us, so our death would be nothing to it: it hangs on us as a tracee from the start.
+        finish::hold(root, plan.duties.iter().any(Option::is_some)).map_err(|e| e.at(Stage::Build))?;
+        arena.hold_root();
+    }
+    let lines = Lines { plan: &plan, arena: &arena, root, held: sibling, deadline };
+    let traced = take_filtered(&lines, events)
+        .and_then(|traced| line_up(&lines, events).map(|()| traced))
         .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;
     let forking = started.elapsed();
     clock.done("build");
@@ -132,7 +140,8 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         write_pidfile(path, pid)?;
     }
     let processes = processes(&plan, &arena)?;
-    let ready = finish::complete(&processes, &traced, Deadline::at(deadline)).map_err(|e| e.at(Stage::LineUp))?;
+    let ready = finish::complete(&processes, &traced, Deadline::at(deadline))
+        .map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
     clock.done("swap");
     // As CRIU has it, a refusal from here on is only logged.
     for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
@@ -161,30 +170,42 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
 }
 
 /// Kills what was built, unless all went well. The root's death takes its descendants with it, one by one.
-struct KillOnDrop {
+struct KillOnDrop<'a> {
     root: i32,
+    arena: &'a Arena,
+    tree: &'a Tree,
     armed: bool,
 }
 
-impl KillOnDrop {
+impl KillOnDrop<'_> {
     fn disarm(mut self) {
         self.armed = false;
     }
 }
 
-impl Drop for KillOnDrop {
+impl Drop for KillOnDrop<'_> {
     fn drop(&mut self) {
         let Some(pid) = Pid::from_raw(self.root).filter(|_| self.armed) else { return };
+        // Whoever is on its way between two parents, and so below none of those listed here, sees this and leaves.
+        self.arena.raise_failed();
         let descendants = descendants(self.root);
         for id in std::iter::once(pid).chain(descendants.iter().filter_map(|&d| Pid::from_raw(d))) {
             let _gone_is_fine = rustix::process::kill_process(id, Signal::KILL);
         }
-        let deadline = Deadline::after(Duration::from_secs(5));
+        // Threads that were seized are ours to reap, or they and their processes would stay as zombies while we live. A
+        // sibling's and a descendant's end is its parent's affair then.
+        let ids = self.tree.all_ids();
+        let mut left: Vec<HostTid> =
+            std::iter::once(self.root).chain(ids.iter().map(|i| i.as_raw())).filter_map(HostTid::new).collect();
+        let deadline = Deadline::after(Duration::from_secs(30));
         let mut backoff = crust_kernel::Backoff::new();
-        // A sibling is not ours to reap; its parent is told.
-        while let Ok(None) = rustix::process::waitpid(Some(pid), WaitOptions::NOHANG) {
+        loop {
+            left.retain(|&id| matches!(ptrace::poll_wait(id), Ok(None | Some(Waited::Stopped(_)))));
+            if left.is_empty() {
+                break;
+            }
             if !backoff.pause(deadline) {
-                log::error!("task {} could not be removed in time", self.root);
+                log::error!("task {} could not be removed in time", left[0]);
                 break;
             }
         }
@@ -303,6 +324,7 @@ fn keep_ids_clear(tree: &Tree) -> bool {
 /// Everything that would fail later, asked now and told at once.
 fn check(plan: &Plan, opts: &Options) -> Result<()> {
     let mut errors = taken_ids(&plan.tree);
+    errors.extend(may_choose_ids(&plan.creds));
     errors.extend(plan.files.check(opts));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {
@@ -333,6 +355,17 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
     }
     shared_objects(&plan.tree, &mut errors);
     Error::all(errors).map_or(Ok(()), Err)
+}
+
+/// Without one of these capabilities the first fork of the tree would fail.
+fn may_choose_ids(own: &crust_image::proto::CredsEntry) -> Option<Error> {
+    let has = |cap: u32| own.cap_eff.get(cap as usize / 32).is_some_and(|word| word & 1 << (cap % 32) != 0);
+    const SYS_ADMIN: u32 = 21;
+    const CHECKPOINT_RESTORE: u32 = 40;
+    (!has(SYS_ADMIN) && !has(CHECKPOINT_RESTORE)).then(|| {
+        Error::new(Kind::Permission, "restoring a tree with its process ids needs CAP_CHECKPOINT_RESTORE")
+            .help("get that capability (setcap cap_checkpoint_restore+ep), be root, or restore without --unprivileged, in namespaces of its own")
+    })
 }
 
 /// Processes that share more than memory-free objects are not built yet; say so before anything is created.
@@ -372,48 +405,51 @@ fn taken_ids(tree: &Tree) -> Vec<Error> {
     vec![Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", holders.join(", ")))]
 }
 
-/// Tasks under seccomp stop once more before their filters are installed: there their threads are seized with all filters
-/// suspended. The ids of those threads.
-fn take_filtered(
-    plan: &Plan,
-    arena: &Arena,
+/// What every wait for the tree needs.
+#[derive(Clone, Copy)]
+struct Lines<'a> {
+    plan: &'a Plan,
+    arena: &'a Arena,
     root: i32,
+    /// The root, if it hangs on us by ptrace.
+    held: Option<HostTid>,
     deadline: Instant,
-    events: &mut dyn Events,
-) -> Result<HashSet<HostTid>> {
+}
+
+/// Tasks under seccomp stop once more before their filters are installed: there their threads are seized with all filters
+/// suspended. The ids of all threads that are seized by now.
+fn take_filtered(lines: &Lines<'_>, events: &mut dyn Events) -> Result<HashSet<HostTid>> {
+    let Lines { plan, arena, held, .. } = *lines;
     let filtered = plan.tree.tasks.iter().zip(&plan.duties).filter(|(_, duty)| duty.is_some());
     let inner: Vec<NsTid> = filtered.flat_map(|(t, _)| t.threads.iter().copied()).collect();
     if inner.is_empty() {
-        return Ok(HashSet::new());
+        return Ok(held.into_iter().collect());
     }
     let control = arena.control();
-    wait_at(plan, arena, &control.unfiltered, inner.len() as u32, root, deadline, events)?;
+    wait_at(lines, &control.unfiltered, inner.len() as u32, events)?;
     let threads: Vec<(HostTid, NsTid)> =
         inner.into_iter().filter_map(|t| HostTid::new(t.as_raw()).map(|host| (host, t))).collect();
-    seccomp::suspend(&threads)?;
+    let free: Vec<(HostTid, NsTid)> = threads.iter().copied().filter(|(host, _)| held != Some(*host)).collect();
+    seccomp::suspend(&free)?;
     arena::open(&control.filter);
-    Ok(threads.into_iter().map(|(host, _)| host).collect())
+    Ok(threads.into_iter().map(|(host, _)| host).chain(held).collect())
 }
 
 /// Waits until every thread stands at the last barrier, or something failed.
-fn line_up(plan: &Plan, arena: &Arena, root: i32, deadline: Instant, events: &mut dyn Events) -> Result<()> {
-    let want = plan.tree.live_threads() as u32;
-    wait_at(plan, arena, &arena.control().arrived, want, root, deadline, events)
+fn line_up(lines: &Lines<'_>, events: &mut dyn Events) -> Result<()> {
+    let want = lines.plan.tree.live_threads() as u32;
+    wait_at(lines, &lines.arena.control().arrived, want, events)
 }
 
 /// Waits until `want` threads have counted themselves in at `word`, or something failed.
-fn wait_at(
-    plan: &Plan,
-    arena: &Arena,
-    word: &AtomicU32,
-    want: u32,
-    root: i32,
-    deadline: Instant,
-    events: &mut dyn Events,
-) -> Result<()> {
+fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Events) -> Result<()> {
+    let Lines { plan, arena, root, held, deadline } = *lines;
     let control = arena.control();
     let mut last_look = Instant::now();
     loop {
+        if let Some(root) = held {
+            finish::pass_on(root);
+        }
         let arrived = word.load(Ordering::Acquire);
         if control.failed.load(Ordering::Acquire) != 0 {
             return Err(failure(plan, arena));
@@ -490,7 +526,7 @@ fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
 /// Notices a task that died without a word.
 fn died(plan: &Plan, arena: &Arena, root: i32) -> Result<()> {
     for (i, t) in plan.tree.tasks.iter().enumerate() {
-        if !t.is_live() || arena.step_of(i) == 0 && i != 0 {
+        if !t.is_live() || !arena.is_born(i) {
             continue;
         }
         let pid = if i == 0 { root } else { t.pid.as_raw() };

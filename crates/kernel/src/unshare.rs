@@ -17,3 +17,18 @@ pub fn own_namespaces() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
     std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))
 }
+
+/// Moves this process into a new user and pid namespace (the latter for its next children), in which our ids stay what they
+/// are. Until it runs another program it has every capability there.
+///
+/// # Errors
+/// As [`own_namespaces`].
+pub fn job_namespaces() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let flags = UnshareFlags::NEWUSER | UnshareFlags::NEWPID;
+    // SAFETY: as in `own_namespaces`.
+    unsafe { rustix::thread::unshare_unsafe(flags) }?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1"))?;
+    std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1"))
+}

@@ -3,12 +3,13 @@ use super::options::{Arg, OPTIONS, OptionDef, Scope, Section};
 use std::fmt::Write as _;
 
 /// The verbs with what they do.
-pub(super) const VERBS: [(&str, &str); 14] = [
+pub(super) const VERBS: [(&str, &str); 15] = [
     ("dump -t PID", "checkpoint a process tree"),
     ("pre-dump -t PID", "write the memory of a tree that runs on"),
     ("restore", "bring a tree back"),
     ("check", "tell what this kernel offers"),
     ("check --pid PID", "tell what would stop a dump of this tree"),
+    ("run -- PROGRAM", "start a program that its user can checkpoint and restore without any privilege"),
     ("service", "serve requests on a socket, also one from systemd"),
     ("swrk FD", "serve the requests of one caller, for libcriu and container engines"),
     ("image show FILE", "print an image file as JSON"),

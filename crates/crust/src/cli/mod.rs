@@ -8,7 +8,7 @@ pub(crate) mod options;
 pub(crate) mod settings;
 
 use crate::exit::Exit;
-use crate::{commands, demo, logging, out, service};
+use crate::{commands, demo, logging, out, rootless, service};
 use config::BadFile;
 use getopt::{Token, Unknown};
 use settings::Settings;
@@ -87,6 +87,7 @@ pub(crate) fn run(mut args: impl Iterator<Item = OsString>) -> Exit {
     let args: Vec<OsString> = args.collect();
     match args.first().and_then(|a| a.to_str()) {
         Some("image") => return image::run(args.get(1..).unwrap_or_default()),
+        Some("run") => return rootless::run(args.get(1..).unwrap_or_default()),
         Some("demo") => return demo::run(args.get(1..).unwrap_or_default()),
         Some("demo-sample") => return demo::sample::run(args.get(1..).unwrap_or_default()),
         Some("help-man") => {

@@ -51,7 +51,7 @@ fn rootless(show: &Show) -> Result<Exit> {
             Ok(if status == Some(0) { Exit::Good } else { Exit::Failure })
         }
         Fork::Child => {
-            let exit = match own_proc().and_then(|()| demonstrate(show)) {
+            let exit = match crate::rootless::own_proc().and_then(|()| demonstrate(show)) {
                 Ok(exit) => exit,
                 Err(e) => {
                     show.failed(&e);
@@ -62,14 +62,6 @@ fn rootless(show: &Show) -> Result<Exit> {
             std::process::exit(exit.code().into())
         }
     }
-}
-
-/// The new pid namespace needs its own /proc, and ours must not spread.
-fn own_proc() -> Result<()> {
-    use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
-    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).during("making mounts private")?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "/proc", "proc", flags, None).during("mounting /proc")
 }
 
 /// Everything that must be gone at the end, whatever happens.

@@ -65,10 +65,11 @@ pub struct Entered(Option<OwnedFd>);
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        if let Some(own) = &self.0
-            && let Err(e) = process::set_namespace(own.as_fd(), libc::CLONE_NEWTIME)
-        {
-            log::warn!("our own children stay in the time namespace of the restored tree: {e}");
+        let Some(own) = &self.0 else { return };
+        match process::set_namespace(own.as_fd(), libc::CLONE_NEWTIME) {
+            // A user without privileges may leave a time namespace for a new one only.
+            Ok(()) | Err(rustix::io::Errno::PERM) => {}
+            Err(e) => log::warn!("our own children stay in the time namespace of the restored tree: {e}"),
         }
     }
 }

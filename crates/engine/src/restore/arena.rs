@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "one shared mapping seen as structures of atomics")]
 use crate::error::{Error, Kind, ResultExt};
 use crate::{Object, Result, Stage};
+use crust_kernel::HostTid;
+use crust_kernel::procfs::{ProcDir, Stat};
 use rustix::mm::{MapFlags, ProtFlags};
 use rustix::thread::futex;
 use std::ptr::NonNull;
@@ -20,12 +22,12 @@ pub(crate) struct Control {
     pub(crate) failed: AtomicU32,
     /// Always 1: the source of the plan's "failed" note.
     pub(crate) one: AtomicU32,
-    /// Counts threads that park after a failure; nobody waits here.
-    pub(crate) spare: AtomicU32,
     /// Threads of tasks under seccomp that stand before their filters.
     pub(crate) unfiltered: AtomicU32,
     /// 1 once they are traced with filters suspended and may go on.
     pub(crate) filter: AtomicU32,
+    /// 1 once a root that is no child of the coordinator hangs on it otherwise; the root waits here.
+    held: AtomicU32,
     /// Pages the tasks filled.
     pub(crate) pages: AtomicU64,
 }
@@ -60,6 +62,8 @@ pub(crate) struct TaskSlot {
     /// Start and length of the bootstrap region, for the coordinator to remove.
     boot: [AtomicU64; 2],
     text_len: AtomicU32,
+    /// 1 once it was forked: from then on it is missed if it is not there.
+    born: AtomicU32,
     text: [AtomicU64; TEXT / 8],
 }
 
@@ -69,6 +73,8 @@ pub(crate) struct Arena {
     base: NonNull<Control>,
     tasks: usize,
     len: usize,
+    /// The process that made the arena, and builds the tree.
+    coordinator: i32,
 }
 
 /// Where the task slots start.
@@ -88,7 +94,8 @@ impl Arena {
         }
         .during("mapping the shared arena")?;
         let base = NonNull::new(at.cast()).ok_or_else(|| Error::new(Kind::Internal, "mmap gave address zero"))?;
-        let arena = Self { base, tasks, len };
+        let coordinator = rustix::process::getpid().as_raw_nonzero().get();
+        let arena = Self { base, tasks, len, coordinator };
         arena.control().one.store(1, Ordering::Relaxed);
         Ok(arena)
     }
@@ -104,6 +111,41 @@ impl Arena {
     pub(crate) fn control(&self) -> &Control {
         // SAFETY: the mapping is at least a page, zeroed, never unmapped while `self` lives; all fields are atomics.
         unsafe { self.base.as_ref() }
+    }
+
+    /// The coordinator's process id.
+    pub(crate) fn coordinator(&self) -> i32 {
+        self.coordinator
+    }
+
+    /// False once the coordinator has ended: for those whom no signal tells.
+    pub(crate) fn coordinator_lives(&self) -> bool {
+        let Some(id) = HostTid::new(self.coordinator) else { return true };
+        let there = rustix::process::Pid::from_raw(self.coordinator).map(rustix::process::test_kill_process);
+        if there == Some(Err(rustix::io::Errno::SRCH)) {
+            return false;
+        }
+        let stat = ProcDir::open(id).and_then(|p| p.read("stat")).ok().and_then(|s| Stat::parse(&s));
+        stat.is_none_or(|s| !matches!(s.state, b'Z' | b'X'))
+    }
+
+    /// Lets a root go on that waits in [`Arena::wait_held`].
+    pub(crate) fn hold_root(&self) {
+        let word = &self.control().held;
+        word.store(1, Ordering::Release);
+        let _woken = futex::wake(word, futex::Flags::empty(), u32::MAX);
+    }
+
+    /// Waits until the coordinator has made the root's life hang on its own.
+    pub(crate) fn wait_held(&self, deadline: Instant) -> Result<()> {
+        let word = &self.control().held;
+        while word.load(Ordering::Acquire) == 0 {
+            if !self.coordinator_lives() || Instant::now() >= deadline {
+                return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+            }
+            sleep_on(word, 0);
+        }
+        Ok(())
     }
 
     fn slot(&self, task: usize) -> &TaskSlot {
@@ -139,6 +181,9 @@ impl Arena {
                 return Err(Error::new(Kind::Timeout, format!("another task did not reach {step:?} in time")));
             }
             sleep_on(word, now);
+            if word.load(Ordering::Relaxed) == now && !self.coordinator_lives() {
+                return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+            }
         }
     }
 
@@ -205,6 +250,16 @@ impl Arena {
             let value = note[2].load(Ordering::Relaxed) as i64;
             (status == crust_inject::plan::STATUS_FAILED).then(|| (task, note[1].load(Ordering::Relaxed), value))
         })
+    }
+
+    /// A task was forked.
+    pub(crate) fn born(&self, task: usize) {
+        self.slot(task).born.store(1, Ordering::Release);
+    }
+
+    /// True if [`Arena::born`] was said of it.
+    pub(crate) fn is_born(&self, task: usize) -> bool {
+        self.slot(task).born.load(Ordering::Acquire) != 0
     }
 
     /// A task tells where its bootstrap region lies.

@@ -61,8 +61,7 @@ pub(super) fn fork_root(cx: &mut Cx<'_>) -> Result<i32> {
     if cx.opts.restore_sibling {
         flags |= libc::CLONE_PARENT as u64;
     }
-    let me = rustix::process::getpid().as_raw_nonzero().get();
-    let parent = if cx.opts.restore_sibling { 0 } else { me };
+    let parent = if cx.opts.restore_sibling { 0 } else { cx.arena.coordinator() };
     fork_task(cx, 0, flags, parent)
 }
 
@@ -71,7 +70,10 @@ fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> 
     let pid = cx.tree.tasks[i].pid;
     // SAFETY: the coordinator and every task are single-threaded while they fork.
     match unsafe { process::fork(Some(pid), flags) } {
-        Ok(Fork::Parent(id)) => Ok(id.as_raw()),
+        Ok(Fork::Parent(id)) => {
+            cx.arena.born(i);
+            Ok(id.as_raw())
+        }
         Ok(Fork::Child) => {
             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(cx, i, parent)));
             let error = match done {
@@ -100,6 +102,9 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     }
     if i == 0 {
         process::default_signals(); // the others inherit them
+        if parent == 0 {
+            cx.arena.wait_held(cx.deadline)?;
+        }
     }
     let tree = cx.tree;
     let t = &tree.tasks[i];
@@ -220,11 +225,19 @@ fn bear_orphan(cx: &mut Cx<'_>, c: usize) -> Result<i32> {
 /// Waits for helpers, so that neither they nor a SIGCHLD of theirs is left.
 fn reap_all(cx: &Cx<'_>, pids: &[i32]) -> Result<()> {
     for &pid in pids {
-        wait_until(cx, || {
-            let got = rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG);
-            matches!(got, Ok(Some(_)) | Err(rustix::io::Errno::CHILD))
+        let mut clean = true;
+        wait_until(cx, || match rustix::process::waitpid(Pid::from_raw(pid), rustix::process::WaitOptions::NOHANG) {
+            Ok(Some((_, status))) => {
+                clean = status.exit_status() == Some(0);
+                true
+            }
+            Err(rustix::io::Errno::CHILD) => true,
+            _ => false,
         })
         .map_err(|e| e.help("a helper process did not end"))?;
+        if !clean {
+            return Err(Error::new(Kind::TargetChanged, format!("helper process {pid} was killed, or failed")));
+        }
     }
     Ok(())
 }
@@ -237,12 +250,19 @@ fn await_zombies(cx: &Cx<'_>, i: usize) -> Result<()> {
             continue;
         }
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let mut ended = None;
         wait_until(cx, || {
             let id = Pid::from_raw(child.pid.as_raw()).map(rustix::process::WaitId::Pid);
-            id.is_some_and(|id| {
-                matches!(rustix::process::waitid(id, options), Ok(Some(s)) if WaitIdStatus::exited(&s) || s.killed() || s.dumped())
-            })
+            ended = id.and_then(|id| rustix::process::waitid(id, options).ok().flatten());
+            ended.as_ref().is_some_and(|s| WaitIdStatus::exited(s) || s.killed() || s.dumped())
         })?;
+        let (code, signal) = ended.map_or((None, None), |s| (s.exit_status(), s.terminating_signal()));
+        if let Fate::Zombie(want) = child.fate
+            && !died_as(want, code, signal)
+        {
+            let what = format!("zombie {} came to another end than in the image ({code:?}, {signal:?})", child.pid);
+            return Err(Error::new(Kind::TargetChanged, what));
+        }
     }
     Ok(())
 }
@@ -254,11 +274,22 @@ fn wait_until(cx: &Cx<'_>, mut done: impl FnMut() -> bool) -> Result<()> {
         if cx.arena.control().failed.load(Ordering::Acquire) != 0 {
             return Err(Error::new(Kind::Cancelled, "another task of the tree failed"));
         }
+        if !cx.arena.coordinator_lives() {
+            return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
+        }
         if !backoff.pause(deadline) {
             return Err(Error::new(Kind::Timeout, "a child did not come to its end in time"));
         }
     }
     Ok(())
+}
+
+/// True if this is the end that [`become_zombie`] gives for the wait status `want`.
+fn died_as(want: i32, code: Option<i32>, signal: Option<i32>) -> bool {
+    match want & 0x7f {
+        0 => code == Some((want >> 8) & 0xff),
+        n => signal == Some(n) || code == Some(128 + n),
+    }
 }
 
 /// Dies as the zombie in the image died.
@@ -298,7 +329,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
 
     let first_service = cx.files.first_service_fd();
     let boot_range = [(boot.start, boot.start + boot.len)];
-    let park_all = std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
+    let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
     let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
     let options = memory::StageOptions { park_all, threads: cx.fill_threads };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
@@ -467,6 +498,12 @@ fn write_plan(
             // A change of credentials forgets the parent's death signal.
             let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
             p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+            // A parent that died in between sent nothing.
+            let parent = parent_id();
+            if i != 0 || !cx.opts.restore_sibling {
+                let expect = Expect::Equals(parent as u64);
+                p.syscall_expect(plan, "getppid", libc::SYS_getppid, &[], expect);
+            }
         }
         p.barrier(plan, arrived, n, go, 1);
         error_path(&mut p, plan, cx.arena.plan_failure_offset(i), control);
@@ -485,6 +522,9 @@ fn start_thread(p: &mut Program, main: PlanId, child: PlanId, tid: NsTid) {
     p.thread(main, at, size_of::<CloneArgs>(), child);
 }
 
+/// How long a failed task lets itself be looked at.
+const PARK_SECONDS: i64 = 60;
+
 /// A failed step tells the coordinator and waits to be looked at and killed.
 fn error_path(p: &mut Program, plan: PlanId, note: u64, arena: u64) {
     let word = |offset: usize| arena + offset as u64;
@@ -497,8 +537,12 @@ fn error_path(p: &mut Program, plan: PlanId, note: u64, arena: u64) {
     // FUTEX_WAKE, shared
     let args = [arrived.into(), 1.into(), i32::MAX.into()];
     p.syscall_expect(plan, "waking the coordinator", libc::SYS_futex, &args, Expect::Any);
-    // Parks: the coordinator reads the failed record from this memory, then kills the tree.
+    // Parks: the coordinator reads the failed record from this memory, then kills the tree. If there is none any more,
+    // the end comes by itself.
     let go = word(std::mem::offset_of!(super::arena::Control, go));
-    let spare = word(std::mem::offset_of!(super::arena::Control, spare));
-    p.barrier(plan, spare, 0, go, 1);
+    let limit = p.data(&[PARK_SECONDS.to_le_bytes(), 0i64.to_le_bytes()].concat());
+    // FUTEX_WAIT, shared
+    let args = [go.into(), 0.into(), 0.into(), limit.into()];
+    p.syscall_expect(plan, "waiting to be looked at", libc::SYS_futex, &args, Expect::Any);
+    p.syscall_expect(plan, "exit_group", libc::SYS_exit_group, &[1.into()], Expect::Any);
 }

@@ -4,8 +4,10 @@ use super::tree::{Fate, Task, Tree};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::task::{ended, regs};
 use crate::{Result, Stage};
+use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
+use rustix::io::Errno;
 use std::collections::HashSet;
 
 /// A tree whose threads all stand still with their final state.
@@ -30,6 +32,22 @@ pub(super) struct Process<'a> {
 }
 
 const OPTIONS: ptrace::Options = ptrace::Options { exit_kill: true, suspend_seccomp: false };
+
+/// Ties the root to our life while it builds itself, where it is no child of ours. It is not stopped. With
+/// `suspend_seccomp` no filter that it installs applies until it is let go.
+pub(super) fn hold(root: HostTid, suspend_seccomp: bool) -> Result<()> {
+    ptrace::seize(root, ptrace::Options { suspend_seccomp, ..OPTIONS }).during("PTRACE_SEIZE").on_task(root.as_raw())
+}
+
+/// Hands a held root the signals that come to it: a tracee stops at each until its tracer passes it on.
+pub(super) fn pass_on(root: HostTid) {
+    while let Ok(Some(Waited::Stopped(stop))) = ptrace::poll_wait(root) {
+        let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
+        if ptrace::resume(root, signal).is_err() {
+            return; // it was killed just now, which the line-up sees
+        }
+    }
+}
 
 /// Seizes and completes all processes. Threads in `traced` are seized already.
 pub(super) fn complete(processes: &[Process<'_>], traced: &HashSet<HostTid>, deadline: Deadline) -> Result<Ready> {
@@ -92,13 +110,28 @@ fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8]
 }
 
 fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {
-    match ptrace::wait(tid, deadline).during("waiting for a restored thread to stop").on_task(pid.as_raw())? {
-        Waited::Stopped(stop) if stop == want => Ok(()),
-        other => {
-            let what = format!("thread {tid} did not stop as expected ({want:?}) but: {other:?}");
-            Err(Error::new(Kind::Internal, what)).on_task(pid.as_raw())
+    /// A leader's death is not reported before its dead threads were asked for, so who waits for one must look, too.
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
+    loop {
+        match ptrace::wait(tid, deadline.capped(LOOK)) {
+            Ok(Waited::Stopped(stop)) if stop == want => return Ok(()),
+            Err(Errno::TIMEDOUT) if !deadline.expired() && !has_ended(pid, tid) => {}
+            Err(Errno::TIMEDOUT) if !deadline.expired() => {
+                let what = format!("thread {tid} was killed while its tree was being restored");
+                return Err(Error::new(Kind::TargetChanged, what)).on_task(pid.as_raw());
+            }
+            Ok(other) => {
+                let what = format!("thread {tid} did not stop as expected ({want:?}) but: {other:?}");
+                return Err(Error::new(Kind::TargetChanged, what)).on_task(pid.as_raw());
+            }
+            Err(e) => return Err(e).during("waiting for a restored thread to stop").on_task(pid.as_raw()),
         }
     }
+}
+
+fn has_ended(pid: HostTid, tid: HostTid) -> bool {
+    let stat = ProcDir::open_thread(pid, tid).and_then(|d| d.read("stat")).ok().and_then(|s| Stat::parse(&s));
+    stat.is_none_or(|s| matches!(s.state, b'Z' | b'X'))
 }
 
 /// A system call to be made by a stopped thread.
@@ -152,6 +185,16 @@ impl Ready {
             if let Some(id) = rustix::process::Pid::from_raw(pid.as_raw()) {
                 rustix::process::kill_process(id, rustix::process::Signal::STOP).during("stopping a task")?;
             }
+        }
+        // From here on the tree lives, also if we die: the kernel lets a dead tracer's tasks run. All are told before the
+        // first runs, which is quick, so that hardly any moment is left in which a part would die with us. The root comes
+        // last: while it is not told yet, its end is the end of those that have only it.
+        let free = ptrace::Options::default();
+        for &(pid, tid) in self.threads.iter().rev() {
+            ptrace::set_options(tid, free)
+                .during("PTRACE_SETOPTIONS")
+                .on_task(pid.as_raw())
+                .map_err(|e| e.at(Stage::Resume))?;
         }
         for (pid, tid) in self.threads {
             detach(pid, tid)?;

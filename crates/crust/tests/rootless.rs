@@ -1,0 +1,247 @@
+//! Checkpoints by people who are not root: with no privilege at all in a job of their own, and with two capabilities on the host.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(unsafe_code, reason = "capabilities are dropped between fork and exec")]
+mod common;
+
+use common::{CRUST, Dir};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const NOBODY: u32 = 65534;
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A directory of an ordinary user, with a copy of the binary: the one that cargo built may lie where only root may look.
+struct Home {
+    dir: Dir,
+    crust: PathBuf,
+}
+
+impl Home {
+    fn new(name: &str) -> Self {
+        let dir = Dir::new(name);
+        let crust = dir.path("crust");
+        fs::copy(CRUST, &crust).unwrap();
+        fs::set_permissions(&crust, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(dir.path("images")).unwrap();
+        for path in [dir.0.clone(), dir.path("images")] {
+            std::os::unix::fs::chown(&path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+        Self { dir, crust }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path(name).display().to_string()
+    }
+
+    /// crust as its owner runs it.
+    fn crust(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.crust);
+        command.args(args).current_dir(&self.dir.0).env_clear().stdin(Stdio::null());
+        command.uid(NOBODY).gid(NOBODY);
+        command
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.len() < 10 {
+            return 0;
+        }
+        assert_eq!(words[9], "good", "{text}");
+        words[1].parse().unwrap()
+    }
+
+    /// The sample counts, and its memory, pipe and file are as they must be.
+    fn goes_on(&self) {
+        let (start, from) = (Instant::now(), self.count());
+        while self.count() < from + 3000 {
+            assert!(start.elapsed() < LIMIT, "the sample does not go on from {from}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn good(output: &Output) {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{out}\n{err}", output.status);
+}
+
+fn read(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn field(pid: i32, name: &str) -> String {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned()
+}
+
+fn await_gone(pid: i32) {
+    let start = Instant::now();
+    while Path::new(&format!("/proc/{pid}")).exists() && !field(pid, "State:").starts_with('Z') {
+        assert!(start.elapsed() < LIMIT, "process {pid} is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Ends a job with its pid 1, whatever the test came to.
+struct Ends(i32);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let init: i32 = field(self.0, "PPid:").parse().unwrap_or(0);
+        if field(init, "Name:") == "crust-init"
+            && let Some(init) = rustix::process::Pid::from_raw(init)
+        {
+            let _gone = rustix::process::kill_process(init, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+#[test]
+fn a_user_without_any_privilege_runs_dumps_and_restores() {
+    if !rustix::process::geteuid().is_root() {
+        return; // there is no other user to become
+    }
+    let home = Home::new("rootless");
+    let (pidfile, images) = (home.path("pid"), home.path("images"));
+    // A shell that stays, and the sample as its child.
+    let script =
+        format!("{} demo-sample {} {}; exit $?", home.path("crust"), home.path("status"), home.path("journal"));
+    let mut run = home.crust(&["run", "-d", "--pidfile", &pidfile, "--", "/bin/sh", "-c", &script]);
+    let ran = run.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(ran.success(), "{ran}: are user namespaces allowed?");
+    for cycle in 1..=2 {
+        let pid: i32 = read(Path::new(&pidfile)).parse().unwrap();
+        let ends = Ends(pid);
+        home.goes_on();
+        assert!(field(pid, "Uid:").starts_with("65534"), "{}", field(pid, "Uid:"));
+        assert_eq!(u64::from_str_radix(&field(pid, "CapEff:"), 16), Ok(0));
+        let init: i32 = field(pid, "PPid:").parse().unwrap();
+
+        let log = format!("dump{cycle}.log");
+        let dump = ["dump", "-t", &pid.to_string(), "-D", &images, "-o", &log, "-v4"];
+        good(&home.crust(&dump).output().unwrap());
+        await_gone(pid);
+        await_gone(init); // pid 1 of the job goes with it
+        let stopped_at = home.count();
+        drop(ends);
+
+        fs::remove_file(&pidfile).unwrap();
+        let log = format!("restore{cycle}.log");
+        let restore = ["restore", "-d", "--pidfile", &pidfile, "-D", &images, "-o", &log, "-v4"];
+        good(&home.crust(&restore).output().unwrap());
+        let pid: i32 = read(Path::new(&pidfile)).parse().unwrap();
+        let _ends = std::mem::ManuallyDrop::new(Ends(pid));
+        home.goes_on();
+        assert!(home.count() > stopped_at);
+        assert_eq!(field(pid, "NSpid:").split_whitespace().last(), Some("2"));
+    }
+    drop(Ends(read(Path::new(&pidfile)).parse().unwrap()));
+}
+
+#[test]
+fn run_hands_on_signals_and_the_exit_code() {
+    let home = Home::new("run");
+    let code = |args: &[&str]| home.crust(&[&["run", "--"], args].concat()).output().unwrap();
+    let seven = code(&["/bin/sh", "-c", "exit 7"]);
+    assert_eq!(seven.status.code(), Some(7), "{seven:?}");
+    assert_eq!(code(&["/bin/sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    let missing = code(&["/no/such/program"]);
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/no/such/program"));
+
+    let script = "trap 'exit 9' TERM; : > ready; while :; do sleep 0.05; done";
+    let mut child = home.crust(&["run", "--", "/bin/sh", "-c", script]).spawn().unwrap();
+    let start = Instant::now();
+    while !home.dir.path("ready").exists() {
+        assert!(start.elapsed() < LIMIT);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(9));
+}
+
+/// True inside of a pid namespace; outside, runs the test `name` again inside of one and says false.
+fn inside(name: &str) -> bool {
+    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["-pf", "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
+    good(&command.env("CRUST_TEST_INSIDE", "1").output().unwrap());
+    false
+}
+
+const SYS_PTRACE: u32 = 19;
+const CHECKPOINT_RESTORE: u32 = 40;
+
+/// Becomes nobody, and keeps these capabilities.
+fn with_caps(command: &mut Command, caps: &'static [u32]) {
+    let become_nobody = move || {
+        let set = caps.iter().fold(0u64, |set, cap| set | 1 << cap);
+        let header = [0x2008_0522_u32, 0];
+        let words = [set as u32, set as u32, set as u32, (set >> 32) as u32, (set >> 32) as u32, (set >> 32) as u32];
+        let nobody = NOBODY as libc::uid_t;
+        // SAFETY: system calls with numbers, and with arrays of the sizes that capset(2) version 3 has. Async-signal-safe.
+        let ok = unsafe {
+            libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0
+                && libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setresgid(nobody, nobody, nobody) == 0
+                && libc::setresuid(nobody, nobody, nobody) == 0
+                && libc::syscall(libc::SYS_capset, header.as_ptr(), words.as_ptr()) == 0
+                && caps.iter().all(|&cap| {
+                    libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, libc::c_ulong::from(cap), 0, 0) == 0
+                })
+        };
+        if ok { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: only system calls happen in there, see above.
+    unsafe { command.pre_exec(become_nobody) };
+}
+
+impl Home {
+    fn with_caps(&self, args: &[&str], caps: &'static [u32]) -> Command {
+        let mut command = Command::new(&self.crust);
+        command.args(args).current_dir(&self.dir.0).env_clear().stdin(Stdio::null());
+        with_caps(&mut command, caps);
+        command
+    }
+}
+
+#[test]
+fn two_capabilities_are_enough_on_the_host() {
+    if !rustix::process::geteuid().is_root() || !inside("two_capabilities_are_enough_on_the_host") {
+        return;
+    }
+    let home = Home::new("caps");
+    let mut sample = home.crust(&["demo-sample", &home.path("status"), &home.path("journal")]);
+    let mut sample = sample.current_dir("/").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    home.goes_on();
+    let (pid, images) = (sample.id().to_string(), home.path("images"));
+    let caps: &[u32] = &[SYS_PTRACE, CHECKPOINT_RESTORE];
+    let dump = ["dump", "--unprivileged", "-t", &pid, "-D", &images, "-o", "dump.log", "-v4"];
+    good(&home.with_caps(&dump, caps).output().unwrap());
+    assert_eq!(sample.wait().unwrap().code(), None);
+    let before = home.count();
+
+    // Without the capability: one error that names it, before anything is made.
+    let restore = ["restore", "--unprivileged", "-d", "-D", &images, "-o", "restore.log", "-v4"];
+    let refused = home.with_caps(&restore, &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("CAP_CHECKPOINT_RESTORE") && said.contains("nothing was created"), "{said}");
+    assert_eq!(said.matches("Error:").count(), 1, "{said}");
+
+    good(&home.with_caps(&restore, caps).output().unwrap());
+    let pid: i32 = pid.parse().unwrap();
+    home.goes_on();
+    assert!(home.count() > before);
+    assert!(field(pid, "Uid:").starts_with("65534"));
+    assert_eq!(field(pid, "NSpid:"), pid.to_string());
+}

@@ -1,0 +1,336 @@
+//! SIGKILL at random moments. Of a dump: its tree runs on unchanged, or is whole on disk. Of a restore: nothing stays, or all
+//! of it runs. Of a task under construction: a clean error, and nothing stays.
+//!
+//! Ten programs, single processes, trees and hundreds of threads. `CRUST_KILLS=1000` is the number of kills of each
+//! sort over all of them (a few by default).
+use std::time::{Duration, Instant};
+use zoo::harness::{
+    Case, End, Outcome, Proc, Room, Tool, check_round, expect_empty, expect_gone, finish, rule, skipped, step_limit,
+};
+
+const PROGRAMS: u32 = 10;
+
+/// Kills for one program.
+fn kills() -> u32 {
+    let all: u32 = std::env::var("CRUST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
+    all.div_ceil(PROGRAMS)
+}
+
+/// Runs `body` on a program that has just become ready, unless the list of skips has it.
+fn on(program: &'static str, what: &str, body: impl FnOnce(&mut Crash<'_>) -> Outcome) {
+    let (case, tool) = (Case::new(program), Tool::ours());
+    let route = format!("{}-{what}", tool.name);
+    if let Some(rule) = rule(program, &route) {
+        return skipped(&format!("{program} {route}"), &rule.reason);
+    }
+    let Some((room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
+    let mounts = room.mounts();
+    let mut crash = Crash { case: &case, tool: &tool, room, root, round: 1, dice: Dice::new(), hits: 0, mounts };
+    let outcome = body(&mut crash).and_then(|()| finish(&mut crash.room, root, crash.round));
+    let outcome = outcome.and_then(|()| {
+        let met = format!("zoo: {program} {what}: {} of {} kills met the tool at work\n", crash.hits, kills());
+        drop(std::io::Write::write_all(&mut std::io::stderr(), met.as_bytes()));
+        if kills() >= 6 && crash.hits == 0 { Err("no kill met the tool at work".to_owned()) } else { Ok(()) }
+    });
+    crash.room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
+}
+
+/// A program among crashes.
+struct Crash<'a> {
+    case: &'a Case,
+    tool: &'a Tool,
+    room: Room,
+    root: Proc,
+    /// The round the program is ready for.
+    round: u32,
+    dice: Dice,
+    /// Kills that met the tool at work.
+    hits: u32,
+    mounts: String,
+}
+
+impl Crash<'_> {
+    /// The program is asked to check itself, and gets ready for the next round.
+    fn check(&mut self) -> Outcome {
+        check_round(&mut self.room, self.round)?;
+        self.round += 1;
+        self.room.await_file(&format!("ready.{}", self.round), &[]).map(|_| ())
+    }
+
+    /// Waits until it is clear what a killed tool left: all of the tree, at work and well; nothing; or, while the tree
+    /// was being killed after a whole checkpoint, a part of it.
+    fn settle(&mut self, before: &[String], part_is_fine: bool) -> Result<Found, String> {
+        let end = Instant::now() + step_limit();
+        let (go, ok, fail) =
+            (format!("go.{}", self.round), format!("ok.{}", self.round), format!("fail.{}", self.round));
+        let mut asked = false;
+        loop {
+            let now = self.room.ps()?;
+            if now.is_empty() {
+                return Ok(Found::Nothing);
+            }
+            // Only the program's own word tells a tree at work from one that stands still or is about to die.
+            if asked && self.room.dir.join(&ok).exists() && part_of(before, &now) {
+                self.room.await_file(&format!("ready.{}", self.round + 1), &[])?;
+                self.round += 1;
+                return Ok(Found::All);
+            }
+            if asked && self.room.dir.join(&fail).exists() {
+                return Err(self.room.read(&fail));
+            }
+            if now == before && !asked {
+                self.room.touch(&go)?;
+                asked = true;
+            } else if part_is_fine && !part_of(before, &now) {
+                return Ok(Found::Part);
+            }
+            if Instant::now() > end {
+                return Err(format!("processes were\n{before:#?}\nand are\n{now:#?}"));
+            }
+            std::thread::sleep(Duration::from_millis(3));
+        }
+    }
+
+    /// The tree is gone and will come back as it was in its image: what it wrote since then never was.
+    fn forget_round(&mut self) -> Outcome {
+        let (this, next) = (self.round, self.round + 1);
+        let later = [format!("go.{this}"), format!("ok.{this}"), format!("fail.{this}"), format!("ready.{next}")];
+        for entry in std::fs::read_dir(&self.room.dir).map_err(|e| e.to_string())?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if later.contains(&name) || name.starts_with(&format!("at.{next}.")) {
+                std::fs::remove_file(entry.path()).map_err(|e| format!("{name}: {e}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing but processes may have changed.
+    fn expect_clean(&self) -> Outcome {
+        let now = self.room.mounts();
+        if now == self.mounts { Ok(()) } else { Err(format!("mounts were\n{}\nand are\n{now}", self.mounts)) }
+    }
+
+    fn kill_all(&mut self) -> Outcome {
+        for process in self.room.ps()? {
+            if let Some(pid) = pid_of(&process) {
+                // Some of the tree may be dying already.
+                drop(self.room.kill(Proc(pid), libc::SIGKILL));
+            }
+        }
+        expect_empty(&mut self.room)?;
+        drop(self.room.wait(self.root, Duration::ZERO));
+        Ok(())
+    }
+
+    fn start_restore(&mut self, images: &str, log: &str, sibling: bool) -> Result<Proc, String> {
+        let dir = self.room.dir.join(images).display().to_string();
+        let file = self.room.dir.join(format!("{log}.log")).display().to_string();
+        let path = self.tool.path.display().to_string();
+        let kind = if sibling { "--restore-sibling" } else { "-d" };
+        self.room.start(&[&path, "restore", "-d", kind, "-D", &dir, "-o", &file, "-v4"], &[], &format!("{log}.out"))
+    }
+
+    /// Dumps the program and sees it gone.
+    fn put_away(&mut self, images: &str) -> Outcome {
+        self.case.dump(&mut self.room, self.root, self.tool, images, &[], &[])?;
+        expect_gone(&mut self.room, self.root)
+    }
+}
+
+/// True if no process of `before` is missing.
+fn part_of(before: &[String], now: &[String]) -> bool {
+    before.iter().all(|was| now.iter().any(|is| pid_of(is) == pid_of(was) && is.contains(" Z ") == was.contains(" Z ")))
+}
+
+fn pid_of(process: &str) -> Option<i32> {
+    process.split(' ').next().and_then(|p| p.parse().ok())
+}
+
+/// What is left of a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    All,
+    Part,
+    Nothing,
+}
+
+/// Kills dumps, time after time, of one and the same tree.
+fn dump(program: &'static str) {
+    on(program, "kill", |crash| {
+        // A whole dump first: it tells how long the dice may roll.
+        let from = Instant::now();
+        crash.case.dump(&mut crash.room, crash.root, crash.tool, "images.whole", &["--leave-running"], &[])?;
+        let whole = from.elapsed();
+        crash.check()?;
+        for n in 0..kills() {
+            let leave = n % 2 == 0;
+            let wait = whole.mul_f64(crash.dice.roll() * 1.1);
+            one_dump(crash, leave, wait)
+                .map_err(|e| format!("kill {n} after {wait:?} of {whole:?} (leave running: {leave}): {e}"))?;
+        }
+        // After all this a dump succeeds still, and leaves nothing of its forerunners.
+        let images = format!("images.{}", crash.round);
+        crash.put_away(&images)?;
+        crash.case.restore(&mut crash.room, crash.tool, &images)?;
+        crash.check()
+    });
+}
+
+/// Starts a dump and kills it after `wait`. Afterwards the tree is as it was; if the dump had come to killing it, the
+/// images must be whole, and the tree is brought back from them.
+fn one_dump(crash: &mut Crash<'_>, leave: bool, wait: Duration) -> Outcome {
+    let before = crash.room.ps()?;
+    let images = format!("images.{}", crash.round);
+    let more: &[&str] = if leave { &["--leave-running"] } else { &[] };
+    let argv = crash.case.dump_argv(&crash.room, crash.root, crash.tool, &images, more)?;
+    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let tool = crash.room.start(&argv, &[], &format!("{images}.dump.out"))?;
+    std::thread::sleep(wait);
+    // It may have ended by itself.
+    let killed = crash.room.kill(tool, libc::SIGKILL);
+    let end = crash.room.wait(tool, step_limit())?;
+    crash.hits += u32::from(killed.is_ok() && end == End::Signal(libc::SIGKILL));
+    let whole = !leave && crash.room.dir.join(&images).join("inventory.img").exists();
+    if crash.settle(&before, whole)? != Found::All {
+        if !whole {
+            return Err("the tree is gone, and its images are not whole".to_owned());
+        }
+        crash.kill_all()?;
+        crash.forget_round()?;
+        crash.case.restore(&mut crash.room, crash.tool, &images)?;
+        if crash.settle(&before, false)? != Found::All {
+            return Err("the checkpoint of the killed dump does not come back".to_owned());
+        }
+    }
+    crash.expect_clean()
+}
+
+/// Kills restores of one checkpoint, time after time: the coordinator, or a task under construction.
+fn restore(program: &'static str) {
+    on(program, "kill", |crash| {
+        let mut before = crash.room.ps()?;
+        let mut images = format!("images.{}", crash.round);
+        crash.put_away(&images)?;
+        let from = Instant::now();
+        crash.case.restore(&mut crash.room, crash.tool, &images)?;
+        let whole = from.elapsed();
+        if crash.settle(&before, false)? != Found::All {
+            return Err("the tree did not come back".to_owned());
+        }
+        let mut away = false;
+        for n in 0..kills() {
+            if !away {
+                before = crash.room.ps()?;
+                images = format!("images.{}", crash.round);
+                crash.put_away(&images)?;
+            }
+            let task = n % 3 == 2;
+            let wait = whole.mul_f64(crash.dice.roll() * 1.05);
+            let left = one_restore(crash, &before, &images, n, task, wait)
+                .map_err(|e| format!("kill {n} after {wait:?} of {whole:?} (of a task: {task}): {e}"))?;
+            away = left == Found::Nothing;
+        }
+        if away {
+            crash.case.restore(&mut crash.room, crash.tool, &images)?;
+            return crash.check();
+        }
+        Ok(())
+    });
+}
+
+fn one_restore(
+    crash: &mut Crash<'_>,
+    before: &[String],
+    images: &str,
+    n: u32,
+    task: bool,
+    wait: Duration,
+) -> Result<Found, String> {
+    let log = format!("restore.{n}");
+    // As a sibling the root is no child of the tool, and must go with it nevertheless.
+    let tool = crash.start_restore(images, &log, n % 5 == 4)?;
+    std::thread::sleep(wait);
+    if task {
+        let tree: Vec<i32> = crash.room.ps()?.iter().filter_map(|p| pid_of(p)).filter(|&p| p != tool.0).collect();
+        let victim = tree.get((crash.dice.roll() * tree.len() as f64) as usize).copied();
+        if let Some(victim) = victim {
+            drop(crash.room.kill(Proc(victim), libc::SIGKILL));
+        }
+        return match crash.room.wait(tool, step_limit())? {
+            // Too late, or nobody was hit: what is there now is nobody's promise.
+            End::Exit(0) => {
+                crash.kill_all()?;
+                crash.forget_round()?;
+                Ok(Found::Nothing)
+            }
+            End::Exit(1) => {
+                crash.hits += 1;
+                expect_empty(&mut crash.room)?;
+                let said = crash.room.read(&format!("{log}.log"));
+                if !said.contains("Error (") || !said.contains("Restoring FAILED") {
+                    return Err(format!("task {victim:?} was killed, and the log says nothing of a failure"));
+                }
+                drop(crash.room.wait(crash.root, Duration::ZERO));
+                crash.expect_clean().map(|()| Found::Nothing)
+            }
+            other => Err(format!("task {victim:?} was killed, and the restore ended with {other:?}")),
+        };
+    }
+    let killed = crash.room.kill(tool, libc::SIGKILL);
+    let end = crash.room.wait(tool, step_limit())?;
+    crash.hits += u32::from(killed.is_ok() && end == End::Signal(libc::SIGKILL));
+    let found = crash.settle(before, false)?;
+    if found == Found::Nothing {
+        crash.forget_round()?;
+        drop(crash.room.wait(crash.root, Duration::ZERO));
+    }
+    crash.expect_clean().map(|()| found)
+}
+
+/// Random numbers that need no crate; nothing here depends on their quality.
+struct Dice(u64);
+
+impl Dice {
+    fn new() -> Self {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self(now.as_nanos() as u64 | 1)
+    }
+
+    /// From 0 to 1.
+    fn roll(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+macro_rules! tests {
+    ($($program:ident),*) => {
+        mod killed_dump {
+            $(#[test]
+            fn $program() {
+                super::dump(stringify!($program));
+            })*
+        }
+        mod killed_restore {
+            $(#[test]
+            fn $program() {
+                super::restore(stringify!($program));
+            })*
+        }
+    };
+}
+
+tests!(
+    counter,
+    registers_vector,
+    blocked_read,
+    threads_tls,
+    threads_500,
+    sigaltstack_used,
+    tree_family,
+    pipe_tasks,
+    orphans,
+    posix_timer_thread
+);
