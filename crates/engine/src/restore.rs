@@ -188,7 +188,9 @@ impl Drop for KillOnDrop<'_> {
         let Some(pid) = Pid::from_raw(self.root).filter(|_| self.armed) else { return };
         // Whoever is on its way between two parents, and so below none of those listed here, sees this and leaves.
         self.arena.raise_failed();
-        let descendants = descendants(self.root);
+        let mut descendants = descendants(self.root);
+        // Those whose parent died hang on us by ptrace, and nowhere else.
+        descendants.extend(self.tree.all_ids().iter().map(|id| id.as_raw()).filter(|&id| is_traced_by_us(id)));
         for id in std::iter::once(pid).chain(descendants.iter().filter_map(|&d| Pid::from_raw(d))) {
             let _gone_is_fine = rustix::process::kill_process(id, Signal::KILL);
         }
@@ -210,6 +212,11 @@ impl Drop for KillOnDrop<'_> {
             }
         }
     }
+}
+
+fn is_traced_by_us(id: i32) -> bool {
+    let status = HostTid::new(id).and_then(|id| ProcDir::open(id).ok()?.read_text("status").ok()).map(Status::new);
+    status.and_then(|s| s.number("TracerPid")) == Some(i64::from(rustix::process::getpid().as_raw_nonzero().get()))
 }
 
 fn descendants(root: i32) -> Vec<i32> {

@@ -174,11 +174,11 @@ fn call_all(calls: &[Call], what: &str, deadline: Deadline) -> Result<()> {
 impl Ready {
     /// Lets every thread run. `stop` has the processes that are to be stopped (SIGSTOP) instead.
     pub(super) fn release(self, stop: &[HostTid]) -> Result<()> {
-        let detach = |pid: HostTid, tid: HostTid| {
-            ptrace::detach(tid, 0).during("PTRACE_DETACH").on_task(pid.as_raw()).map_err(|e| e.at(Stage::Resume))
+        let failed = |pid: HostTid, e: Errno| {
+            Error::kernel("PTRACE_DETACH failed", e).on(crate::Object::Task(pid.as_raw())).at(Stage::Resume)
         };
         for &pid in &self.ended {
-            detach(pid, pid)?;
+            ptrace::detach(pid, 0).map_err(|e| failed(pid, e))?;
             ended::wait(pid, self.deadline).on_task(pid.as_raw())?;
         }
         for &pid in stop {
@@ -197,7 +197,11 @@ impl Ready {
                 .map_err(|e| e.at(Stage::Resume))?;
         }
         for (pid, tid) in self.threads {
-            detach(pid, tid)?;
+            match ptrace::detach(tid, 0) {
+                // Killed while the others run already: that is its own end, as it would have been a moment later.
+                Ok(()) | Err(Errno::SRCH) => {}
+                Err(e) => return Err(failed(pid, e)),
+            }
         }
         Ok(())
     }
