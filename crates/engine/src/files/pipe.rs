@@ -120,15 +120,28 @@ pub(super) struct PipeContent {
 
 /// Sets the capacity and writes the content.
 pub(super) fn fill(w: &OwnedFd, data: &PipeContent) -> Result<()> {
-    if let Some(size) = data.size
-        && rustix::pipe::fcntl_getpipe_size(w).during("asking for a pipe's capacity")? != size as usize
-    {
+    let mut room = 0;
+    if data.size.is_some() {
+        room = rustix::pipe::fcntl_getpipe_size(w).during("asking for a pipe's capacity")?;
+    }
+    if let Some(size) = data.size.filter(|&size| size as usize != room) {
+        room = size as usize;
         rustix::pipe::fcntl_setpipe_size(w, size as usize)
             .during("setting a pipe's capacity")
             .map_err(|e| e.help("raise /proc/sys/fs/pipe-max-size"))?;
     }
-    if data.pieces.is_empty() {
-        return Ok(());
+    match data.pieces.as_slice() {
+        [] => return Ok(()),
+        // One write into an empty pipe that has the room never waits.
+        [all] if all.len() <= room => {
+            let n = rustix::io::retry_on_intr(|| rustix::io::write(w, all)).during("filling a pipe")?;
+            return if n == all.len() {
+                Ok(())
+            } else {
+                Err(Error::new(Kind::Internal, "a pipe took less than it has room for"))
+            };
+        }
+        _ => {}
     }
     let old = rustix::fs::fcntl_getfl(w).during("asking for a pipe's flags")?;
     let packets = if data.pieces.len() > 1 { OFlags::DIRECT } else { OFlags::empty() };
@@ -170,6 +183,7 @@ fn make_ends(r: OwnedFd, w: OwnedFd, ends: &[(u32, u32, FownEntry)], cx: &Opener
             x if x == libc::O_WRONLY as u32 => w.take(),
             _ => None,
         };
+        let known = taken.is_some();
         let fd = match taken {
             Some(fd) => fd,
             None => {
@@ -178,7 +192,13 @@ fn make_ends(r: OwnedFd, w: OwnedFd, ends: &[(u32, u32, FownEntry)], cx: &Opener
                 cx.reopen_number(from, flags | OFlags::NONBLOCK.bits()).map_err(|e| e.help("mount /proc"))?
             }
         };
-        cx.settle(fd.as_fd(), *flags, fown)?;
+        if known && !through_proc {
+            // As pipe(2) makes them.
+            let have = OFlags::from_bits_retain(flags & ACCESS);
+            cx.settle_from(fd.as_fd(), have, *flags, fown)?;
+        } else {
+            cx.settle(fd.as_fd(), *flags, fown)?;
+        }
         opened.push((*id, fd));
     }
     Ok(opened)

@@ -438,8 +438,17 @@ pub(super) fn missing_external(key: &str) -> Error {
         .help(format!("pass `--inherit-fd fd[N]:{key}` with N an open descriptor"))
 }
 
+/// Build ids of files by their path, as far as they were asked for.
+pub(super) type BuildIds<'a> = std::collections::HashMap<&'a [u8], Option<Vec<u32>>>;
+
 /// Everything that keeps a file from being opened as it was; asked before anything is made.
-pub(super) fn check(reg: &RegFileEntry, images: &FileImages, opts: &crate::Options, errors: &mut Vec<Error>) {
+pub(super) fn check<'a>(
+    reg: &'a RegFileEntry,
+    images: &'a FileImages,
+    opts: &crate::Options,
+    known: &mut BuildIds<'a>,
+    errors: &mut Vec<Error>,
+) {
     let name = String::from_utf8_lossy(&reg.name);
     let given = |key: &str| opts.inherit_fds.iter().any(|i| i.key == key);
     if reg.ext == Some(true) {
@@ -488,8 +497,9 @@ pub(super) fn check(reg: &RegFileEntry, images: &FileImages, opts: &crate::Optio
     }
     if opts.file_validation == FileValidation::BuildId && !reg.build_id.is_empty() {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let now = rustix::fs::open(path, flags, Mode::empty()).ok().and_then(|fd| build_id(&fd));
-        if now.is_some_and(|now| now != reg.build_id) {
+        // Programs open one file many times.
+        let ask = || rustix::fs::open(path, flags, Mode::empty()).ok().and_then(|fd| build_id(&fd));
+        if known.entry(path).or_insert_with(ask).as_ref().is_some_and(|now| *now != reg.build_id) {
             problem(
                 Error::new(Kind::Kernel, "the file has another build id than at the dump: it is another program")
                     .help("install the version that ran at the dump, or pass `--file-validation filesize`"),

@@ -63,7 +63,8 @@ pub(super) struct OpenState {
 /// All images about files, and the state of their restore.
 #[derive(Debug, Default)]
 pub struct FileImages {
-    files: BTreeMap<u32, FileEntry>,
+    /// Boxed: a record has room for every kind, and most maps move what they hold.
+    files: BTreeMap<u32, Box<FileEntry>>,
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     pub(super) fs: HashMap<i32, FsEntry>,
     pub(super) pipe_data: HashMap<u32, PipeContent>,
@@ -116,9 +117,14 @@ impl FileImages {
     /// An image is missing or says something impossible.
     pub fn read(source: &Source, tasks: &[TaskFiles]) -> Result<Self> {
         let mut images = Self::default();
-        for entry in source.read_all::<FileEntry>(ImageKind::Files, 0)? {
-            if images.files.insert(entry.id, entry.clone()).is_some() {
-                return Err(Error::bad_image("files.img", format!("two files have id {}", entry.id)));
+        let name = ImageKind::Files.file_name(0);
+        if let Some(bytes) = source.read(&name)? {
+            let mut reader = Reader::open_named(&name, &bytes, ImageKind::Files)?;
+            while let Some(entry) = reader.next::<FileEntry>()? {
+                let id = entry.id;
+                if images.files.insert(id, Box::new(entry)).is_some() {
+                    return Err(Error::bad_image("files.img", format!("two files have id {id}")));
+                }
             }
         }
         images.locks = source.read_all(ImageKind::FileLocks, 0)?;
@@ -196,7 +202,7 @@ impl FileImages {
         for (table, entries) in &self.tables {
             for e in entries {
                 highest = highest.max(e.fd);
-                let watched = self.files.get(&e.id).into_iter().flat_map(watch::nameless);
+                let watched = self.files.get(&e.id).into_iter().flat_map(|f| watch::nameless(f));
                 let watched = watched.filter_map(|inode| self.ghost_inodes.get(&inode).copied());
                 for id in watched.chain([e.id]) {
                     if let Some(u) = self.unit_of.get(&id).and_then(|u| self.units.get_mut(*u)) {
@@ -231,7 +237,8 @@ impl FileImages {
     /// Everything that would make the restore of files fail, asked before anything is made.
     pub fn check(&self, opts: &Options) -> Vec<Error> {
         let mut errors = self.check_ttys(opts);
-        let terminals = tty::path_records(self.files.values());
+        let terminals = tty::path_records(self.files.values().map(Box::as_ref));
+        let mut build_ids = regular::BuildIds::new();
         for (id, entry) in &self.files {
             if kind_of_type(entry.r#type).is_none() {
                 let name = crust_image::proto::FdTypes::try_from(entry.r#type)
@@ -242,7 +249,7 @@ impl FileImages {
                 ));
             }
             if let Some(reg) = entry.reg.as_ref().filter(|_| !terminals.contains(id)) {
-                regular::check(reg, self, opts, &mut errors);
+                regular::check(reg, self, opts, &mut build_ids, &mut errors);
             }
         }
         for (table, entries) in &self.tables {
@@ -331,8 +338,15 @@ impl FileImages {
                     Error::bad_image("files.img", format!("file {} is missing or of an unknown kind", e.id))
                 })?;
                 let mut opened = cx.open_unit(&ids)?;
-                if opened.len() > 1 {
-                    // One of them may sit where another belongs.
+                // One of them may sit where another belongs; where it belongs first itself it can stay.
+                let sits = |(id, fd): &(u32, OwnedFd)| {
+                    let number = fd.as_raw_fd() as u32;
+                    opened.iter().any(|(o, _)| {
+                        let skip = usize::from(o == id);
+                        places.get(o).is_some_and(|p| p.iter().skip(skip).any(|e| e.fd == number))
+                    })
+                };
+                if opened.len() > 1 && opened.iter().any(sits) {
                     opened = opened.into_iter().map(|(id, fd)| Ok((id, cx.hold(fd)?))).collect::<Result<_>>()?;
                 }
                 for (id, fd) in opened {
@@ -505,7 +519,7 @@ impl FileImages {
 
     /// Open terminals with what is known about each.
     pub(super) fn files_with_tty(&self) -> impl Iterator<Item = (&FileEntry, &TtyInfoEntry)> {
-        self.files.values().filter_map(|f| Some((f, self.tty_info.get(&f.tty.as_ref()?.tty_info_id)?)))
+        self.files.values().filter_map(|f| Some((f.as_ref(), self.tty_info.get(&f.tty.as_ref()?.tty_info_id)?)))
     }
 
     /// The record of a regular file.
@@ -522,7 +536,7 @@ impl Opener<'_> {
     }
 
     fn open_unit(&mut self, ids: &[u32]) -> Result<Vec<(u32, OwnedFd)>> {
-        let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id)).collect();
+        let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id).map(Box::as_ref)).collect();
         let kind: &FdKind = entries
             .first()
             .and_then(|e| kind_of_type(e.r#type))
@@ -537,7 +551,7 @@ impl Opener<'_> {
             return fd.try_clone().during("copying a descriptor");
         }
         if let Some(reg) = self.images.files.get(&id).filter(|f| f.reg.is_some()) {
-            let entry = [reg];
+            let entry = [reg.as_ref()];
             let opened = (regular::KIND.open)(&entry, self)?;
             return opened
                 .into_iter()
@@ -573,9 +587,14 @@ impl Opener<'_> {
         if flags & OFlags::PATH.bits() != 0 {
             return Ok(());
         }
+        let have = rustix::fs::fcntl_getfl(&fd).during("asking for a file's flags")?;
+        self.settle_from(fd, have, flags, fown)
+    }
+
+    /// As [`Opener::settle`], for a file whose flags are known to be `have`.
+    pub(super) fn settle_from(&self, fd: impl AsFd, have: OFlags, flags: u32, fown: &FownEntry) -> Result<()> {
         const SETTABLE: u32 =
             (libc::O_APPEND | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME | libc::O_ASYNC) as u32;
-        let have = rustix::fs::fcntl_getfl(&fd).during("asking for a file's flags")?;
         if have.bits() & SETTABLE != flags & SETTABLE {
             let want = OFlags::from_bits_retain((have.bits() & !SETTABLE) | (flags & SETTABLE));
             rustix::fs::fcntl_setfl(&fd, want).during("setting a file's flags")?;
