@@ -542,3 +542,64 @@ pub fn close_raw(fd: i32) {
     // SAFETY: the child leaves through _exit, so that the owner never closes the number again.
     unsafe { libc::close(fd) };
 }
+
+/// One of the waits of [`timed_waits`].
+#[derive(Clone, Copy)]
+pub struct TimedWait<'a> {
+    /// For messages.
+    pub name: &'a str,
+    /// Waits once; what the kernel returned (-1 with errno).
+    pub call: &'a (dyn Fn() -> i64 + Sync),
+}
+
+impl std::fmt::Debug for TimedWait<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// A zoo program: each wait of `ms` milliseconds in a thread of its own, over and over. None may be interrupted or too short.
+pub fn timed_waits<const N: usize>(waits: [TimedWait<'_>; N], ms: i64) {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+    use std::time::Instant;
+    let mut zoo = crate::Zoo::start();
+    let least = Duration::from_millis(ms.unsigned_abs());
+    let (done, faults) = ([const { AtomicU64::new(0) }; N], std::sync::Mutex::new(Vec::new()));
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for (wait, done) in waits.iter().zip(&done) {
+            let (faults, over) = (&faults, &over);
+            scope.spawn(move || {
+                while !over.load(SeqCst) {
+                    let from = Instant::now();
+                    let got = (wait.call)();
+                    let errno = io::Error::last_os_error().raw_os_error().unwrap_or(0);
+                    let took = from.elapsed();
+                    // Their limit is the only end these waits may have.
+                    if (got < 0 && errno == libc::EINTR) || took < least {
+                        let fault = format!("{} returned {got}, errno {errno} after {took:?}", wait.name);
+                        faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(fault);
+                    }
+                    done.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        // Every thread has to be in a wait, and again in one after the gap.
+        let progress = || {
+            let from: Vec<u64> = done.iter().map(|d| d.load(SeqCst)).collect();
+            let end = Instant::now() + Duration::from_secs(60);
+            let moved = || done.iter().zip(&from).all(|(d, from)| d.load(SeqCst) >= from + 2);
+            while !moved() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            moved()
+        };
+        zoo.ok("all wait", progress());
+        while zoo.gap() {
+            zoo.ok("all wake again", progress());
+            let found = std::mem::take(&mut *faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+            zoo.eq("faults", found, Vec::new());
+        }
+        over.store(true, SeqCst);
+    });
+}

@@ -51,6 +51,7 @@ macro_rules! programs {
             first nanosleep;
             first oom_score_adj;
             first orphans;
+            first pending_pause;
             first pending_shared;
             first pending_thread;
             first personality;
@@ -81,6 +82,8 @@ macro_rules! programs {
             first stopped_task;
             first threads_500;
             first threads_tls;
+            first timed_waits;
+            first timed_waits_eintr;
             first tree_family;
             first umask_cwd;
             first vdso_clock;

@@ -7,7 +7,9 @@ use crate::files::ids::TaskIds;
 use crate::memory::{self, Mm};
 use crate::task::{Target, creds, ended, limits, regs, seccomp, settings, signals, timers};
 use crate::{Options, Result, namespaces};
-use crust_image::proto::{CoreEntry, PstreeEntry, RseqEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry};
+use crust_image::proto::{
+    CoreEntry, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
+};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
 use crust_inject::{Ran, SeizedThread};
 use crust_kernel::kcmp::Shared;
@@ -18,6 +20,8 @@ use std::os::fd::AsFd;
 /// MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3).
 const GET_REGISTRATIONS: u32 = 1 << 9;
 const PR_GET_TID_ADDRESS: i32 = 40;
+/// No signals wait.
+static NO_SIGNALS: SignalQueueEntry = SignalQueueEntry { signals: Vec::new() };
 /// The one control group set of a tree that stays where its restorer is.
 const CG_SET: u32 = 1;
 
@@ -225,10 +229,15 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
         cgroup_ns_id: Some(8),
     };
 
+    let process = TaskCoreEntry {
+        signals_s: Some(signals::queue(p.live, true)?),
+        sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,
+        ..Default::default()
+    };
     let mut cores = Vec::with_capacity(tids.len());
     let mut filters = Vec::with_capacity(tids.len());
     for (thread, q) in seized.threads().iter().zip(&questions.threads) {
-        let (core, mode) = look_thread(p.pid, thread, q, &answers)?;
+        let (core, mode) = look_thread(p.pid, thread, q, &answers, &process)?;
         cores.push(core);
         filters.push(mode);
     }
@@ -236,7 +245,7 @@ fn look_live(p: &mut Process, cx: &mut Collected<'_>) -> Result<Looked> {
     let mut inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
     let tid_inside =
         |raw: i32| tids.iter().position(|t| t.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw());
-    let tc = process_part(p, &questions, &answers, &tid_inside)?;
+    let tc = process_part(p, &questions, &answers, &tid_inside, process)?;
     if p.live != p.pid
         && let Some((_, living)) = cores.first()
     {
@@ -301,6 +310,7 @@ fn process_part(
     q: &Questions,
     a: &Answers<'_>,
     tid_inside: &dyn Fn(i32) -> Option<i32>,
+    begun: TaskCoreEntry,
 ) -> Result<TaskCoreEntry> {
     let read = |at: DataRef, len: usize| a.data(at, len);
     let text = |name: &str| p.proc.read_text(name).during("reading a file of /proc/PID");
@@ -317,14 +327,12 @@ fn process_part(
         comm: p.stat.comm.clone(),
         timers: Some(timers),
         rlimits: Some(limits::record(&limits::look(&p.proc)?)),
-        signals_s: Some(signals::queue(p.live, true)?),
         loginuid: number("loginuid").map(|n| n as u32),
         oom_score_adj: number("oom_score_adj").map(|n| n as i32),
-        sigactions: signals::actions(q.actions, &read)?,
         child_subreaper: Some(a.word(q.subreaper)? as u32 != 0),
         membarrier_registration_mask: (membarrier > 0).then_some(membarrier as u32),
         crust_settings: Some(settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?),
-        ..Default::default()
+        ..begun
     })
 }
 
@@ -333,6 +341,7 @@ fn look_thread(
     t: &SeizedThread,
     q: &ThreadQuestions,
     a: &Answers<'_>,
+    process: &TaskCoreEntry,
 ) -> Result<((NsTid, CoreEntry), seccomp::Mode)> {
     let proc = ProcDir::open_thread(pid, t.tid()).during("opening /proc/PID/task/TID")?;
     let status = status_of(&proc)?;
@@ -365,7 +374,12 @@ fn look_thread(
         crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?),
         ..Default::default()
     };
-    let info = regs::to_image(t.regs(), &t.xsave()?, a.word(q.tid_address)?)?;
+    let queues = [thread_core.signals_p.as_ref(), process.signals_s.as_ref()].map(|q| q.unwrap_or(&NO_SIGNALS));
+    let handled = signals::next_handler(t.sigmask(), queues, &process.sigactions).map(|flags| {
+        let restarts = flags & libc::SA_RESTART as u64 != 0;
+        if restarts { regs::Handled::RestartsCalls } else { regs::Handled::EndsCalls }
+    });
+    let info = regs::to_image(t.regs(), &t.xsave()?, a.word(q.tid_address)?, handled)?;
     let core =
         CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() };
     Ok(((tid, core), seccomp::look(t.tid(), &status)?))

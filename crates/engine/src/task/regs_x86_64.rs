@@ -44,38 +44,44 @@ fn words64(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(|c| u64_at(c, 0)).collect()
 }
 
-/// Registers of a stopped thread as they go into the image. An interrupted system call is wound back the way CRIU does
-/// it: the image holds the registers with which the call is made again, or `EINTR` where only the kernel's lost restart
-/// block would know how to go on.
+/// Registers of a stopped thread as they go into the image. An interrupted system call is wound back: the image holds the
+/// registers with which the call is made again, or `EINTR` where a signal that is `handled` after the restore ends it, or
+/// where only the kernel's lost restart block would know how to go on.
 ///
 /// # Errors
 /// `Unsupported` for 32-bit tasks and for live state that the format has no place for (AMX tiles, shadow stacks).
-pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u64) -> Result<ThreadInfoX86> {
+pub fn to_image(
+    regs: &libc::user_regs_struct,
+    xstate: &[u8],
+    clear_tid_addr: u64,
+    handled: Option<Handled>,
+) -> Result<ThreadInfoX86> {
     if regs.cs != 0x33 {
         return Err(Error::unsupported("is a 32-bit task (compat mode)", "run the 64-bit build of the program"));
     }
     let mut r = *regs;
     const NO_CALL: u64 = u64::MAX;
     if r.orig_rax != NO_CALL {
-        match -(r.rax as i64) {
-            // ERESTARTSYS, ERESTARTNOINTR, ERESTARTNOHAND
-            512..=514 => {
-                r.rax = r.orig_rax;
-                r.rip = r.rip.wrapping_sub(2);
-            }
-            // epoll_wait, epoll_pwait and epoll_pwait2 answer EINTR by themselves; without a time limit they start again.
-            4 if waits_for_ever(&r) => {
-                r.rax = r.orig_rax;
-                r.rip = r.rip.wrapping_sub(2);
-            }
-            // ERESTART_RESTARTBLOCK of a sleep that counts down in place: the kernel has stored the rest where the time is.
-            516 if counts_down_in_place(&r) => {
-                r.rax = r.orig_rax;
-                r.rip = r.rip.wrapping_sub(2);
-            }
+        let again = match -(r.rax as i64) {
+            // ERESTARTSYS
+            512 => Some(handled != Some(Handled::EndsCalls)),
+            // ERESTARTNOINTR
+            513 => Some(true),
+            // ERESTARTNOHAND
+            514 => Some(handled.is_none()),
             // ERESTART_RESTARTBLOCK
-            516 => r.rax = -i64::from(libc::EINTR) as u64,
-            _ => {}
+            516 => Some(handled.is_none() && waits_for_a_time(&r)),
+            // Some calls answer EINTR by themselves when they are merely stopped.
+            4 if handled.is_none() && answers_eintr(&r) => Some(true),
+            _ => None,
+        };
+        match again {
+            Some(true) => {
+                r.rax = r.orig_rax;
+                r.rip = r.rip.wrapping_sub(2);
+            }
+            Some(false) => r.rax = -i64::from(libc::EINTR) as u64,
+            None => {}
         }
     }
     Ok(ThreadInfoX86 {
@@ -122,20 +128,43 @@ pub fn to_image(regs: &libc::user_regs_struct, xstate: &[u8], clear_tid_addr: u6
     })
 }
 
-/// An epoll wait without a time limit. Nothing but our stop interrupted it: a signal's handler would be on the stack.
-fn waits_for_ever(r: &libc::user_regs_struct) -> bool {
-    match r.orig_rax as i64 {
-        libc::SYS_epoll_wait | libc::SYS_epoll_pwait => r.r10 as i32 == -1,
-        libc::SYS_epoll_pwait2 => r.r10 == 0,
-        _ => false,
-    }
+/// What a pending signal does to the call it meets, if it has a handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// SA_RESTART: calls that can begin again do.
+    RestartsCalls,
+    /// They end with EINTR.
+    EndsCalls,
 }
 
-/// A relative sleep whose request and remainder are one structure, as sleep(3) and many runtimes have it.
-fn counts_down_in_place(r: &libc::user_regs_struct) -> bool {
+/// Calls that answer EINTR when a stop interrupts them, as signal(7) lists them, and that have done nothing until then: waits on
+/// epoll, for signals and semaphores, and on sockets with a time limit.
+fn answers_eintr(r: &libc::user_regs_struct) -> bool {
+    matches!(
+        r.orig_rax as i64,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_accept
+            | libc::SYS_accept4
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+    )
+}
+
+/// Calls that wait for a time and can be made again with the arguments they had. How much of the time was left only the kernel
+/// knew, except for sleeps that count down in place (the rest is stored where the request is) and futex waits until an absolute
+/// time; the others wait for the whole time again. All of these may wait longer than asked for, none may end early.
+fn waits_for_a_time(r: &libc::user_regs_struct) -> bool {
+    const FUTEX_COMMAND: u64 = 0x7f;
+    const FUTEX_WAIT: u64 = 0;
+    const FUTEX_WAIT_BITSET: u64 = 9;
     match r.orig_rax as i64 {
-        libc::SYS_nanosleep => r.rdi == r.rsi,
-        libc::SYS_clock_nanosleep => r.rsi == 0 && r.rdx == r.r10,
+        libc::SYS_poll | libc::SYS_nanosleep | libc::SYS_clock_nanosleep => true,
+        libc::SYS_futex => matches!(r.rsi & FUTEX_COMMAND, FUTEX_WAIT | FUTEX_WAIT_BITSET),
         _ => false,
     }
 }
@@ -361,29 +390,37 @@ mod tests {
         assert_eq!(back[512..], x[512..]);
     }
 
+    /// Instruction pointer and result of a call stopped at 0x1000 with this error.
+    fn wound(call: i64, error: i64, handled: Option<Handled>) -> (u64, i64) {
+        let mut regs = general(&ThreadInfoX86::default()).expect("zeros");
+        (regs.cs, regs.rip, regs.orig_rax, regs.rax) = (0x33, 0x1000, call as u64, -error as u64);
+        let info = to_image(&regs, &sample(), 0, handled).expect("converts");
+        (info.gpregs.ip, info.gpregs.ax as i64)
+    }
+
     #[test]
     fn interrupted_calls_are_wound_back() {
-        // SAFETY-free: a plain structure of numbers.
-        let mut regs = general(&ThreadInfoX86::default()).expect("zeros");
-        regs.cs = 0x33;
-        regs.orig_rax = 0;
-        regs.rip = 0x1000;
-        regs.rax = -512i64 as u64;
-        let info = to_image(&regs, &sample(), 0).expect("converts");
-        assert_eq!((info.gpregs.ip, info.gpregs.ax), (0xffe, 0));
-        regs.rax = -516i64 as u64;
-        let info = to_image(&regs, &sample(), 0).expect("converts");
-        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -4));
-        (regs.orig_rax, regs.rdi, regs.rsi) = (libc::SYS_nanosleep as u64, 0x7000, 0x7000);
-        let info = to_image(&regs, &sample(), 0).expect("converts");
-        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0xffe, libc::SYS_nanosleep));
-        regs.rsi = 0;
-        let info = to_image(&regs, &sample(), 0).expect("converts");
-        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -4));
-        regs.orig_rax = u64::MAX;
-        regs.rax = -512i64 as u64;
-        let info = to_image(&regs, &sample(), 0).expect("converts");
-        assert_eq!((info.gpregs.ip, info.gpregs.ax as i64), (0x1000, -512));
+        const READ: i64 = libc::SYS_read;
+        assert_eq!(wound(READ, 512, None), (0xffe, READ));
+        for call in [libc::SYS_nanosleep, libc::SYS_poll, libc::SYS_futex, libc::SYS_clock_nanosleep] {
+            assert_eq!(wound(call, 516, None), (0xffe, call));
+        }
+        assert_eq!(wound(libc::SYS_restart_syscall, 516, None), (0x1000, -4), "which call it was is not known");
+        assert_eq!(wound(libc::SYS_epoll_wait, 4, None), (0xffe, libc::SYS_epoll_wait));
+        assert_eq!(wound(READ, 4, None), (0x1000, -4), "its own answer");
+        assert_eq!(wound(-1, 512, None), (0x1000, -512), "no call at all");
+    }
+
+    #[test]
+    fn a_signal_that_is_handled_next_ends_a_call() {
+        use Handled::{EndsCalls, RestartsCalls};
+        let ended = (0x1000, -4);
+        assert_eq!(wound(libc::SYS_pause, 514, Some(RestartsCalls)), ended);
+        assert_eq!(wound(libc::SYS_read, 512, Some(EndsCalls)), ended);
+        assert_eq!(wound(libc::SYS_read, 512, Some(RestartsCalls)), (0xffe, libc::SYS_read));
+        assert_eq!(wound(libc::SYS_read, 513, Some(EndsCalls)), (0xffe, libc::SYS_read));
+        assert_eq!(wound(libc::SYS_poll, 516, Some(RestartsCalls)), ended);
+        assert_eq!(wound(libc::SYS_epoll_wait, 4, Some(RestartsCalls)), ended);
     }
 
     #[test]

@@ -51,6 +51,24 @@ pub fn actions(at: ActionsAt, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) 
     Ok(entries.collect())
 }
 
+/// The flags of the handler that a thread with this mask runs next, if a signal with a handler waits for it: queues of the thread and
+/// of its process are served in this order, low numbers first.
+pub fn next_handler(mask: u64, queues: [&SignalQueueEntry; 2], actions: &[SaEntry]) -> Option<u64> {
+    let handler = |signal: i32| {
+        let at = signals().position(|s| s == signal)?;
+        // SIG_DFL and SIG_IGN run nothing.
+        actions.get(at).filter(|a| a.sigaction > 1).map(|a| a.flags)
+    };
+    queues.into_iter().find_map(|queue| {
+        let number =
+            |s: &SiginfoEntry| s.siginfo.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_le_bytes);
+        let mut waiting: Vec<i32> = queue.signals.iter().map(number).collect();
+        waiting.sort_unstable();
+        let free = |&signal: &i32| (1..=64).contains(&signal) && mask & (1 << (signal - 1)) == 0;
+        waiting.into_iter().filter(free).find_map(handler)
+    })
+}
+
 /// Sets all actions in a restored task.
 ///
 /// # Errors
