@@ -2,35 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
-use common::{CRUST, Dir, Process, failure, opts, swrk};
+use common::{CRUST, Dir, Process, failure, inside, opts, swrk};
 use crust_rpc::{Error, Opts};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-/// True inside of the namespace; outside, runs the test `name` again inside of one and says false.
-fn inside(name: &str) -> bool {
-    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
-        return true;
-    }
-    let exe = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
-    if rustix::process::geteuid().is_root() {
-        command.args(["-pf", "--mount-proc"]);
-    } else {
-        command.args(["-Urpf", "--mount-proc"]);
-    }
-    let output =
-        command.arg(exe).args(["--exact", name, "--nocapture"]).env("CRUST_TEST_INSIDE", "1").output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    false
-}
 
 /// A running sample and its directory.
 struct Sample {

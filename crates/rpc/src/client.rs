@@ -1,11 +1,14 @@
 //! A blocking client: what a Rust program uses to checkpoint and restore through the service or an own `swrk`.
 use crate::{Connection, Features, Notify, Opts, Packet, Request, RequestType, Response, Version};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// What the server said no to, in its own words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,8 @@ pub enum Error {
     Closed,
     /// The reply cannot be understood.
     Protocol(String),
+    /// No reply within the limit of [`Client::set_limit`]. Closing the connection cancels the request.
+    TimedOut(Duration),
     /// The request was understood and failed.
     Failed(Failure),
 }
@@ -36,6 +41,7 @@ impl fmt::Display for Error {
             Self::Io(e) => write!(f, "the connection to the service failed: {e}"),
             Self::Closed => f.write_str("the service closed the connection without a reply; see its log"),
             Self::Protocol(what) => write!(f, "the service's reply cannot be understood: {what}"),
+            Self::TimedOut(limit) => write!(f, "the service did not answer within {} s", limit.as_secs_f32()),
             Self::Failed(failure) => {
                 let said = failure.message.as_deref().unwrap_or("the service gave no reason; see the log file");
                 f.write_str(said)?;
@@ -73,11 +79,27 @@ pub struct Notification {
     pub fd: Option<OwnedFd>,
 }
 
+/// The answer to a notification.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ack {
+    /// False fails the request where it still can be.
+    pub success: bool,
+    /// With `query-ext-files`: more resources to treat as external.
+    pub external: Vec<String>,
+}
+
+impl From<bool> for Ack {
+    fn from(success: bool) -> Self {
+        Self { success, external: Vec::new() }
+    }
+}
+
 /// A connection to a server. Most requests use it up: the server closes it after the reply.
 #[derive(Debug)]
 pub struct Client {
     conn: Connection,
     swrk: Option<Child>,
+    limit: Option<Duration>,
 }
 
 impl Client {
@@ -88,7 +110,32 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, Error> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(Self { conn: Connection::new(socket), swrk: None })
+        Ok(Self { conn: Connection::new(socket), swrk: None, limit: None })
+    }
+
+    /// The same with a limit, also for each later call: a service that is full or hangs answers with
+    /// [`Error::TimedOut`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_within(path: &Path, limit: Duration) -> Result<Self, Error> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+        match connect(&socket, &SocketAddrUnix::new(path)?) {
+            Ok(()) => Ok(Self { conn: Connection::new(socket), swrk: None, limit: Some(limit) }),
+            Err(Errno::AGAIN) => Err(Error::TimedOut(limit)),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// How long each later call may take as a whole, notifications included. `None`: as long as it takes.
+    ///
+    /// # Errors
+    /// The socket does not take it.
+    pub fn set_limit(&mut self, limit: Option<Duration>) -> Result<(), Error> {
+        sockopt::set_socket_timeout(&self.conn, Timeout::Send, limit)?;
+        self.limit = limit;
+        Ok(())
     }
 
     /// Starts `binary swrk N` and talks to it, as libcriu and runc do.
@@ -108,12 +155,12 @@ impl Client {
         // The child needs its end without CLOEXEC. A duplicate made now would leak into programs that other threads
         // start meanwhile, so it travels as the child's stdin instead.
         let child = command.arg("swrk").arg("0").stdin(Stdio::from(theirs)).spawn()?;
-        Ok(Self { conn: Connection::new(ours), swrk: Some(child) })
+        Ok(Self { conn: Connection::new(ours), swrk: Some(child), limit: None })
     }
 
     /// Talks over a socket that is connected already.
     pub fn from_fd(socket: OwnedFd) -> Self {
-        Self { conn: Connection::new(socket), swrk: None }
+        Self { conn: Connection::new(socket), swrk: None, limit: None }
     }
 
     /// Checkpoints the tree `opts.pid`, or the caller itself without one. True: we are the copy that was restored.
@@ -168,8 +215,22 @@ impl Client {
     /// # Errors
     /// As the calls above.
     pub fn call(&mut self, req: Request, mut notify: impl FnMut(Notification) -> bool) -> Result<Response, Error> {
-        self.conn.send(&req, None)?;
+        self.call_with(req, |notification| notify(notification).into())
+    }
+
+    /// The same with whole answers.
+    ///
+    /// # Errors
+    /// As the calls above.
+    pub fn call_with(&mut self, req: Request, mut notify: impl FnMut(Notification) -> Ack) -> Result<Response, Error> {
+        let end = self.limit.map(|limit| (Instant::now() + limit, limit));
+        self.send(&req)?;
         loop {
+            if let Some((end, limit)) = end
+                && !self.conn.readable_until(end)?
+            {
+                return Err(Error::TimedOut(limit));
+            }
             let (reply, fd) = match self.conn.receive::<Response>()? {
                 Packet::Message(reply, fd) => (reply, fd),
                 Packet::Closed => return Err(Error::Closed),
@@ -177,10 +238,11 @@ impl Client {
             };
             if reply.r#type() == RequestType::Notify && req.r#type() != RequestType::Notify {
                 let Notify { script, pid } = reply.notify.unwrap_or_default();
-                let good = notify(Notification { script: script.unwrap_or_default(), pid, fd });
-                let mut ack = request(RequestType::Notify, None);
-                ack.notify_success = Some(good);
-                self.conn.send(&ack, None)?;
+                let ack = notify(Notification { script: script.unwrap_or_default(), pid, fd });
+                let opts = Some(Opts { external: ack.external, ..Opts::default() }).filter(|o| !o.external.is_empty());
+                let mut answer = request(RequestType::Notify, opts);
+                answer.notify_success = Some(ack.success);
+                self.send(&answer)?;
                 continue;
             }
             if !reply.success {
@@ -196,6 +258,13 @@ impl Client {
         }
     }
 
+    fn send(&self, request: &Request) -> Result<(), Error> {
+        match (self.conn.send(request, None), self.limit) {
+            (Err(e), Some(limit)) if e.kind() == io::ErrorKind::WouldBlock => Err(Error::TimedOut(limit)),
+            (sent, _) => Ok(sent?),
+        }
+    }
+
     /// The connection, for what the calls above do not cover.
     pub fn connection(&self) -> &Connection {
         &self.conn
@@ -205,6 +274,12 @@ impl Client {
     pub fn raw_fd(&self) -> i32 {
         use std::os::fd::AsFd;
         self.conn.as_fd().as_raw_fd()
+    }
+
+    /// Closes the connection, which cancels what still runs, and hands the `swrk` of [`Client::spawn_swrk`] over to be
+    /// waited for.
+    pub fn into_swrk(self) -> Option<Child> {
+        self.swrk
     }
 
     /// Closes the connection and waits for the `swrk` that [`Client::spawn_swrk`] started; its exit code.

@@ -9,6 +9,7 @@ use rustix::net::{
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 /// What one read brought.
 #[derive(Debug)]
@@ -96,6 +97,24 @@ impl Connection {
         match M::decode(bytes.get(..got.bytes).unwrap_or_default()) {
             Ok(message) => Ok(Packet::Message(message, fd)),
             Err(e) => Ok(Packet::Garbage(e.to_string())),
+        }
+    }
+
+    /// Waits until something can be read, or the other side is gone. False: not before `end`.
+    ///
+    /// # Errors
+    /// The wait failed.
+    pub fn readable_until(&self, end: Instant) -> io::Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+            match poll(&mut fds, Timespec::try_from(left).ok().as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) => return Ok(true),
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
         }
     }
 

@@ -1,4 +1,5 @@
-//! CRIU's RPC: the schema, SEQPACKET framing, and a blocking client for `crust service` and `crust swrk`.
+//! CRIU's RPC: the schema, SEQPACKET framing, and a blocking client that speaks it field by field. Programs that want to
+//! checkpoint and restore use `crust-client`, which is made of this.
 //!
 //! One packet is one message; there is no length in front. A server reads [`Request`]s and writes [`Response`]s:
 //! ```no_run
@@ -13,7 +14,7 @@
 pub mod client;
 pub mod conn;
 
-pub use client::{Client, Error, Failure, Notification};
+pub use client::{Ack, Client, Error, Failure, Notification};
 pub use conn::{Connection, Packet};
 pub use schema::*;
 

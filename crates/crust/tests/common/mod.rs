@@ -166,3 +166,26 @@ pub(crate) fn send_raw(connection: &Connection, bytes: &[u8]) {
     let flags = rustix::net::SendFlags::NOSIGNAL;
     rustix::net::send(connection, bytes, flags).unwrap();
 }
+
+/// True inside of the namespace; outside, runs the test `name` again inside of one and says false.
+pub(crate) fn inside(name: &str) -> bool {
+    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let mut command = Command::new("unshare");
+    if rustix::process::geteuid().is_root() {
+        command.args(["-pf", "--mount-proc"]);
+    } else {
+        command.args(["-Urpf", "--mount-proc"]);
+    }
+    let output =
+        command.arg(exe).args(["--exact", name, "--nocapture"]).env("CRUST_TEST_INSIDE", "1").output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    false
+}
