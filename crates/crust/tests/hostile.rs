@@ -260,14 +260,16 @@ fn own_task_and_hostile_images() {
     service().dump(dump_of(&sleeper, &by_group), |_| true).unwrap();
     assert_eq!(fs::metadata(there("group/inventory.img")).unwrap().uid(), NOBODY);
 
-    // And nothing comes back with its help, whatever the images say.
+    // And nothing comes back with its help, whatever the images say: other users, rights, programs, devices, mounts.
+    let mounts = include_bytes!("../../../fuzz/corpus/image/record-mountpoints-1.img");
+    fs::write(there("mine/mountpoints-1.img"), mounts).unwrap();
     let core = format!("core-{}.img", sleeper.0.id());
     for (name, from, to) in [
         (core.as_str(), "\"uid\": 65534", "\"uid\": 0"),
         (&core, "\"cap_eff\": [", "\"cap_eff\": [\n4294967295,"),
         ("files.img", "/sleep\"", "/su\""),
         ("files.img", "/dev/null", "/dev/mem"),
-        ("files.img", "nothing", "nothing"),
+        ("mountpoints-1.img", "", ""),
     ] {
         let file = there("mine").join(name);
         let kept = fs::read(&file).unwrap();

@@ -349,3 +349,45 @@ pub(super) fn check_log(opts: &Opts, peer: &Peer, mode: WorkerMode) -> Result<()
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crust_rpc::Request;
+    use prost::Message;
+
+    /// Well-formed options of random fields with random contents: refused or taken, never a panic.
+    #[test]
+    fn random_options_are_refused_or_taken() {
+        let mut x = 0x2545_f491_4f6c_dd1du64;
+        let mut next = move || {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x
+        };
+        let (mut refused, mut taken) = (0, 0);
+        for _ in 0..20_000 {
+            let mut body = Vec::new();
+            for _ in 0..next() % 16 {
+                let (field, is_text) = (next() % 73, next() % 2 == 0);
+                prost::encoding::encode_varint(field.max(1) << 3 | if is_text { 2 } else { 0 }, &mut body);
+                let value = next() >> (next() % 64);
+                prost::encoding::encode_varint(if is_text { value % 32 } else { value }, &mut body);
+                if is_text {
+                    body.extend((0..value % 32).map(|_| (next() % 127) as u8));
+                }
+            }
+            let Ok(mut opts) = Opts::decode(body.as_slice()) else { continue };
+            match fields(&mut opts, &mut Settings::default()) {
+                Ok(()) => taken += 1,
+                Err(e) => {
+                    assert!(!e.headline().is_empty());
+                    refused += 1;
+                }
+            }
+        }
+        assert!(taken > 100 && refused > 100, "{taken} taken, {refused} refused");
+        assert!(Request::decode(&[0xff_u8][..]).is_err());
+    }
+}
