@@ -148,7 +148,7 @@ fn fish() -> String {
         for (verb, words) in [("image", IMAGE), ("cpuinfo", CPUINFO)] {
             let _infallible = writeln!(
                 text,
-                "complete -c {name} -n '__fish_seen_subcommand_from {verb}; and not __fish_seen_subcommand_from {words}' -a '{words}'"
+                "complete -c {name} -f -n '__fish_seen_subcommand_from {verb}; and not __fish_seen_subcommand_from {words}' -a '{words}'"
             );
         }
         for def in OPTIONS {

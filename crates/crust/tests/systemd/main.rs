@@ -5,6 +5,7 @@ mod boot;
 #[path = "../common/mod.rs"]
 mod common;
 mod driver;
+mod hands;
 #[allow(dead_code, unreachable_pub, reason = "xtask's module: the test installs, xtask also uninstalls")]
 #[path = "../../../../xtask/src/install.rs"]
 mod install;
