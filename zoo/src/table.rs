@@ -96,6 +96,7 @@ macro_rules! programs {
             beyond eventfd_semaphore;
             beyond fanotify;
             beyond file_locks "--file-locks";
+            beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;
             beyond memfd;
@@ -123,7 +124,9 @@ macro_rules! programs {
             refused refused_shm_outside;
             refused refused_socket;
             refused refused_syscall_dispatch;
+            refused refused_tcp_waiting;
             refused refused_traced;
+            refused refused_tty_bytes;
             refused refused_userfaultfd;
             refused refused_vfork;
         }

@@ -32,10 +32,10 @@ const MARK_FLAGS: u32 = 0x40 | 0x200;
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let waiting = rustix::io::ioctl_fionread(v.copy()).during("asking how much waits in a fanotify")?;
     if waiting != 0 {
-        return Err(Error::unsupported(
+        v.in_flight(
+            out.opts,
             format!("{waiting} bytes of fanotify events wait to be read, and events cannot be saved"),
-            "try again when the program has read them",
-        ));
+        )?;
     }
     let mut lines = v.info.lines().filter_map(|l| Line::parse(l, "fanotify"));
     let head = lines.next().ok_or_else(|| Error::new(Kind::Internal, "fdinfo of a fanotify has an unknown form"))?;

@@ -1,14 +1,14 @@
 //! Internet sockets without a connection to keep: TCP listeners, fresh TCP sockets, UDP with and without a peer.
 //!
 //! Established TCP connections need the kernel's repair mode, which this version does not use yet: they are refused.
-//! Datagrams that wait in a UDP socket are dropped, as with CRIU: UDP promises no more.
+//! Datagrams that wait in a UDP socket are dropped with a warning, as UDP promises no more: a busy server always has some.
 use super::look::FdView;
 use super::restore::Opener;
 use super::table::Records;
 use super::{FdKind, alone, sockopt};
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry};
-use crust_kernel::sock_diag::{option, set_option, tcp_info};
+use crust_kernel::sock_diag::{option, peek, set_option, tcp_info};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, SocketAddrAny, SocketFlags, SocketType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -61,7 +61,7 @@ fn name_of(address: rustix::io::Result<SocketAddrAny>, what: &str) -> Result<Opt
     }
 }
 
-fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
+fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let fd = v.copy();
     let get = |level: i32, name: i32| option(fd, level, name).during("reading a socket option");
     let family = get(SOL, libc::SO_DOMAIN)?;
@@ -119,7 +119,8 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
         match u32::from(info.state) {
             LISTEN => {
                 if info.waiting > 0 {
-                    log::warn!("{v:?}: {} connections that wait to be accepted are dropped", info.waiting);
+                    let what = format!("{} connections wait to be accepted, and they cannot be saved", info.waiting);
+                    v.in_flight(out.opts, what)?;
                 }
                 entry.state = LISTEN;
                 entry.backlog = info.backlog;
@@ -154,6 +155,9 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
                 "a corked UDP socket is not supported",
                 "let the program send its datagram",
             ));
+        }
+        if peek(fd, 0) != Err(Errno::AGAIN) {
+            log::warn!("{v:?}: the datagrams that wait in UDP socket {source} are lost");
         }
         entry.tcp_opts = Some(TcpOptsEntry::default());
     }

@@ -25,10 +25,10 @@ const MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let waiting = rustix::io::ioctl_fionread(v.copy()).during("asking how much waits in an inotify")?;
     if waiting != 0 {
-        return Err(Error::unsupported(
+        v.in_flight(
+            out.opts,
             format!("{waiting} bytes of inotify events wait to be read, and events cannot be saved"),
-            "try again when the program has read them",
-        ));
+        )?;
     }
     let mut wd = Vec::new();
     for line in v.info.lines().filter_map(|l| Line::parse(l, "inotify")) {

@@ -64,6 +64,15 @@ impl<'a> FdView<'a> {
         String::from_utf8_lossy(&self.link).into_owned()
     }
 
+    /// What waits in the descriptor's queue and cannot be saved: an error, unless the caller gives it up (`--skip-in-flight`).
+    pub(super) fn in_flight(&self, opts: &crate::Options, what: String) -> Result<()> {
+        if opts.tcp_skip_in_flight {
+            log::warn!("{self:?}: {what}: lost, as --skip-in-flight allows");
+            return Ok(());
+        }
+        Err(Error::unsupported(what, "try again when the program has taken it, or pass `--skip-in-flight` to lose it"))
+    }
+
     /// The object for errors.
     pub(super) fn object(&self) -> Object {
         Object::Fd(self.target.pid.as_raw(), self.fd.0)

@@ -27,16 +27,11 @@ fn recognise(v: &FdView<'_>) -> bool {
         && option(v.copy(), SOL, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK)
 }
 
-fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
+fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let fd = v.copy();
     match sock_diag::peek(fd, 0) {
         Err(Errno::AGAIN) => {}
-        Ok(_) => {
-            return Err(Error::unsupported(
-                "messages wait in a netlink socket, and they cannot be saved",
-                "try again when the program has read them",
-            ));
-        }
+        Ok(_) => v.in_flight(out.opts, "messages wait in a netlink socket, and they cannot be saved".into())?,
         Err(e) => return Err(Error::kernel("looking at a netlink socket's queue failed", e)),
     }
     let name = rustix::net::getsockname(fd).during("asking for a netlink socket's address")?;

@@ -97,7 +97,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         regf_id = Some(reg_id);
     }
     if !out.tty_info.iter().any(|i| i.id == tty_info_id) {
-        let info = look(v, line, index, tty_info_id, external)?;
+        let info = look(v, line, index, tty_info_id, external, out.opts)?;
         out.tty_info.push(info);
         out.tty_seen.push((tty_info_id, v.object(), v.name()));
     }
@@ -105,7 +105,14 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     Ok(FileEntry { tty: Some(tty), ..FileEntry::default() })
 }
 
-fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Result<TtyInfoEntry> {
+fn look(
+    v: &FdView<'_>,
+    line: Line,
+    index: u32,
+    id: u32,
+    external: bool,
+    opts: &crate::Options,
+) -> Result<TtyInfoEntry> {
     let (sid, pgrp) = session(v, line, index)?;
     let mut info = TtyInfoEntry {
         id,
@@ -119,6 +126,13 @@ fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Resu
         pty: matches!(line, Line::Master | Line::Slave(_)).then_some(TtyPtyEntry { index }),
         ..TtyInfoEntry::default()
     };
+    if !external && matches!(line, Line::Master | Line::Slave(_)) {
+        let waiting = rustix::io::ioctl_fionread(v.copy()).unwrap_or(0);
+        if waiting != 0 {
+            let whose = if line == Line::Master { "what programs wrote to it" } else { "what was typed" };
+            v.in_flight(opts, format!("{waiting} bytes wait in a terminal ({whose}), and they cannot be saved"))?;
+        }
+    }
     let modes = match tty::termios(v.copy()) {
         Ok(modes) => modes,
         Err(Errno::IO) => return Ok(info), // hung up: there is nothing more to know
