@@ -627,7 +627,7 @@ impl Committed {
         }
         for n in missing {
             let Some(line) = self.manifest.files.get_mut(n) else { continue };
-            let file = open_in(dir, &line.name)?
+            let (file, _) = open_in(dir, &line.name)?
                 .ok_or_else(|| Error::bad_image(&line.name, "the image vanished after it was written"))?;
             line.hash = Some(hash_of(&file, &line.name).map_err(|e| failed(&e, &line.name))?);
         }
@@ -726,13 +726,13 @@ impl Source {
         self.feed.as_ref().map_or(Ok(()), |feed| feed.fetch(name))
     }
 
-    fn open_in(&self, name: &str) -> Result<Option<File>> {
+    fn open_in(&self, name: &str) -> Result<Option<(File, u64)>> {
         self.fetch(name)?;
         open_in(&self.dir, name)
     }
 
     fn hash_of(&self, name: &str) -> Result<Option<ContentHash>> {
-        self.open_in(name)?.map(|f| hash_of(&f, name)).transpose().map_err(|e| failed(&e, name))
+        self.open_in(name)?.map(|(f, _)| hash_of(&f, name)).transpose().map_err(|e| failed(&e, name))
     }
 
     fn read_manifest(dir: OwnedFd, feed: Option<Feed>) -> Result<Self> {
@@ -764,8 +764,7 @@ impl Source {
     /// # Errors
     /// If it is no regular file, larger than 1 GiB, or cannot be read.
     pub fn read(&self, name: &str) -> Result<Option<Vec<u8>>> {
-        let Some(mut file) = self.open_in(name)? else { return Ok(None) };
-        let len = file.metadata().map_err(|e| failed(&e, name))?.len();
+        let Some((mut file, len)) = self.open_in(name)? else { return Ok(None) };
         if len > MAX_READ_BYTES {
             return Err(Error::bad_image(name, format!("{len} bytes are more than any image of this kind has")));
         }
@@ -773,8 +772,27 @@ impl Source {
         bytes
             .try_reserve_exact(len as usize)
             .map_err(|_| Error::bad_image(name, format!("no memory for {len} bytes")))?;
-        Read::by_ref(&mut file).take(MAX_READ_BYTES).read_to_end(&mut bytes).map_err(|e| failed(&e, name))?;
+        bytes.resize(len as usize, 0);
+        file.read_exact(&mut bytes).map_err(|e| failed(&e, name))?;
+        self.compare_length(name, len);
         Ok(Some(bytes))
+    }
+
+    /// The length of a regular file in bytes, or `None` if there is none.
+    ///
+    /// # Errors
+    /// If it is something else, or the directory cannot be searched.
+    pub fn file_len(&self, name: &str) -> Result<Option<u64>> {
+        plain(name)?;
+        self.fetch(name)?;
+        match fs::statat(&self.dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {
+                Ok(Some(u64::try_from(stat.st_size).unwrap_or(0)))
+            }
+            Ok(_) => Err(Error::bad_image(name, "not a regular file")),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(Error::kernel("cannot be looked up", e).on(image(name))),
+        }
     }
 
     /// The descriptor of a file, for reading, or `None` if there is none.
@@ -782,7 +800,7 @@ impl Source {
     /// # Errors
     /// If it is no regular file or cannot be opened.
     pub fn open_file(&self, name: &str) -> Result<Option<OwnedFd>> {
-        Ok(self.open_in(name)?.map(OwnedFd::from))
+        Ok(self.open_in(name)?.map(|(file, _)| file.into()))
     }
 
     /// Whether there is a file of this name.
@@ -871,21 +889,34 @@ impl Source {
         let torn = "copy the whole image directory again, or repeat the dump";
         for line in &manifest.files {
             self.fetch(&line.name)?;
-            let stat = match fs::statat(&self.dir, &line.name, AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(stat) => stat,
-                Err(Errno::NOENT) => return Err(Error::bad_image(&line.name, "the image is missing").help(torn)),
-                Err(e) => return Err(Error::kernel("cannot be looked up", e).on(image(&line.name))),
-            };
-            let len = u64::try_from(stat.st_size).unwrap_or(0);
-            if len < line.len_bytes && is_pages(&line.name) {
-                let what = format!("the image has {len} bytes, and {} were written", line.len_bytes);
-                return Err(Error::bad_image(&line.name, what).help(torn));
+        }
+        let present: HashSet<String> = names(&self.dir)?.into_iter().collect();
+        for line in &manifest.files {
+            let missing = || Error::bad_image(&line.name, "the image is missing").help(torn);
+            if !present.contains(&line.name) {
+                return Err(missing());
             }
-            if len != line.len_bytes {
-                log::warn!("{}: {len} bytes, and {} were written: somebody changed it", line.name, line.len_bytes);
+            // The others are looked at when they are read.
+            if is_pages(&line.name) {
+                let len = self.file_len(&line.name)?.ok_or_else(missing)?;
+                if len < line.len_bytes {
+                    let what = format!("the image has {len} bytes, and {} were written", line.len_bytes);
+                    return Err(Error::bad_image(&line.name, what).help(torn));
+                }
+                self.compare_length(&line.name, len);
             }
         }
         Ok(())
+    }
+
+    /// Says so if a file has another length than was written.
+    fn compare_length(&self, name: &str, len: u64) {
+        let Some(manifest) = &self.manifest else { return };
+        // Written in this order; where somebody changed that nothing is said.
+        let line = manifest.files.binary_search_by(|line| line.name.as_str().cmp(name));
+        if let Some(line) = line.ok().and_then(|n| manifest.files.get(n)).filter(|line| line.len_bytes != len) {
+            log::warn!("{name}: {len} bytes, and {} were written: somebody changed it", line.len_bytes);
+        }
     }
 }
 
@@ -921,8 +952,8 @@ fn as_input_error(e: Error) -> Error {
     e.help("the stream was cut short or holds no checkpoint: send it again, or repeat the dump")
 }
 
-/// Opens a regular file for reading. Never follows links out of the directory, never blocks on a fifo.
-fn open_in(dir: &OwnedFd, name: &str) -> Result<Option<File>> {
+/// Opens a regular file for reading, and says how long it is. Never follows links out of the directory, never blocks on a fifo.
+fn open_in(dir: &OwnedFd, name: &str) -> Result<Option<(File, u64)>> {
     plain(name)?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let fd = match fs::openat(dir, name, flags, Mode::empty()) {
@@ -935,7 +966,7 @@ fn open_in(dir: &OwnedFd, name: &str) -> Result<Option<File>> {
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Error::bad_image(name, "not a regular file"));
     }
-    Ok(Some(File::from(fd)))
+    Ok(Some((File::from(fd), u64::try_from(stat.st_size).unwrap_or(0))))
 }
 
 fn names(dir: &OwnedFd) -> Result<Vec<String>> {
@@ -1104,8 +1135,7 @@ impl ImageSet for Source {
 
     fn len_bytes(&self, name: &str) -> crust_image::Result<Option<u64>> {
         let file = self.open_in(name).map_err(|e| as_image_error(name, &e))?;
-        let len = file.map(|f| f.metadata().map(|m| m.len())).transpose();
-        len.map_err(|e| as_image_error(name, &failed(&e, name)))
+        Ok(file.map(|(_, len)| len))
     }
 
     fn hash(&self, name: &str) -> crust_image::Result<Option<ContentHash>> {

@@ -19,9 +19,11 @@ pub(crate) mod arena;
 mod build;
 mod finish;
 pub(crate) mod tree;
+mod twins;
 
 use arena::Arena;
 use tree::{Fate, Tree};
+use twins::Twins;
 
 /// A tree that runs again.
 #[derive(Clone, Debug, Default)]
@@ -97,12 +99,14 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let pid = plan.tree.tasks[0].pid.as_raw();
 
     let arena = Arena::new(plan.tree.tasks.len())?;
+    let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
     clock.done("shared memory");
     let started = Instant::now();
     let mut cx = build::Cx {
         tree: &plan.tree,
+        twins: &twins,
         arena: &arena,
         files: &mut plan.files,
         memory: &plan.memory,
@@ -140,7 +144,11 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         write_pidfile(path, pid)?;
     }
     let processes = processes(&plan, &arena)?;
-    let ready = finish::complete(&processes, &traced, Deadline::at(deadline))
+    let part = || {
+        arena::open(&arena.control().go);
+        wait_at(&lines, &arena.control().parted, plan.tree.parting_threads() as u32, events)
+    };
+    let ready = finish::complete(&processes, &traced, part, Deadline::at(deadline))
         .map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
     clock.done("swap");
     // As CRIU has it, a refusal from here on is only logged.
@@ -395,14 +403,7 @@ fn shared_objects(tree: &Tree, errors: &mut Vec<Error>) {
 
 /// Ids of the images that somebody here has: one error that names them all with their holders.
 fn taken_ids(tree: &Tree) -> Vec<Error> {
-    let mut holders = Vec::new();
-    for id in tree.all_ids() {
-        let Some(raw) = HostTid::new(id.as_raw()) else { continue };
-        let Ok(dir) = ProcDir::open(raw) else { continue };
-        let stat = dir.read("stat").ok().and_then(|s| Stat::parse(&s));
-        let comm = stat.map_or_else(String::new, |s| String::from_utf8_lossy(&s.comm).into_owned());
-        holders.push(format!("{id} ({comm})"));
-    }
+    let mut holders: Vec<String> = tree.all_ids().into_iter().filter_map(holder).collect();
     if holders.is_empty() {
         return Vec::new();
     }
@@ -410,6 +411,22 @@ fn taken_ids(tree: &Tree) -> Vec<Error> {
     holders.truncate(32);
     let more = if n > 32 { format!(" and {} more", n - 32) } else { String::new() };
     vec![Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", holders.join(", ")))]
+}
+
+/// Who has this id: a process, or a thread of one, with its name.
+fn holder(id: NsTid) -> Option<String> {
+    let dir = ProcDir::open(HostTid::new(id.as_raw())?).ok()?;
+    let stat = dir.read("stat").ok().and_then(|s| Stat::parse(&s));
+    let comm = stat.map_or_else(String::new, |s| String::from_utf8_lossy(&s.comm).into_owned());
+    Some(format!("{id} ({comm})"))
+}
+
+/// The error for an id that was free when it was checked and is not when it is needed.
+fn taken_meanwhile(id: NsTid) -> Error {
+    // A process that ended has its id until it is waited for; it may be gone by now.
+    let by = holder(id).unwrap_or_else(|| format!("{id}, by a process that is gone again"));
+    let what = format!("an id that the tree needs was taken while the tree was being built: {by}");
+    Error::new(Kind::Taken, what).help("try again, or restore in a pid namespace of its own (`unshare -p`)")
 }
 
 /// What every wait for the tree needs.
@@ -453,6 +470,7 @@ fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Even
     let Lines { plan, arena, root, held, deadline } = *lines;
     let control = arena.control();
     let mut last_look = Instant::now();
+    let mut next = 0;
     loop {
         if let Some(root) = held {
             finish::pass_on(root);
@@ -482,7 +500,7 @@ fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Even
         arena::sleep_on(word, arrived);
         if last_look.elapsed() > Duration::from_millis(100) {
             last_look = Instant::now();
-            died(plan, arena, root)?;
+            next = died(plan, arena, root, next)?;
         }
     }
 }
@@ -505,7 +523,7 @@ fn failure(plan: &Plan, arena: &Arena) -> Error {
 
 /// Reads the failed record from the parked task and names the call.
 fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
-    let describe = || -> Option<(String, [u64; 6])> {
+    let describe = || -> Option<(String, [u64; 6], Option<NsTid>)> {
         let mem = remote_mem::RemoteMem::open_read_only(HostTid::new(pid.as_raw())?).ok()?;
         let mut bytes = [0u8; crust_inject::plan::RECORD_BYTES];
         mem.read(VirtAddr(record), &mut bytes).ok()?;
@@ -519,9 +537,15 @@ fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
             }
             label.push(byte[0]);
         }
-        Some((String::from_utf8_lossy(&label).into_owned(), crust_inject::plan::Failure::args(&bytes)?))
+        let args = crust_inject::plan::Failure::args(&bytes)?;
+        let label = String::from_utf8_lossy(&label).into_owned();
+        let id = label.starts_with("clone3").then(|| build::chosen_id(&mem, args[0])).flatten();
+        Some((label, args, id))
     };
-    let (label, args) = describe().unwrap_or_else(|| ("a step of the restorer".into(), [0; 6]));
+    let (label, args, id) = describe().unwrap_or_else(|| ("a step of the restorer".into(), [0; 6], None));
+    if let Some(id) = id.filter(|_| value == -i64::from(libc::EEXIST)) {
+        return taken_meanwhile(id).on(Object::Task(pid.as_raw())).at(Stage::Swap);
+    }
     let error = if (-4095..0).contains(&value) {
         Error::kernel(format!("{label} {args:x?}"), rustix::io::Errno::from_raw_os_error(-value as i32))
     } else {
@@ -530,9 +554,11 @@ fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
     error.on(Object::Task(pid.as_raw())).at(Stage::Swap)
 }
 
-/// Notices a task that died without a word.
-fn died(plan: &Plan, arena: &Arena, root: i32) -> Result<()> {
-    for (i, t) in plan.tree.tasks.iter().enumerate() {
+/// Notices a task that died without a word. Looks at some tasks from number `from` on; gives the number to go on with.
+fn died(plan: &Plan, arena: &Arena, root: i32, from: usize) -> Result<usize> {
+    const AT_ONCE: usize = 64;
+    let from = if from < plan.tree.tasks.len() { from } else { 0 };
+    for (i, t) in plan.tree.tasks.iter().enumerate().skip(from).take(AT_ONCE) {
         if !t.is_live() || !arena.is_born(i) {
             continue;
         }
@@ -548,7 +574,7 @@ fn died(plan: &Plan, arena: &Arena, root: i32) -> Result<()> {
             return Err(Error::new(Kind::Internal, what).on(Object::Task(t.pid.as_raw())));
         }
     }
-    Ok(())
+    Ok(from + AT_ONCE)
 }
 
 /// The live processes with what the last step needs to know of each.

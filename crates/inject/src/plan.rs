@@ -296,8 +296,21 @@ impl Program {
 
     /// Starts a thread with clone3 that runs `child`.
     pub fn thread(&mut self, plan: PlanId, clone_args: DataRef, size: usize, child: PlanId) {
+        self.spawn(plan, "clone3 of a thread", clone_args, size, child);
+    }
+
+    /// Starts whatever the clone3 arguments say, a thread or a process, that runs `child`. A process finds this program where
+    /// it is, as a copy or as the same memory, depending on how it was mapped.
+    pub fn spawn(
+        &mut self,
+        plan: PlanId,
+        label: impl Into<Cow<'static, str>>,
+        clone_args: DataRef,
+        size: usize,
+        child: PlanId,
+    ) {
         let args = [clone_args.into(), size.into(), Arg::Header(child)];
-        self.push(plan, OP_THREAD, 0, &args, Expect::Ok, None, "clone3 of a thread".into());
+        self.push(plan, OP_THREAD, 0, &args, Expect::Ok, None, label.into());
     }
 
     /// Leaves through rt_sigreturn; `frame` is the address of the frame's ucontext.

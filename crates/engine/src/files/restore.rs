@@ -488,6 +488,20 @@ impl FileImages {
         result
     }
 
+    /// True if a fork of the first task (pid and table) has the files of the second: the same descriptors of the same open
+    /// files, the same directories, and no locks that are a process's own. What is opened or filled table by table is excepted.
+    pub fn inherits(&self, a: (i32, u32), b: (i32, u32)) -> bool {
+        let late = |id: &u32| self.unit_of.get(id).and_then(|u| self.units.get(*u)).is_none_or(|u| u.late);
+        let fits = |e: &FdinfoEntry| {
+            let filled = |f: &FileEntry| f.epfd.is_some() || f.ify.is_some() || f.ffy.is_some();
+            self.files.get(&e.id).is_some_and(|f| !filled(f)) && !late(&e.id)
+        };
+        let tables = self.tables.get(&a.1).zip(self.tables.get(&b.1));
+        tables.is_some_and(|(x, y)| x == y && x.iter().all(fits))
+            && self.fs.get(&a.0) == self.fs.get(&b.0)
+            && !self.locks.iter().any(|l| l.pid == a.0 || l.pid == b.0)
+    }
+
     /// The ghost file that holds the content of file `id`.
     pub(super) fn ghost_of(&self, id: u32) -> Option<u32> {
         let remap = self.remaps.get(&id)?;

@@ -71,6 +71,11 @@ impl Pages {
         self.extents.iter().map(|e| e.end - e.start).sum()
     }
 
+    /// True if all bytes lie in one file of the image directory itself, none in a parent's.
+    pub(super) fn here(&self) -> bool {
+        self.files.len() <= 1 && self.files.iter().all(|f| f.level == 0)
+    }
+
     /// Every range with where its bytes are: start, end, how many parents up, offset in the pages image there.
     pub fn places(&self) -> Vec<(u64, u64, usize, u64)> {
         let level = |e: &Extent| self.files.get(e.file as usize).map_or(0, |f| f.level);
@@ -162,8 +167,7 @@ impl Level {
             level.entries.push((e.vaddr, end, in_parent));
         }
         if total > 0 {
-            let fd = source.open_file(&pages)?.ok_or_else(|| Error::bad_image(&pages, "the image is missing"))?;
-            let size = rustix::fs::fstat(&fd).during("looking at the pages image")?.st_size as u64;
+            let size = source.file_len(&pages)?.ok_or_else(|| Error::bad_image(&pages, "the image is missing"))?;
             if size < total {
                 return Err(Error::bad_image(&pages, format!("it has {size} bytes, and {name} lists {total}"))
                     .help("copy the whole image directory again, or repeat the dump"));

@@ -16,6 +16,7 @@ mod pages;
 mod shared;
 mod stage;
 mod sysv;
+pub mod twin;
 
 pub use collect::{FileIds, Mm, Vma, collect};
 pub use dump::{PagesDump, dump_pages};

@@ -16,8 +16,12 @@ use std::time::{Duration, Instant};
 pub(crate) struct Control {
     /// Threads that stand at the last barrier. The coordinator sleeps here.
     pub(crate) arrived: AtomicU32,
-    /// Reaches 1 never: threads at the barrier wait here until the coordinator seizes them.
+    /// Becomes 1 once every thread is seized: those with something left to do without a net go on then.
     pub(crate) go: AtomicU32,
+    /// Threads that have done that. The coordinator sleeps here.
+    pub(crate) parted: AtomicU32,
+    /// Stays 0: where threads wait for the coordinator to take them away.
+    pub(crate) never: AtomicU32,
     /// Non-zero once any task failed.
     pub(crate) failed: AtomicU32,
     /// Always 1: the source of the plan's "failed" note.
@@ -211,7 +215,9 @@ impl Arena {
     pub(crate) fn raise_failed(&self) {
         let control = self.control();
         control.failed.store(1, Ordering::Release);
-        let _woken = futex::wake(&control.arrived, futex::Flags::empty(), ALL);
+        for word in [&control.arrived, &control.parted] {
+            let _woken = futex::wake(word, futex::Flags::empty(), ALL);
+        }
         for task in 0..self.tasks {
             let step = &self.slot(task).step;
             if step.load(Ordering::Relaxed) < Step::Leaving as u32 {
@@ -255,6 +261,11 @@ impl Arena {
     /// A task was forked.
     pub(crate) fn born(&self, task: usize) {
         self.slot(task).born.store(1, Ordering::Release);
+    }
+
+    /// Offset from the arena's base of the word by which that is said.
+    pub(crate) fn born_offset(&self, task: usize) -> u64 {
+        (SLOTS + task * size_of::<TaskSlot>() + std::mem::offset_of!(TaskSlot, born)) as u64
     }
 
     /// True if [`Arena::born`] was said of it.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "forks, and leaves Rust for the interpreter at the end")]
 use super::arena::{Arena, Step};
 use super::tree::{Birth, Fate, Task, Tree};
+use super::twins::Twins;
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::FileImages;
 use crate::images::Source;
@@ -10,11 +11,11 @@ use crate::memory;
 use crate::task::timers::IdMode;
 use crate::task::{creds, limits, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
-use crust_image::proto::{CredsEntry, MmEntry, VmaEntry};
+use crust_image::proto::{CredsEntry, MmEntry, TaskCoreEntry, VmaEntry};
 use crust_inject::arch::interp;
 use crust_inject::plan::{Arg, Expect, PlanId, Program};
 use crust_kernel::process::{self, CloneArgs, Fork};
-use crust_kernel::{NsTid, mman};
+use crust_kernel::{NsTid, VirtAddr, mman};
 use rustix::process::{Pid, WaitIdOptions, WaitIdStatus};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::Ordering;
@@ -23,6 +24,7 @@ use std::time::Instant;
 /// What every task needs; copied to each by fork.
 pub(super) struct Cx<'a> {
     pub(super) tree: &'a Tree,
+    pub(super) twins: &'a Twins,
     pub(super) arena: &'a Arena,
     pub(super) files: &'a mut FileImages,
     /// By task; `None` for zombies and helpers.
@@ -84,9 +86,7 @@ fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> 
             cx.arena.fail(i, &error);
             process::exit_now(1);
         }
-        Err(rustix::io::Errno::EXIST) => {
-            Err(Error::new(Kind::Taken, format!("process id {pid} was taken while the tree was being built")))
-        }
+        Err(rustix::io::Errno::EXIST) => Err(super::taken_meanwhile(pid)),
         Err(e) => Err(Error::kernel(format!("clone3 with the id {pid}"), e)
             .help("choosing ids needs CAP_CHECKPOINT_RESTORE over the pid namespace: be root, or use `unshare -Urpf`")),
     }
@@ -134,6 +134,10 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
         rustix::process::setpgid(None, Pid::from_raw(t.pgid)).during("joining the process group")?;
     }
     cx.arena.reached(i, Step::Joined);
+    for &twin in cx.twins.of(i) {
+        // Born into the same session and group, whenever that is.
+        cx.arena.reached(twin, Step::Joined);
+    }
     match t.fate {
         Fate::Helper => {
             for (m, member) in tree.tasks.iter().enumerate() {
@@ -186,7 +190,7 @@ fn bear(cx: &mut Cx<'_>, i: usize, now: impl Fn(Birth) -> bool, reap: &mut Vec<i
     let me = tree.tasks[i].pid.as_raw();
     for &c in &tree.tasks[i].bears {
         let child = &tree.tasks[c];
-        if !now(child.birth) {
+        if !now(child.birth) || cx.twins.elder_of(c).is_some() {
             continue;
         }
         if child.birth == Birth::Orphan && tree.tasks[i].fate != Fate::Helper {
@@ -317,15 +321,26 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     // From here on descriptors change their meaning, the log's among them.
     log::set_max_level(log::LevelFilter::Off);
 
+    let mut twins = Vec::new();
+    for &twin in cx.twins.of(i) {
+        let theirs = cx.memory.get(twin).and_then(Option::as_ref);
+        let theirs = theirs.ok_or_else(|| Error::new(Kind::Internal, "a twin has no memory images"))?;
+        twins.push((twin, memory::twin::changes(cx.source, images, theirs)?));
+    }
+
     // Region for interpreter, arena and program, in a hole of both address spaces.
-    let duty = cx.duties.get(i).and_then(Option::as_ref);
-    let filter_room = duty.map_or(0, |d| cx.filters.room(d));
-    let program_room =
-        256 * 1024 + t.threads.len() as u64 * 16 * 1024 + images.mm.vmas.len() as u64 * 768 + filter_room;
+    let room = |task: &usize| {
+        let filters = cx.duties.get(*task).and_then(Option::as_ref).map_or(0, |duty| cx.filters.room(duty));
+        tree.tasks[*task].threads.len() as u64 * 16 * 1024 + filters
+    };
+    let program_room = 256 * 1024
+        + images.mm.vmas.len() as u64 * 768
+        + std::iter::once(&i).chain(cx.twins.of(i)).map(room).sum::<u64>()
+        + twins.iter().map(|(_, changes)| changes.plan_bytes()).sum::<u64>();
     let boot_len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
     let hole = find_hole(images, &cx.busy, boot_len)?;
     let boot = Boot { start: hole, len: boot_len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
-    map_boot(cx.arena, &boot)?;
+    map_boot(cx.arena, &boot, !twins.is_empty())?;
 
     let first_service = cx.files.first_service_fd();
     let boot_range = [(boot.start, boot.start + boot.len)];
@@ -334,13 +349,18 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let options = memory::StageOptions { park_all, threads: cx.fill_threads };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
     let exe = opener.exe;
-    cx.arena.control().pages.fetch_add(staged.filled_bytes / PAGE, Ordering::Relaxed);
-    cx.arena.set_boot(i, boot.start, boot.len);
+    let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
+    cx.arena.control().pages.fetch_add(filled / PAGE, Ordering::Relaxed);
+    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
+        cx.arena.set_boot(task, boot.start, boot.len);
+    }
 
     let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
     keep.extend(exe);
     cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
-    cx.arena.reached(i, Step::Tables);
+    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
+        cx.arena.reached(task, Step::Tables);
+    }
     if cx.files.has_watches(t.ids.files_id) {
         let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
         for other in (0..tree.tasks.len()).filter(|&o| lives(&tree.tasks[o])) {
@@ -358,7 +378,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     cx.arena.reached(i, Step::Files);
     cx.files.close_shared()?;
 
-    let program = write_plan(cx, i, &boot, staged, &images.mm, first_service)?;
+    let program = write_plan(cx, i, &boot, staged, &images.mm, &twins)?;
     let linked_len = program.linked_len() as u64;
     if boot.program + linked_len > boot.start + boot.len {
         return Err(Error::new(Kind::Internal, format!("the plan needs {linked_len} bytes, more than was reserved")));
@@ -408,31 +428,84 @@ impl memory::MapFiles for Opener<'_> {
     }
 }
 
-fn map_boot(arena: &Arena, boot: &Boot) -> Result<()> {
+/// Maps the bootstrap region. `forks`: the program is to be the same memory for the processes that it forks.
+fn map_boot(arena: &Arena, boot: &Boot, forks: bool) -> Result<()> {
     let rw = libc::PROT_READ | libc::PROT_WRITE;
     let fixed = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
     let code = interp::code();
-    // SAFETY: the hole was found free; NOREPLACE makes the kernel check it again. The arena's window takes the place of
-    // the middle of this very mapping, and a shared mapping is doubled by mremap with old length zero, never moved.
+    // SAFETY: the hole was found free; NOREPLACE makes the kernel check it again. The windows of arena and program take the
+    // place of parts of this very mapping, and a shared mapping is doubled by mremap with old length zero, never moved.
     unsafe {
         mman::mmap(boot.start, boot.len, rw, fixed, None, 0).during("mapping the bootstrap region")?;
         std::ptr::copy_nonoverlapping(code.as_ptr(), boot.start as *mut u8, code.len());
         mman::mprotect(boot.start, PAGE, libc::PROT_READ | libc::PROT_EXEC)
             .during("making the interpreter executable")?;
         mman::mremap(arena.base(), 0, arena.len() as u64, boot.arena).during("placing the arena")?;
+        if forks {
+            let shared = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+            let room = boot.start + boot.len - boot.program;
+            mman::mmap(boot.program, room, rw, shared, None, 0).during("mapping room for the plans of many tasks")?;
+        }
     }
     Ok(())
 }
 
-/// The whole rest of the restore of one process, as data.
+/// The whole rest of the restore of one process and its twins, as data.
 fn write_plan(
     cx: &Cx<'_>,
     i: usize,
     boot: &Boot,
     staged: memory::Staged,
     mm: &MmEntry,
-    first_service: RawFd,
+    twins: &[(usize, memory::twin::Changes)],
 ) -> Result<Program> {
+    let t = &cx.tree.tasks[i];
+    let tc = task_record(t)?;
+    let mut p = Program::new();
+    let main = p.plan("leader");
+    thread::plan_forget_rseq(&mut p, main);
+    staged.plan(&mut p, main, &[(boot.start, boot.start + boot.len)]);
+    signals::plan_actions(&mut p, main, &tc.sigactions)?;
+    for (twin, changes) in twins {
+        plan_twin(cx, &mut p, main, *twin, changes, boot, mm)?;
+    }
+    plan_process(cx, &mut p, main, i, boot, mm)?;
+    Ok(p)
+}
+
+fn task_record(t: &Task) -> Result<&TaskCoreEntry> {
+    t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))
+}
+
+/// Forks a twin from its elder's plan `main`, and says how it goes on.
+fn plan_twin(
+    cx: &Cx<'_>,
+    p: &mut Program,
+    main: PlanId,
+    twin: usize,
+    changes: &memory::twin::Changes,
+    boot: &Boot,
+    mm: &MmEntry,
+) -> Result<()> {
+    let t = &cx.tree.tasks[twin];
+    let plan = p.plan("twin");
+    let id = p.data(&t.pid.as_raw().to_le_bytes());
+    let args = CloneArgs { flags: libc::CLONE_PARENT as u64, set_tid_size: 1, ..Default::default() };
+    let at = p.data(&args.to_bytes());
+    p.pointer(at.offset(std::mem::offset_of!(CloneArgs, set_tid) as u64), id);
+    p.spawn(main, FORK_OF_TWIN, at, size_of::<CloneArgs>(), plan);
+
+    // As `tie_to` does it.
+    let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
+    p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+    let one = boot.arena + std::mem::offset_of!(super::arena::Control, one) as u64;
+    p.copy(plan, boot.arena + cx.arena.born_offset(twin), one, 4);
+    changes.plan(p, plan, cx.source.dir().as_raw_fd());
+    plan_process(cx, p, plan, twin, boot, mm)
+}
+
+/// What a process does for itself once its memory, descriptors and signal actions are there, up to the barrier.
+fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boot, mm: &MmEntry) -> Result<()> {
     let t = &cx.tree.tasks[i];
     let control = boot.arena;
     let arrived = control + std::mem::offset_of!(super::arena::Control, arrived) as u64;
@@ -442,53 +515,49 @@ fn write_plan(
     let duty = cx.duties.get(i).and_then(Option::as_ref);
     let under = cx.tree.tasks.iter().zip(cx.duties).filter(|(_, d)| d.is_some());
     let filtered = under.map(|(t, _)| t.threads.len()).sum::<usize>() as u32;
-    let n = cx.tree.live_threads() as u32;
-    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
+    let parted = control + std::mem::offset_of!(super::arena::Control, parted) as u64;
+    let never = control + std::mem::offset_of!(super::arena::Control, never) as u64;
+    let (n, parting) = (cx.tree.live_threads() as u32, cx.tree.parting_threads() as u32);
+    let tc = task_record(t)?;
+    let plans: Vec<PlanId> = std::iter::once(main).chain(t.threads.iter().skip(1).map(|_| p.plan("thread"))).collect();
 
-    let mut p = Program::new();
-    let main = p.plan("leader");
-    let plans: Vec<PlanId> =
-        std::iter::once(main).chain(t.threads.iter().skip(1).map(|tid| p.plan(format!("thread {tid}")))).collect();
-
-    thread::plan_forget_rseq(&mut p, main);
-    staged.plan(&mut p, main, &[(boot.start, boot.start + boot.len)]);
-    p.syscall(main, "close_range", libc::SYS_close_range, &[first_service.into(), u32::MAX.into(), 0.into()]);
-    signals::plan_actions(&mut p, main, &tc.sigactions)?;
-    thread::plan_process(&mut p, main, tc, mm.thp_disabled(), &cx.own);
+    let services = [cx.files.first_service_fd().into(), u32::MAX.into(), 0.into()];
+    p.syscall(main, "close_range", libc::SYS_close_range, &services);
+    thread::plan_process(p, main, tc, mm.thp_disabled(), &cx.own);
     if let Some(settings) = &tc.crust_settings {
-        settings::plan_process(&mut p, main, settings);
+        settings::plan_process(p, main, settings);
     }
     for (k, &tid) in t.threads.iter().enumerate().skip(1) {
-        start_thread(&mut p, main, plans[k], tid);
+        start_thread(p, main, plans[k], tid);
     }
     if let Some(timers) = &tc.timers {
-        timers::plan(&mut p, main, timers, cx.timer_ids)?;
+        timers::plan(p, main, timers, cx.timer_ids)?;
     }
     for (k, (&tid, core)) in t.threads.iter().zip(&t.cores).enumerate() {
         let plan = plans[k];
-        thread::plan_thread(&mut p, plan, core, tid, &cx.own)?;
+        thread::plan_thread(p, plan, core, tid, &cx.own)?;
         let th = core.thread_core.as_ref();
         if let Some(queue) = th.and_then(|c| c.signals_p.as_ref()) {
-            signals::plan_queue(&mut p, plan, queue, t.pid.as_raw(), Some(tid.as_raw()))?;
+            signals::plan_queue(p, plan, queue, t.pid.as_raw(), Some(tid.as_raw()))?;
         }
         if k == 0 {
             if let Some(queue) = &tc.signals_s {
-                signals::plan_queue(&mut p, plan, queue, t.pid.as_raw(), None)?;
+                signals::plan_queue(p, plan, queue, t.pid.as_raw(), None)?;
             }
-            limits::plan(&mut p, plan, tc.rlimits.as_ref(), &cx.own.limits);
+            limits::plan(p, plan, tc.rlimits.as_ref(), &cx.own.limits);
         }
         if duty.is_some() {
             p.barrier(plan, unfiltered, filtered, filter, 1);
         }
     }
     if let Some(duty) = duty {
-        cx.filters.plan(&mut p, &plans, duty);
+        cx.filters.plan(p, &plans, duty);
     }
     for (k, core) in t.cores.iter().enumerate() {
         let plan = plans[k];
         let th = core.thread_core.as_ref();
         if let Some(want) = th.and_then(|c| c.creds.as_ref()) {
-            creds::plan(&mut p, plan, &cx.creds, want);
+            creds::plan(p, plan, &cx.creds, want);
         }
         if k == 0 {
             if let Some(dumpable) = mm.dumpable {
@@ -505,10 +574,30 @@ fn write_plan(
                 p.syscall_expect(plan, "getppid", libc::SYS_getppid, &[], expect);
             }
         }
-        p.barrier(plan, arrived, n, go, 1);
-        error_path(&mut p, plan, cx.arena.plan_failure_offset(i), control);
+        match Task::parting_signal(k, core) {
+            None => p.barrier(plan, arrived, n, never, 1),
+            // Seized by the coordinator, the thread needs no tie to its parent any more but its own.
+            Some(signal) => {
+                p.barrier(plan, arrived, n, go, 1);
+                let args = [libc::PR_SET_PDEATHSIG.into(), signal.into()];
+                p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+                p.barrier(plan, parted, parting, never, 1);
+            }
+        }
+        error_path(p, plan, cx.arena.plan_failure_offset(i), control);
     }
-    Ok(p)
+    Ok(())
+}
+
+const FORK_OF_TWIN: &str = "clone3 of a task";
+
+/// The id that a call to clone3 in a task's plan asks for; `args` is the address of the call's arguments there.
+pub(super) fn chosen_id(mem: &crust_kernel::remote_mem::RemoteMem, args: u64) -> Option<NsTid> {
+    let at = args + std::mem::offset_of!(CloneArgs, set_tid) as u64;
+    let at = mem.read_u64(VirtAddr(at)).ok()?;
+    let mut id = [0; 4];
+    mem.read(VirtAddr(at), &mut id).ok()?;
+    NsTid::new(i32::from_le_bytes(id))
 }
 
 /// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM; no stack: the interpreter needs none.
@@ -539,10 +628,10 @@ fn error_path(p: &mut Program, plan: PlanId, note: u64, arena: u64) {
     p.syscall_expect(plan, "waking the coordinator", libc::SYS_futex, &args, Expect::Any);
     // Parks: the coordinator reads the failed record from this memory, then kills the tree. If there is none any more,
     // the end comes by itself.
-    let go = word(std::mem::offset_of!(super::arena::Control, go));
+    let never = word(std::mem::offset_of!(super::arena::Control, never));
     let limit = p.data(&[PARK_SECONDS.to_le_bytes(), 0i64.to_le_bytes()].concat());
     // FUTEX_WAIT, shared
-    let args = [go.into(), 0.into(), 0.into(), limit.into()];
+    let args = [never.into(), 0.into(), 0.into(), limit.into()];
     p.syscall_expect(plan, "waiting to be looked at", libc::SYS_futex, &args, Expect::Any);
     p.syscall_expect(plan, "exit_group", libc::SYS_exit_group, &[1.into()], Expect::Any);
 }

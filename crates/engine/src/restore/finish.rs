@@ -1,9 +1,11 @@
-//! The last step: every thread stands in the interpreter; the coordinator seizes it, removes what is left of us from its
-//! memory, gives it its registers and lets it go. If the coordinator dies here the kernel kills the whole tree with it.
+//! The last step: every thread stands in the interpreter. The coordinator seizes all, lets them cut the tie to us that is not
+//! theirs (the parent's death signal), stops them, removes what is left of us from their memory, gives them their registers
+//! and lets them go. If the coordinator dies here the kernel kills the whole tree with it.
 use super::tree::{Fate, Task, Tree};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::task::{ended, regs};
 use crate::{Result, Stage};
+use crust_inject::arch::regs as inject;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
@@ -49,40 +51,33 @@ pub(super) fn pass_on(root: HostTid) {
     }
 }
 
-/// Seizes and completes all processes. Threads in `traced` are seized already.
-pub(super) fn complete(processes: &[Process<'_>], traced: &HashSet<HostTid>, deadline: Deadline) -> Result<Ready> {
+/// Seizes and completes all processes. `part` lets their threads go on from the barrier and comes back when they have.
+/// Threads in `traced` are seized already.
+pub(super) fn complete(
+    processes: &[Process<'_>],
+    traced: &HashSet<HostTid>,
+    part: impl FnOnce() -> Result<()>,
+    deadline: Deadline,
+) -> Result<Ready> {
     let all = || processes.iter().flat_map(|p| p.threads.iter().map(move |&t| (p, t)));
     for (p, tid) in all() {
         if !traced.contains(&tid) {
             ptrace::seize(tid, OPTIONS).during("PTRACE_SEIZE").on_task(p.pid.as_raw())?;
         }
+    }
+    part()?;
+    for (p, tid) in all() {
         ptrace::interrupt(tid).during("PTRACE_INTERRUPT").on_task(p.pid.as_raw())?;
     }
     for (p, tid) in all() {
         expect_stop(p.pid, tid, Stop::Interrupted, deadline)?;
     }
+    unmap(processes, deadline)?;
     let mut template = vec![0u8; 16384];
     if let Some(first) = processes.first() {
         let n = ptrace::get_regset(first.pid, RegSet::XState, &mut template).during("reading the XSAVE area")?;
         template.truncate(n);
     }
-    // Inside: the parent's death signal of the image, then our region goes. All processes step together.
-    let mut signals = Vec::new();
-    for p in processes {
-        for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
-            let want = core.thread_core.as_ref().map_or(0, |t| t.pdeath_sig());
-            if tid == p.pid || want != 0 {
-                let args = [libc::PR_SET_PDEATHSIG as u64, u64::from(want), 0, 0, 0, 0];
-                signals.push(Call { pid: p.pid, tid, at: p.syscall_at, nr: libc::SYS_prctl, args });
-            }
-        }
-    }
-    call_all(&signals, "prctl PR_SET_PDEATHSIG", deadline)?;
-    let unmap = |p: &Process<'_>| {
-        let args = [p.boot.0, p.boot.1, 0, 0, 0, 0];
-        Call { pid: p.pid, tid: p.pid, at: p.syscall_at, nr: libc::SYS_munmap, args }
-    };
-    call_all(&processes.iter().map(unmap).collect::<Vec<_>>(), "munmap of the bootstrap region", deadline)?;
     for p in processes {
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
             let at = ended::is(core).then_some(p.syscall_at);
@@ -101,7 +96,7 @@ fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8]
     let info = core.thread_info.as_ref().ok_or_else(missing)?;
     let mut general = regs::general(info)?;
     general.rip = at.unwrap_or(general.rip);
-    ptrace::set_regset(tid, RegSet::General, regs::as_bytes(&general)).during("setting general registers")?;
+    inject::write(tid, &general).during("setting general registers")?;
     let xstate = regs::xstate(&info.fpregs, template);
     ptrace::set_regset(tid, RegSet::XState, &xstate).during("setting floating point registers")?;
     let mask =
@@ -134,38 +129,30 @@ fn has_ended(pid: HostTid, tid: HostTid) -> bool {
     stat.is_none_or(|s| matches!(s.state, b'Z' | b'X'))
 }
 
-/// A system call to be made by a stopped thread.
-struct Call {
-    pid: HostTid,
-    tid: HostTid,
-    at: u64,
-    nr: i64,
-    args: [u64; 6],
-}
-
-/// Makes calls in many threads. All move together from stop to stop, so that nobody waits for one thread's wake-up alone.
-fn call_all(calls: &[Call], what: &str, deadline: Deadline) -> Result<()> {
-    let mut bytes = vec![0u8; regs::GENERAL_BYTES];
-    for c in calls {
-        ptrace::get_regset(c.tid, RegSet::General, &mut bytes).during("reading registers").on_task(c.pid.as_raw())?;
-        let mut r = regs::from_bytes(&bytes);
-        regs::set_call(&mut r, c.at, c.nr, c.args);
-        ptrace::set_regset(c.tid, RegSet::General, regs::as_bytes(&r))
-            .during("setting registers")
-            .on_task(c.pid.as_raw())?;
-        ptrace::resume_to_syscall(c.tid, 0).during("PTRACE_SYSCALL").on_task(c.pid.as_raw())?;
+/// Removes our region from every process, by calls of their own leaders. All move together from stop to stop, so that nobody
+/// waits for one thread's wake-up alone.
+fn unmap(processes: &[Process<'_>], deadline: Deadline) -> Result<()> {
+    let what = "munmap of the bootstrap region";
+    for p in processes {
+        // Whatever the registers are now, nobody will miss them.
+        let args = [p.boot.0, p.boot.1, 0, 0, 0, 0];
+        let info = p.task.core().and_then(|c| c.thread_info.as_ref());
+        let from = info.map(regs::general).transpose().on_task(p.pid.as_raw())?.unwrap_or_else(inject::zeroed);
+        let call = inject::with_syscall(&from, p.syscall_at, libc::SYS_munmap as u64, args);
+        inject::write(p.pid, &call).during("setting registers").on_task(p.pid.as_raw())?;
+        ptrace::resume_to_syscall(p.pid, 0).during("PTRACE_SYSCALL").on_task(p.pid.as_raw())?;
     }
-    for c in calls {
-        expect_stop(c.pid, c.tid, Stop::Syscall, deadline)?;
-        ptrace::resume_to_syscall(c.tid, 0).during("PTRACE_SYSCALL").on_task(c.pid.as_raw())?;
+    for p in processes {
+        expect_stop(p.pid, p.pid, Stop::Syscall, deadline)?;
+        ptrace::resume_to_syscall(p.pid, 0).during("PTRACE_SYSCALL").on_task(p.pid.as_raw())?;
     }
-    for c in calls {
-        expect_stop(c.pid, c.tid, Stop::Syscall, deadline)?;
-        ptrace::get_regset(c.tid, RegSet::General, &mut bytes).during("reading registers").on_task(c.pid.as_raw())?;
-        let result = regs::result(&regs::from_bytes(&bytes));
+    for p in processes {
+        expect_stop(p.pid, p.pid, Stop::Syscall, deadline)?;
+        let regs = inject::read(p.pid).during("reading registers").on_task(p.pid.as_raw())?;
+        let result = inject::result(&regs);
         if (-4095..0).contains(&result) {
             let errno = rustix::io::Errno::from_raw_os_error(-result as i32);
-            return Err(Error::kernel(what, errno)).on_task(c.pid.as_raw());
+            return Err(Error::kernel(what, errno)).on_task(p.pid.as_raw());
         }
     }
     Ok(())

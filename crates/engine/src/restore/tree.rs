@@ -59,6 +59,13 @@ impl Task {
         self.cores.first()
     }
 
+    /// The parent's death signal that thread number `index` sets at the very end, if it has to: a process is tied to ours until
+    /// then, its other threads are not.
+    pub(crate) fn parting_signal(index: usize, core: &CoreEntry) -> Option<u32> {
+        let signal = core.thread_core.as_ref().map_or(0, |t| t.pdeath_sig());
+        (index == 0 || signal != 0).then_some(signal)
+    }
+
     /// True if it has memory, descriptors and threads to restore.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.fate, Fate::Alive | Fate::Stopped(_))
@@ -243,6 +250,13 @@ impl Tree {
     /// Threads that will stand at the last barrier.
     pub(crate) fn live_threads(&self) -> usize {
         self.tasks.iter().filter(|t| t.is_live()).map(|t| t.threads.len()).sum()
+    }
+
+    /// Those of them that have a step to do behind it.
+    pub(crate) fn parting_threads(&self) -> usize {
+        let parting =
+            |t: &Task| t.cores.iter().enumerate().filter(|(k, c)| Task::parting_signal(*k, c).is_some()).count();
+        self.tasks.iter().filter(|t| t.is_live()).map(parting).sum()
     }
 
     /// Every id the tree takes: pids, thread ids, and those of sessions and groups that helpers hold for a moment.

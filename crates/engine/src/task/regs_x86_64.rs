@@ -1,7 +1,6 @@
 //! Registers on x86_64: the kernel's register sets to CRIU's `thread_info_x86` and back.
 //!
 //! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
-#![allow(unsafe_code, reason = "register structures seen as bytes")]
 use crate::{Error, Kind, Result};
 use crust_image::proto::{
     ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
@@ -325,38 +324,6 @@ pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
         }
     }
     x
-}
-
-/// Bytes of the general register set.
-pub const GENERAL_BYTES: usize = size_of::<libc::user_regs_struct>();
-
-/// The register set as PTRACE_SETREGSET takes it.
-pub fn as_bytes(regs: &libc::user_regs_struct) -> &[u8] {
-    // SAFETY: a repr(C) structure of 27 u64 without padding, seen as bytes for the life of the borrow.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(regs).cast(), GENERAL_BYTES) }
-}
-
-/// The register set from what PTRACE_GETREGSET gave; short input leaves the rest zero.
-pub fn from_bytes(bytes: &[u8]) -> libc::user_regs_struct {
-    let mut words = [0u64; GENERAL_BYTES / 8];
-    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-        *word = u64_at(chunk, 0);
-    }
-    // SAFETY: the structure is exactly these 27 u64, for which every bit pattern is valid.
-    unsafe { std::mem::transmute::<[u64; GENERAL_BYTES / 8], libc::user_regs_struct>(words) }
-}
-
-/// Makes the thread perform a system call at `at`, the address of a `syscall` instruction.
-pub fn set_call(r: &mut libc::user_regs_struct, at: u64, nr: i64, args: [u64; 6]) {
-    r.rip = at;
-    r.rax = nr as u64;
-    r.orig_rax = u64::MAX;
-    [r.rdi, r.rsi, r.rdx, r.r10, r.r8, r.r9] = args;
-}
-
-/// What the system call returned.
-pub fn result(r: &libc::user_regs_struct) -> i64 {
-    r.rax as i64
 }
 
 /// Offset of the first `syscall` instruction in machine code.

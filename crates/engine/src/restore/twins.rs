@@ -1,0 +1,132 @@
+//! Twins: children of one parent that differ in little but registers and the content of some pages, as a server's workers do.
+//! The first of them, the elder, is built in the ordinary way; its plan then forks the others as siblings of itself
+//! (CLONE_PARENT) from memory and descriptors that stand already. That is quick, and twins share their pages again, as they
+//! did before the dump.
+//!
+//! A twin inherits everything that [`super::build`] does in Rust, so all of that must be equal in [`alike`]; what stands in
+//! plans is its own.
+use super::tree::{Birth, Task, Tree};
+use crate::files::FileImages;
+use crate::memory;
+use crust_image::proto::TaskCoreEntry;
+
+/// Elders that a task is compared with, at most: trees of tasks that all differ must not cost their square.
+const CANDIDATES: usize = 8;
+/// A group as small as this is not divided.
+const SMALL: usize = 16;
+
+/// Who is forked from whose plan.
+#[derive(Debug, Default)]
+pub(super) struct Twins {
+    elder: Vec<Option<usize>>,
+    twins: Vec<Vec<usize>>,
+}
+
+impl Twins {
+    /// Finds the twins of a tree. Large groups are divided among as many elders as there are processors.
+    pub(super) fn find(tree: &Tree, memory: &[Option<memory::Images>], files: &FileImages) -> Self {
+        let n = tree.tasks.len();
+        let mut found = Self { elder: vec![None; n], twins: vec![Vec::new(); n] };
+        // For tests: every task is built by itself.
+        if cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_NO_TWINS").is_some() {
+            return found;
+        }
+        let alone = alone(tree);
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        for parent in &tree.tasks {
+            let mut groups: Vec<Vec<usize>> = Vec::new();
+            for &c in parent.bears.iter().filter(|&&c| alone[c]) {
+                let same = |g: &&mut Vec<usize>| {
+                    let e = g.first().copied().unwrap_or(c);
+                    match (&memory[e], &memory[c]) {
+                        (Some(ours), Some(theirs)) => {
+                            alike(&tree.tasks[e], &tree.tasks[c], files) && memory::twin::alike(ours, theirs)
+                        }
+                        _ => false,
+                    }
+                };
+                match groups.iter_mut().rev().take(CANDIDATES).find(same) {
+                    Some(group) => group.push(c),
+                    None => groups.push(vec![c]),
+                }
+            }
+            for group in groups {
+                for part in group.chunks(group.len().div_ceil(processors).max(SMALL)) {
+                    let [elder, others @ ..] = part else { continue };
+                    for &t in others {
+                        found.elder[t] = Some(*elder);
+                    }
+                    found.twins[*elder] = others.to_vec();
+                }
+            }
+        }
+        found
+    }
+
+    /// Who forks this task, if it is no task that builds itself.
+    pub(super) fn elder_of(&self, task: usize) -> Option<usize> {
+        self.elder.get(task).copied().flatten()
+    }
+
+    /// Whom this task forks in its plan.
+    pub(super) fn of(&self, elder: usize) -> &[usize] {
+        self.twins.get(elder).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// For each task, whether all its own kernel objects are its alone.
+fn alone(tree: &Tree) -> Vec<bool> {
+    use std::collections::HashMap;
+    let own = |t: &Task| [t.ids.vm_id, t.ids.files_id, t.ids.fs_id, t.ids.sighand_id];
+    let mut users: [HashMap<u32, usize>; 4] = Default::default();
+    for t in tree.tasks.iter().filter(|t| t.is_live()) {
+        for (map, id) in users.iter_mut().zip(own(t)) {
+            *map.entry(id).or_default() += 1;
+        }
+    }
+    let single = |t: &Task| users.iter().zip(own(t)).all(|(map, id)| map.get(&id) == Some(&1));
+    tree.tasks.iter().map(single).collect()
+}
+
+/// True if `b`, a later child of `a`'s parent, is as `a` in all that a fork passes on and plans do not set.
+fn alike(a: &Task, b: &Task, files: &FileImages) -> bool {
+    let born = |t: &Task| (t.born_by, t.ppid, t.birth, t.pgid, t.sid);
+    let pid = b.pid.as_raw();
+    let plain = a.is_live()
+        && b.is_live()
+        && a.birth == Birth::Plain
+        && b.bears.is_empty()
+        && b.pgid != pid
+        && b.sid != pid
+        && born(a) == born(b);
+    plain
+        && inherited(a).is_some_and(|x| inherited(b).is_some_and(|y| x == y))
+        && kernel_objects(a) == kernel_objects(b)
+        && files.inherits((a.pid.as_raw(), a.ids.files_id), (pid, b.ids.files_id))
+}
+
+/// The task's record without what plans set for each task.
+fn inherited(t: &Task) -> Option<TaskCoreEntry> {
+    let core = t.core()?;
+    let cgroup = core.thread_core.as_ref().and_then(|c| c.cg_set);
+    let tc = core.tc.as_ref()?;
+    Some(TaskCoreEntry {
+        task_state: 0,
+        exit_code: 0,
+        flags: 0,
+        blk_sigset: 0,
+        blk_sigset_extended: None,
+        comm: Vec::new(),
+        timers: None,
+        rlimits: None,
+        cg_set: tc.cg_set.or(cgroup),
+        signals_s: None,
+        stop_signo: None,
+        ..tc.clone()
+    })
+}
+
+/// Ids of the objects that tasks may share, without those that every fork has for itself.
+fn kernel_objects(t: &Task) -> crust_image::proto::TaskKobjIdsEntry {
+    crust_image::proto::TaskKobjIdsEntry { vm_id: 0, files_id: 0, fs_id: 0, sighand_id: 0, ..t.ids }
+}
