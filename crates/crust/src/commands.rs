@@ -24,9 +24,8 @@ pub(crate) fn run(mut invocation: Invocation) -> Exit {
         Verb::Dump | Verb::PreDump => dump(invocation),
         Verb::Restore => restore(invocation),
         Verb::Check => check(&invocation.settings),
-        Verb::CpuinfoDump | Verb::CpuinfoCheck => {
-            Err(Error::unsupported("cpuinfo is not supported yet", "leave it out: restore checks the CPU itself"))
-        }
+        Verb::CpuinfoDump | Verb::CpuinfoCheck => cpuinfo(&invocation),
+        Verb::Cleanup => cleanup(&invocation.settings),
         Verb::PageServer => {
             Err(Error::unsupported("page-server is not supported yet", "dump to a directory both machines see"))
         }
@@ -306,6 +305,47 @@ fn restore_rootless(mut s: Settings) -> Result<Exit> {
         log::error!("Restoring FAILED.");
         Exit::Failure
     })
+}
+
+/// `cpuinfo dump` and `cpuinfo check`.
+fn cpuinfo(invocation: &Invocation) -> Result<Exit> {
+    use crust_engine::cpu;
+    let s = &invocation.settings;
+    let dir = s.engine.images_dir.as_ref().ok_or_else(|| bad("no image directory was given"))?;
+    if invocation.verb == Verb::CpuinfoDump {
+        return cpu::write(dir.as_fd()).map(|()| Exit::Good);
+    }
+    cpu::check_dir(dir.as_fd(), s.engine.cpu_cap).map(|()| {
+        log::info!("this processor has what the image asks for");
+        Exit::Good
+    })
+}
+
+/// `crust cleanup`: what crashed runs left in the image directory, in tasks, and at `--address` and `--pidfile`.
+fn cleanup(s: &Settings) -> Result<Exit> {
+    use crust_engine::cleanup as of;
+    let dir = s.engine.images_dir.as_ref().ok_or_else(|| bad("no image directory was given"))?;
+    let mut found = of::images(dir.as_fd(), s.dry_run)?;
+    found.extend(of::tasks((s.engine.pid > 0).then_some(s.engine.pid), s.dry_run)?);
+    found.extend(s.address.as_deref().and_then(|path| of::socket(path, s.dry_run)));
+    found.extend(s.engine.pidfile.as_deref().and_then(|path| of::pidfile(path, s.dry_run)));
+    let (mut text, mut exit) = (String::new(), Exit::Good);
+    for thing in &found {
+        let fate = match &thing.removed {
+            None => "left there".to_owned(),
+            Some(Ok(())) => "removed".to_owned(),
+            Some(Err(e)) => {
+                exit = Exit::Failure;
+                format!("NOT removed: {}; {}", e.headline(), e.advice())
+            }
+        };
+        let _infallible = writeln!(text, "{} ({fate})", thing.what);
+    }
+    if found.is_empty() {
+        text.push_str("Nothing was left behind.\n");
+    }
+    out(&text);
+    Ok(exit)
 }
 
 /// Waits until the restored root task has ended. Its status is its own affair, as with CRIU.

@@ -69,6 +69,21 @@ impl Phases {
 /// # Errors
 /// Any error leaves the tree running as before and no image directory that could be taken for a good one.
 pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
+    let mut bounded = crate::events::Bounded::new(events, opts.timeout);
+    let done = dump_within(opts, &mut bounded);
+    match done {
+        Err(e) if e.kind() == Kind::Cancelled && bounded.is_late() => {
+            let limit = opts.timeout.unwrap_or_default();
+            Err(Error::new(Kind::Timeout, format!("the dump was not complete within {limit:?}"))
+                .help("give it more time with --timeout, or none of that option")
+                .at(Stage::Write)
+                .state(RUNS_ON))
+        }
+        done => done,
+    }
+}
+
+fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let mut phases = Phases { last: Instant::now(), all: Vec::new() };
     let started = Instant::now();
     let deadline = Deadline::after(opts.timeout.unwrap_or(Options::DEFAULT_TIMEOUT));
@@ -179,6 +194,13 @@ fn save(
     let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
     fault::point(Stage::Write)?;
     write_inventory(&looked, &out).map_err(|e| e.at(Stage::Write))?;
+    if opts.cpu_cap & crate::cpu::IMAGE != 0 {
+        out.put_one(ImageKind::Cpuinfo, 0, &crate::cpu::record()).at(Stage::Write)?;
+    }
+    // The last moment to turn back: from the commit on the checkpoint exists.
+    if events.cancelled() {
+        return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
+    }
     fault::point(Stage::Commit)?;
     let committed = out.commit(!opts.no_sync).map_err(|e| e.at(Stage::Commit))?;
     links.keep();

@@ -75,6 +75,42 @@ pub trait Events {
     }
 }
 
+/// Events with a deadline: once it has passed they ask for the end, as a caller would.
+pub(crate) struct Bounded<'a> {
+    inner: &'a mut dyn Events,
+    until: Option<crust_kernel::Deadline>,
+    late: bool,
+}
+
+impl<'a> Bounded<'a> {
+    pub(crate) fn new(inner: &'a mut dyn Events, limit: Option<std::time::Duration>) -> Self {
+        Self { inner, until: limit.map(crust_kernel::Deadline::after), late: false }
+    }
+
+    /// True if it was the deadline that ended it.
+    pub(crate) fn is_late(&self) -> bool {
+        self.late
+    }
+}
+
+impl Events for Bounded<'_> {
+    fn notify(&mut self, event: Event, root: Option<i32>, fd: Option<BorrowedFd<'_>>) -> crate::Result<Reply> {
+        self.inner.notify(event, root, fd)
+    }
+
+    fn progress(&mut self, what: &'static str, done: u64, total: u64) {
+        self.inner.progress(what, done, total);
+    }
+
+    fn cancelled(&mut self) -> bool {
+        if self.inner.cancelled() {
+            return true;
+        }
+        self.late = self.until.is_some_and(crust_kernel::Deadline::expired);
+        self.late
+    }
+}
+
 /// Listens to nothing.
 #[derive(Debug, Default)]
 pub struct NoEvents;

@@ -39,13 +39,13 @@ pub use stream::Outlet;
 use stream::{OutletTo, Stream};
 
 /// Beginning of the names of directories that unfinished dumps write into.
-const PARTIAL_PREFIX: &str = ".crust-partial-";
+pub(crate) const PARTIAL_PREFIX: &str = ".crust-partial-";
 /// Files up to this size are read again at commit if their writer gave no hash.
 const SMALL_BYTES: u64 = 1 << 20;
 /// The largest image that is read into memory as a whole. Pages are never read this way.
 const MAX_READ_BYTES: u64 = 1 << 30;
 /// The manifest with all hashes, before it replaces the one without.
-const MANIFEST_UNDER_WAY: &str = "crust-manifest.json.tmp";
+pub(crate) const MANIFEST_UNDER_WAY: &str = "crust-manifest.json.tmp";
 /// Link to the images of the parent checkpoint.
 pub const PARENT_LINK: &str = "parent";
 /// Features of manifests that this version can read.
@@ -1014,7 +1014,7 @@ fn remove_leftovers(dir: &OwnedFd) {
     }
 }
 
-fn remove_partial(dir: &OwnedFd, aside: &OwnedFd, aside_name: &str) {
+pub(crate) fn remove_partial(dir: &OwnedFd, aside: &OwnedFd, aside_name: &str) {
     for name in names(aside).unwrap_or_default() {
         if let Err(e) = fs::unlinkat(aside, &name, AtFlags::empty()) {
             log::warn!("{aside_name}/{name} cannot be removed: {e}");

@@ -1,5 +1,7 @@
 //! The engine: dump and restore of process trees. One module per kernel resource, both halves in it.
 pub mod check;
+pub mod cleanup;
+pub mod cpu;
 pub mod dump;
 pub mod error;
 pub mod events;

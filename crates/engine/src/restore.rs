@@ -340,6 +340,7 @@ fn keep_ids_clear(tree: &Tree) -> bool {
 fn check(plan: &Plan, opts: &Options) -> Result<()> {
     let mut errors = taken_ids(&plan.tree);
     errors.extend(may_choose_ids(&plan.creds));
+    errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {

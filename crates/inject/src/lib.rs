@@ -8,6 +8,7 @@ pub mod bpf;
 mod error;
 mod home;
 pub mod plan;
+mod reclaim;
 mod remote;
 mod run;
 mod seccomp;
@@ -15,6 +16,7 @@ mod seize;
 mod site;
 
 pub use error::{Error, Kind, Result};
+pub use reclaim::{Leftovers, leftovers};
 pub use remote::Remote;
 pub use run::{PlanFailure, Ran};
 pub use seccomp::CrashSafety;

@@ -67,7 +67,7 @@ impl SeizedProcess {
     }
 
     /// Makes one call through a landing in the vDSO padding: works without an area.
-    fn call_from_vdso(&mut self, index: usize, nr: i64, args: [u64; 6]) -> Result<i64> {
+    pub(crate) fn call_from_vdso(&mut self, index: usize, nr: i64, args: [u64; 6]) -> Result<i64> {
         self.find_site()?;
         let deadline = self.deadline;
         let (site, mem, threads) = self.parts()?;

@@ -155,7 +155,30 @@ impl Site {
             }
             at += code.len() as u64;
         }
-        Err(none("all places for landings in its vDSO were burnt by tracers that died"))
+        Err(none(
+            "all places for landings in its vDSO were burnt by tracers that died; `crust cleanup -t PID` can free them",
+        ))
+    }
+
+    /// Places in the vDSO that are neither free nor ours.
+    pub(crate) fn burnt_places(&self, mem: &RemoteMem) -> Vec<u64> {
+        let Some(padding) = self.padding else { return Vec::new() };
+        let bytes = landing::COMPACT_BYTES as u64;
+        let all = (0..(padding.end - REGISTRY_BYTES - padding.start) / bytes).map(|i| padding.start + i * bytes);
+        let mine = |at: u64| self.vdso_slots.iter().any(|&(_, slot)| slot == at);
+        all.filter(|&at| !mine(at) && matches!(self.is_zero(mem, at, bytes as usize), Ok(false))).collect()
+    }
+
+    /// Makes a burnt place free again. Nothing may lead to it.
+    pub(crate) fn clear_place(&self, mem: &RemoteMem, at: u64) -> Result<()> {
+        mem.write(VirtAddr(at), &[0; landing::COMPACT_BYTES]).during(self.pid, "clearing a landing")
+    }
+
+    /// Strikes an old area from the registry, before it is unmapped.
+    pub(crate) fn forget_area(&mut self, mem: &RemoteMem) -> Result<()> {
+        self.area = None;
+        self.looked_for_area = true;
+        self.write_registry(mem, None)
     }
 
     /// True if a vDSO place is free or held by `tid`, without taking it.
@@ -192,7 +215,7 @@ impl Site {
     }
 
     /// The area that a dead tracer left, if there is one with our interpreter in it.
-    fn find_old_area(&self, mem: &RemoteMem) -> Option<Area> {
+    pub(crate) fn find_old_area(&self, mem: &RemoteMem) -> Option<Area> {
         let mut bytes = [0; REGISTRY_BYTES as usize];
         mem.read(self.registry()?, &mut bytes).ok()?;
         (word(&bytes, 0)? == MAGIC).then_some(())?;

@@ -3,7 +3,7 @@ use super::options::{Arg, OPTIONS, OptionDef, Scope, Section};
 use std::fmt::Write as _;
 
 /// The verbs with what they do.
-pub(super) const VERBS: [(&str, &str); 15] = [
+pub(super) const VERBS: [(&str, &str); 16] = [
     ("dump -t PID", "checkpoint a process tree"),
     ("pre-dump -t PID", "write the memory of a tree that runs on"),
     ("restore", "bring a tree back"),
@@ -16,6 +16,7 @@ pub(super) const VERBS: [(&str, &str); 15] = [
     ("page-server", "receive pages"),
     ("lazy-pages", "serve pages on demand"),
     ("dedup", "remove pages that a later dump replaces"),
+    ("cleanup", "remove what a crashed run left (--dry-run only shows it)"),
     ("cpuinfo dump", "write what this CPU can do"),
     ("cpuinfo check", "compare this CPU with the images"),
     ("demo", "see a program checkpointed and restored"),

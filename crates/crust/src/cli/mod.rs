@@ -30,6 +30,7 @@ pub(crate) enum Verb {
     Dedup,
     CpuinfoDump,
     CpuinfoCheck,
+    Cleanup,
     /// Verbs that CRIU removed; exit 255.
     Exec,
     Show,
@@ -50,6 +51,7 @@ impl Verb {
             "page-server" => Self::PageServer,
             "lazy-pages" => Self::LazyPages,
             "dedup" => Self::Dedup,
+            "cleanup" => Self::Cleanup,
             "exec" => Self::Exec,
             "show" => Self::Show,
             "cpuinfo" => {

@@ -232,6 +232,9 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
     flag("no-sync", None, Dump, In::Generic, |s, on| s.engine.no_sync = on,
         "kill the tree before the images are safe from a power cut").ours(),
 
+    flag("dry-run", None, All, In::Generic, |s, on| s.dry_run = on,
+        "cleanup: show what a crashed run left, and leave it there").ours(),
+
     // What a tree may hold
     flag("shell-job", Some('j'), Both, In::Resources, |s, on| s.engine.shell_job = on,
         "the tree belongs to a shell's session and terminal"),

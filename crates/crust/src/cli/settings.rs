@@ -44,6 +44,7 @@ pub(crate) struct Settings {
     pub(crate) tls: bool,
     pub(crate) feature: Option<String>,
     pub(crate) check_extra: bool,
+    pub(crate) dry_run: bool,
     pub(crate) check_experimental: bool,
     /// `--pid`: ours for `check`, an abbreviation of `--pidfile` for everything else.
     pub(crate) pid_or_pidfile: Option<OsString>,
@@ -83,6 +84,7 @@ impl Default for Settings {
             tls: false,
             feature: None,
             check_extra: false,
+            dry_run: false,
             check_experimental: false,
             pid_or_pidfile: None,
             help: false,

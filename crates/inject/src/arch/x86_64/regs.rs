@@ -4,6 +4,15 @@ use crust_kernel::HostTid;
 use crust_kernel::ptrace::{self, RegSet};
 use rustix::io::{Errno, Result};
 
+/// All that may hold an address.
+pub fn words(regs: &Regs) -> impl Iterator<Item = u64> {
+    [
+        regs.rip, regs.rsp, regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp, regs.r8, regs.r9,
+        regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+    ]
+    .into_iter()
+}
+
 /// General registers as the kernel gives them (`NT_PRSTATUS`).
 pub type Regs = libc::user_regs_struct;
 

@@ -1,0 +1,407 @@
+//! The variants of dump and restore, cpuinfo, and cleanup, each test in a pid namespace of its own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(unsafe_code, reason = "a terminal is made the controlling one between fork and exec")]
+mod common;
+
+use common::{CRUST, Dir};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// True inside of a pid namespace; outside, runs the test `name` again inside of one and says false.
+fn inside(name: &str) -> bool {
+    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
+        return true;
+    }
+    let exe = std::env::current_exe().unwrap();
+    let kind = if rustix::process::geteuid().is_root() { "-pf" } else { "-Urpf" };
+    let mut command = Command::new("unshare");
+    command.args([kind, "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
+    let output = command.env("CRUST_TEST_INSIDE", "1").output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    false
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < LIMIT, "{what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn stat(pid: i32) -> Vec<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').map_or_else(Vec::new, |(_, rest)| rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The demonstration's sample.
+struct Sample {
+    dir: Dir,
+    pid: i32,
+}
+
+impl Sample {
+    #[allow(clippy::zombie_processes, reason = "waited for by pid: what is restored is not this child any more")]
+    fn start(name: &str) -> Self {
+        let dir = Dir::new(name);
+        fs::create_dir(dir.path("images")).unwrap();
+        let mut command = Command::new(CRUST);
+        command.arg("demo-sample").args([dir.path("status"), dir.path("journal")]).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let pid = command.spawn().unwrap().id().cast_signed();
+        let sample = Self { dir, pid };
+        sample.goes_on();
+        sample
+    }
+
+    fn count(&self) -> u64 {
+        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.len() < 10 {
+            return 0;
+        }
+        assert_eq!(words[9], "good", "{text}");
+        words[1].parse().unwrap()
+    }
+
+    fn goes_on(&self) {
+        let from = self.count();
+        until("the sample does not go on", || self.count() > from + 3000);
+    }
+
+    fn crust(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(CRUST);
+        command.args(args).current_dir(&self.dir.0).env_clear().stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.crust(args).stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
+    }
+
+    fn good(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
+        text(&output)
+    }
+
+    fn dump(&self, more: &[&str]) {
+        let pid = self.pid.to_string();
+        self.good(&[&["dump", "-t", &pid, "-D", "images", "-o", "dump.log", "-v4"], more].concat());
+    }
+
+    fn state(&self) -> String {
+        stat(self.pid).first().cloned().unwrap_or_default()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_raw(self.pid).unwrap(), signal).unwrap();
+    }
+
+    /// Dumped and killed, and reaped if it was ours.
+    fn put_away(&self, more: &[&str]) {
+        self.dump(more);
+        until("the sample is still there", || {
+            let _reaped = waitpid(Pid::from_raw(self.pid), WaitOptions::NOHANG);
+            !Path::new(&format!("/proc/{}", self.pid)).exists()
+        });
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            let _gone = kill_process(pid, Signal::KILL);
+            let _reaped = waitpid(Some(pid), WaitOptions::NOHANG);
+        }
+    }
+}
+
+const RESTORE: [&str; 7] = ["restore", "-d", "-D", "images", "-o", "restore.log", "-v4"];
+
+#[test]
+fn left_stopped_by_dump_and_by_restore() {
+    if !inside("left_stopped_by_dump_and_by_restore") {
+        return;
+    }
+    let sample = Sample::start("stopped");
+    sample.dump(&["--leave-stopped"]);
+    until("it is not stopped", || sample.state() == "T");
+    sample.signal(Signal::CONT);
+    sample.goes_on();
+
+    sample.put_away(&[]);
+    let before = sample.count();
+    sample.good(&[&RESTORE[..], &["--leave-stopped"]].concat());
+    until("it is not stopped", || sample.state() == "T");
+    assert_eq!(sample.count(), before);
+    sample.signal(Signal::CONT);
+    sample.goes_on();
+}
+
+#[test]
+fn the_pid_file_is_new_and_names_the_root() {
+    if !inside("the_pid_file_is_new_and_names_the_root") {
+        return;
+    }
+    let sample = Sample::start("pidfile");
+    sample.put_away(&[]);
+    let with_file = [&RESTORE[..], &["--pidfile", "pid"]].concat();
+    fs::write(sample.dir.path("images/pid"), "1").unwrap();
+    let refused = sample.run(&with_file);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused).contains("pid"), "{}", text(&refused));
+    until("a refused restore leaves the task", || stat(sample.pid).is_empty());
+    fs::remove_file(sample.dir.path("images/pid")).unwrap();
+    sample.good(&with_file);
+    let file = sample.dir.path("images/pid");
+    assert_eq!(fs::read_to_string(&file).unwrap(), sample.pid.to_string());
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    sample.goes_on();
+}
+
+#[test]
+fn a_sibling_is_a_child_of_our_caller_and_a_command_takes_our_place() {
+    if !inside("a_sibling_is_a_child_of_our_caller_and_a_command_takes_our_place") {
+        return;
+    }
+    let sample = Sample::start("sibling");
+    sample.put_away(&[]);
+    let alone = sample.run(&["restore", "--restore-sibling", "-D", "images"]);
+    assert_eq!(alone.status.code(), Some(1));
+    sample.good(&[&RESTORE[..], &["--restore-sibling"]].concat());
+    sample.goes_on();
+    assert_eq!(stat(sample.pid)[1], std::process::id().to_string());
+
+    sample.put_away(&[]);
+    let script = format!(
+        "echo init=$CRTOOLS_INIT_PID; read -r _ _ _ parent _ < /proc/{}/stat; test \"$parent\" = $$ && exit 5; exit 6",
+        sample.pid
+    );
+    let output = sample.run(&["restore", "--exec-cmd", "-D", "images", "--", "/bin/sh", "-c", &script]);
+    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
+    assert!(text(&output).contains(&format!("init={}", sample.pid)), "{}", text(&output));
+    sample.goes_on();
+}
+
+#[test]
+fn a_dump_that_takes_longer_than_its_timeout_rolls_back() {
+    if !inside("a_dump_that_takes_longer_than_its_timeout_rolls_back") {
+        return;
+    }
+    let sample = Sample::start("timeout");
+    let script = sample.dir.path("slow");
+    fs::write(&script, "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != network-lock ] || sleep 6\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let (pid, script) = (sample.pid.to_string(), script.display().to_string());
+    let dump = ["dump", "-t", &pid, "-D", "images", "--timeout", "5", "--action-script", &script];
+    let late = sample.run(&dump);
+    assert_eq!(late.status.code(), Some(1), "{}", text(&late));
+    assert!(text(&late).contains("was not complete within 5s"), "{}", text(&late));
+    assert!(!sample.dir.path("images/inventory.img").exists());
+    sample.goes_on();
+}
+
+#[test]
+fn what_the_processor_lacks_is_listed() {
+    if !inside("what_the_processor_lacks_is_listed") {
+        return;
+    }
+    let sample = Sample::start("cpuinfo");
+    sample.good(&["cpuinfo", "dump", "-D", "images"]);
+    sample.good(&["cpuinfo", "check", "-D", "images"]);
+    sample.good(&["cpuinfo", "check", "--cpu-cap", "-D", "images"]);
+    sample.put_away(&["--cpu-cap"]);
+
+    // Another processor: an image that asks for a register set nobody has.
+    let image = sample.dir.path("images/cpuinfo.img");
+    let json = sample.good(&["image", "show", &image.display().to_string()]);
+    let good = fs::read(&image).unwrap();
+    let from = json.find("\"xfeatures_mask\":").unwrap() + 17;
+    let to = from + json[from..].find([',', '\n']).unwrap();
+    let poor = format!("{} {}{}", &json[..from], 1_u64 << 40, &json[to..]);
+    fs::write(sample.dir.path("poor.json"), poor).unwrap();
+    let poor_image = image.display().to_string();
+    sample.good(&["image", "encode", "-i", "poor.json", "-o", &poor_image]);
+    let check = sample.run(&["cpuinfo", "check", "-D", "images"]);
+    assert_eq!(check.status.code(), Some(1));
+    assert!(text(&check).contains("XSAVE components 0x10000000000"), "{}", text(&check));
+    sample.good(&["cpuinfo", "check", "--cpu-cap=none", "-D", "images"]);
+    fs::remove_file(sample.dir.path("images/crust-manifest.json")).unwrap();
+    let restore = sample.run(&[&RESTORE[..], &["--cpu-cap"]].concat());
+    let said = text(&restore);
+    assert_eq!(restore.status.code(), Some(1));
+    assert!(said.contains("this processor lacks") && said.contains("nothing was created"), "{said}");
+    assert_eq!(said.matches("Error:").count(), 1, "{said}");
+
+    fs::write(&image, good).unwrap();
+    sample.good(&[&RESTORE[..], &["--cpu-cap"]].concat());
+    sample.goes_on();
+}
+
+#[test]
+fn cleanup_shows_and_removes_what_crashed_runs_left() {
+    if !inside("cleanup_shows_and_removes_what_crashed_runs_left") {
+        return;
+    }
+    let sample = Sample::start("cleanup");
+    let images = sample.dir.path("images");
+    fs::create_dir(images.join(".crust-partial-1-0")).unwrap();
+    fs::write(images.join(".crust-partial-1-0/pages-1.img"), "x").unwrap();
+    drop(std::os::unix::net::UnixListener::bind(sample.dir.path("dead.socket")).unwrap());
+    let _listens = std::os::unix::net::UnixListener::bind(sample.dir.path("live.socket")).unwrap();
+    fs::write(images.join("dead.pid"), "32767").unwrap();
+    // Dumps die until one leaves something in the task.
+    let pid = sample.pid.to_string();
+    let whole = Instant::now();
+    sample.dump(&["--leave-running"]);
+    let whole = whole.elapsed();
+    let show = ["cleanup", "--dry-run", "-D", "images", "-t", &pid];
+    for n in 0..500_u32 {
+        let mut dump = sample.crust(&["dump", "-t", &pid, "-D", "images", "--leave-running", "-o", "d.log"]);
+        let mut dump = dump.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(f64::from(n % 40) / 40.0));
+        dump.kill().unwrap();
+        dump.wait().unwrap();
+        if sample.good(&show).contains("tracers that died") {
+            break;
+        }
+    }
+    fs::create_dir_all(images.join(".crust-partial-1-0")).unwrap();
+    let (dead, live) = (sample.dir.path("dead.socket"), sample.dir.path("live.socket"));
+    let (dead, live) = (dead.display().to_string(), live.display().to_string());
+    let all = ["cleanup", "-D", "images", "-t", &pid, "--address", &dead, "--pidfile", "dead.pid"];
+    let said = sample.good(&[&all[..], &["--dry-run"]].concat());
+    for what in ["tracers that died", ".crust-partial-1-0", "dead.socket", "dead.pid"] {
+        assert!(said.contains(what), "{what}: {said}");
+    }
+    assert!(said.contains("left there") && !said.contains("removed"), "{said}");
+    assert!(images.join(".crust-partial-1-0").exists() && Path::new(&dead).exists());
+
+    // A dump that runs holds the lock of its directory.
+    let held = File::open(images.join(".crust-partial-1-0")).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let said = sample.good(&["cleanup", "-D", "images", "-t", &pid, "--address", &live]);
+    assert!(!said.contains(".crust-partial-1-0") && !said.contains("live.socket"), "{said}");
+    assert!(images.join(".crust-partial-1-0").exists());
+    drop(held);
+
+    let said = sample.good(&all);
+    assert!(!images.join(".crust-partial-1-0").exists() && !Path::new(&dead).exists(), "{said}");
+    assert!(!images.join("dead.pid").exists() && Path::new(&live).exists());
+    assert_eq!(sample.good(&all), "Nothing was left behind.\n");
+    sample.goes_on();
+    sample.put_away(&[]);
+    sample.good(&RESTORE);
+    sample.goes_on();
+}
+
+/// A terminal: our side, and the program's.
+fn terminal() -> (File, OwnedFd) {
+    use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+    let master = openpt(flags).unwrap();
+    grantpt(&master).unwrap();
+    unlockpt(&master).unwrap();
+    let slave = ioctl_tiocgptpeer(&master, flags).unwrap();
+    (File::from(master), slave)
+}
+
+/// Starts a program as the leader of a session on the terminal.
+fn on_terminal(mut command: Command, slave: &OwnedFd) -> std::process::Child {
+    let io = || Stdio::from(slave.try_clone().unwrap());
+    command.stdin(io()).stdout(io()).stderr(io());
+    // SAFETY: two system calls, safe between fork and exec; standard input is the terminal by then.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            rustix::process::ioctl_tiocsctty(rustix::stdio::stdin())?;
+            Ok(())
+        });
+    }
+    command.spawn().unwrap()
+}
+
+/// Reads the terminal until `wanted` comes.
+fn expect(master: &File, wanted: &str) {
+    let (start, mut seen) = (Instant::now(), Vec::new());
+    while !String::from_utf8_lossy(&seen).contains(wanted) {
+        let left = LIMIT.saturating_sub(start.elapsed());
+        assert!(!left.is_zero(), "no {wanted:?} in {:?}", String::from_utf8_lossy(&seen));
+        let slice = rustix::time::Timespec { tv_sec: 1, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(master, rustix::event::PollFlags::IN)];
+        if rustix::event::poll(&mut fds, Some(&slice)).unwrap_or(0) > 0 {
+            let mut piece = [0; 4096];
+            let n = (&*master).read(&mut piece).unwrap_or(0);
+            seen.extend_from_slice(&piece[..n]);
+        }
+    }
+}
+
+#[test]
+fn a_shell_moves_to_another_terminal() {
+    if !inside("a_shell_moves_to_another_terminal") {
+        return;
+    }
+    let dir = Dir::new("shell");
+    fs::create_dir(dir.path("images")).unwrap();
+    let shell = if Path::new("/bin/bash").exists() { "/bin/bash --norc --noprofile" } else { "/bin/sh" };
+    let (first, slave) = terminal();
+    let mut outer = Command::new("/bin/sh");
+    outer.args(["-c", &format!("{shell} -i; echo outer-done")]).current_dir(&dir.0);
+    outer.env_clear().env("PS1", "ready> ").env("PATH", "/usr/bin:/bin").env("TERM", "dumb");
+    let mut outer = on_terminal(outer, &slave);
+    drop(slave);
+    expect(&first, "ready> ");
+    (&first).write_all(b"kept=$((6*7)); echo shell=$$.\n").unwrap();
+    expect(&first, "shell=");
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", outer.id())).unwrap();
+    let root = children.split_whitespace().next().unwrap().to_owned();
+    let crust = |args: &[&str]| {
+        let mut command = Command::new(CRUST);
+        command.args(args).current_dir(&dir.0).env_clear();
+        command
+    };
+    // Without the option the session is an obstacle that is named.
+    let refused = crust(&["dump", "-t", &root, "-D", "images"]).stdin(Stdio::null()).output().unwrap();
+    assert!(!refused.status.success() && text(&refused).contains("--shell-job"), "{}", text(&refused));
+    let dump = crust(&["dump", "--shell-job", "-t", &root, "-D", "images", "-o", "dump.log", "-v4"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(dump.status.success(), "{}", text(&dump));
+    expect(&first, "outer-done");
+    outer.wait().unwrap();
+    drop(first);
+
+    let (second, slave) = terminal();
+    let restore = crust(&["restore", "--shell-job", "-D", "images", "-o", "restore.log", "-v4"]);
+    let mut restore = on_terminal(restore, &slave);
+    drop(slave);
+    until("the shell does not come back", || stat(root.parse().unwrap()).first().is_some_and(|s| s == "S"));
+    (&second).write_all(b"echo \"kept=$kept pid=$$\"\n").unwrap();
+    expect(&second, &format!("kept=42 pid={root}"));
+    // Job control: a job in the foreground, ended by the terminal's own key.
+    (&second).write_all(b"sleep 1000; echo slept=$?\n").unwrap();
+    until("no job", || fs::read_to_string(format!("/proc/{root}/task/{root}/children")).is_ok_and(|c| !c.is_empty()));
+    until("the job does not end", || {
+        (&second).write_all(&[3]).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        fs::read_to_string(format!("/proc/{root}/task/{root}/children")).is_ok_and(|c| c.is_empty())
+    });
+    (&second).write_all(b"exit\n").unwrap();
+    assert!(restore.wait().unwrap().success());
+}
