@@ -7,7 +7,7 @@
 )]
 mod common;
 
-use common::{CRUST, Dir, Process, activated_with, connect, listener, opts, request, send_raw};
+use common::{CRUST, Dir, Process, activated_with, connect, listener, must_sleep_undisturbed, opts, request, send_raw};
 use crust_rpc::{Client, Error, Opts, Packet, RequestType, Response};
 use rustix::net::SocketType;
 use std::fs::{self, File};
@@ -62,6 +62,16 @@ fn own_dir(dir: &Dir, name: &str, uid: u32, gid: u32, mode: u32) {
     fs::create_dir(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     chown(&path, Some(uid), Some(gid)).unwrap();
+}
+
+/// False where the temporary directory, or a parent of ours, forbids setuid programs.
+fn setuid_works(dir: &Dir) -> bool {
+    let flags = rustix::fs::statvfs(&dir.0).unwrap().f_flag;
+    let forbidden = flags.contains(rustix::fs::StatVfsMountFlags::NOSUID) || rustix::thread::no_new_privs().unwrap();
+    if forbidden {
+        eprintln!("skipped: setuid programs, which cannot be run here");
+    }
+    !forbidden
 }
 
 /// A root service that is open to everybody. `None` where we are not root, or lack a program, with the reason told.
@@ -139,8 +149,7 @@ impl Scene {
         assert_eq!(connect(&self.dir.path("s")).version().unwrap().major_number, 4, "the service is alive");
         for (name, victim) in &mut self.victims {
             assert!(victim.0.try_wait().unwrap().is_none(), "{name} was killed");
-            let status = fs::read_to_string(format!("/proc/{}/status", victim.0.id())).unwrap();
-            assert!(status.contains("TracerPid:\t0") && status.contains("State:\tS"), "{name}: {status}");
+            must_sleep_undisturbed(victim.0.id());
         }
         for place in ["roots", "secret/open"] {
             let left: Vec<_> = fs::read_dir(self.dir.path(place)).unwrap().collect();
@@ -434,7 +443,7 @@ fn flood() {
             let mut fds = [PollFd::new(client.connection(), PollFlags::IN)];
             away += usize::from(poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0);
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "{away} were turned away");
+        assert!(start.elapsed() < Duration::from_secs(120), "{away} were turned away");
         std::thread::sleep(Duration::from_millis(20));
     }
     let told = open.iter().rev().find_map(|client| match client.connection().receive::<Response>() {
@@ -539,10 +548,13 @@ fn a_hostile_user_gains_nothing_and_harms_nobody() {
     let mut command = Command::new("sleep");
     command.arg("1000");
     scene.victim("root", command, |_, status| status.contains("Uid:\t0\t0"));
-    let suid = install(&scene.dir, &sleep, "suid-sleep", 0o4755);
-    let mut command = as_nobody();
-    command.arg(&suid).arg("1000");
-    scene.victim("setuid", command, |_, status| status.contains("Uid:\t65534\t0\t0\t0"));
+    let has_setuid = setuid_works(&scene.dir);
+    if has_setuid {
+        let suid = install(&scene.dir, &sleep, "suid-sleep", 0o4755);
+        let mut command = as_nobody();
+        command.arg(&suid).arg("1000");
+        scene.victim("setuid", command, |_, status| status.contains("Uid:\t65534\t0\t0\t0"));
+    }
     // A process that has hidden itself from its user.
     let mut command = as_nobody();
     command.arg(scene.dir.path("role")).args(["--exact", "role"]).env("CRUST_ROLE", "hide");
@@ -561,7 +573,7 @@ fn a_hostile_user_gains_nothing_and_harms_nobody() {
             fs::remove_file(image.unwrap().path()).unwrap();
         }
     }
-    for role in ["dies", "setuid"] {
+    for role in ["dies", "setuid"].into_iter().filter(|role| *role != "setuid" || has_setuid) {
         scene.good(role, as_nobody());
         let (done, start) = (scene.dir.path(&format!("mine/done-{role}")), Instant::now());
         while !done.exists() {
@@ -617,6 +629,9 @@ fn it_does_not_run_setuid() {
     }
     let dir = Dir::new("setuid");
     fs::set_permissions(&dir.0, fs::Permissions::from_mode(0o755)).unwrap();
+    if !setuid_works(&dir) {
+        return;
+    }
     for mode in [0o4755, 0o2755] {
         let program = install(&dir, Path::new(CRUST), &format!("crust-{mode:o}"), mode);
         let out = Command::new(program).arg("check").uid(NOBODY).gid(NOBODY).output().unwrap();

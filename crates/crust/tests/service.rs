@@ -3,7 +3,8 @@
 mod common;
 
 use common::{
-    CRUST, Dir, Manager, Process, activated, activated_with, connect, failure, listener, opts, request, send_raw,
+    CRUST, Dir, Manager, Process, activated, activated_with, connect, failure, listener, must_sleep_undisturbed, opts,
+    request, send_raw,
 };
 use crust_rpc::{Opts, RequestType};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
@@ -124,6 +125,24 @@ fn a_daemon_is_ready_when_its_starter_ends() {
     // An old pid file may belong to one that still runs.
     fs::write(dir.path("pid"), "1").unwrap();
     assert_eq!(start_service(&dir, &["-d", "--address", "s", "--pidfile", "pid"]).code(), Some(1));
+}
+
+#[test]
+fn its_status_descriptor_tells_that_it_listens() {
+    let dir = Dir::new("status-fd");
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let stderr = File::options().append(true).create(true).open(dir.path("stderr")).unwrap();
+    let mut command = Command::new("sh");
+    let script = "exec 7<&0 </dev/null; exec \"$0\" service --address s --status-fd 7";
+    command.args(["-c", script, CRUST]).current_dir(&dir.0).env_clear();
+    let mut service = Process(command.stdin(Stdio::from(OwnedFd::from(writer))).stderr(stderr).spawn().unwrap());
+    drop(command);
+    let mut bytes = Vec::new();
+    // To the end: one byte, and the descriptor is closed although the service goes on.
+    std::io::Read::read_to_end(&mut reader, &mut bytes).unwrap();
+    assert_eq!(bytes, [0]);
+    assert!(crust_rpc::Client::connect(&dir.path("s")).unwrap().version().is_ok());
+    assert_eq!(stop(&mut service), Some(0));
 }
 
 #[test]
@@ -311,8 +330,7 @@ fn a_stopped_service_finishes_what_runs_and_rolls_back_what_does_not_end() {
         assert_eq!(outcome.is_ok(), ends, "{outcome:?}");
         assert_eq!(dir.path("inventory.img").exists(), ends);
         assert_eq!(service.code(), Some(0));
-        let status = fs::read_to_string(format!("/proc/{}/status", victim.0.id())).unwrap();
-        assert!(status.contains("TracerPid:\t0") && status.contains("State:\tS"), "{status}");
+        must_sleep_undisturbed(victim.0.id());
         if ends {
             fs::remove_file(dir.path("inventory.img")).unwrap();
         }
@@ -326,7 +344,7 @@ fn the_watchdog_is_fed_and_a_deadline_ends_a_connection() {
     let (path, manager) = (dir.path("s"), Manager::new(&dir));
     let socket = listener(&path, SocketType::SEQPACKET);
     let env = [manager.env(), ("WATCHDOG_USEC", "200000")];
-    let mut service = activated_with(&dir, socket, "1", &["--request-timeout", "1"], &env);
+    let mut service = activated_with(&dir, socket, "1", &["--request-timeout", "5"], &env);
     for _ in 0..5 {
         manager.wait_for("WATCHDOG=1");
     }

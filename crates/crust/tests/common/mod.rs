@@ -118,6 +118,19 @@ impl Manager {
     }
 }
 
+/// The process sleeps in a system call and nobody traces it, at the latest when it has had the processor once more.
+pub(crate) fn must_sleep_undisturbed(pid: u32) {
+    let start = Instant::now();
+    loop {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        if status.contains("TracerPid:\t0\n") && status.contains("State:\tS") {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{status}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// A socket that listens on `path`.
 pub(crate) fn listener(path: &Path, kind: SocketType) -> OwnedFd {
     let socket = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
