@@ -15,9 +15,13 @@ pub(crate) const CRUST: &str = env!("CARGO_BIN_EXE_crust");
 pub(crate) struct Dir(pub(crate) PathBuf);
 
 impl Dir {
+    /// Nobody else's, also where several runs have the same pid, each in a namespace of its own.
     pub(crate) fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("crust-rpc-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
+        let mut bytes = [0u8; 6];
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).unwrap();
+        let tail: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        let dir = std::env::temp_dir().join(format!("crust-rpc-{name}-{tail}"));
+        fs::create_dir(&dir).unwrap();
         Self(dir)
     }
 
