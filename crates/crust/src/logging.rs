@@ -36,7 +36,7 @@ struct State {
     level: i32,
     start: Option<Instant>,
     first_error: Option<String>,
-    /// True where every line gets the journal's `<N>` in front.
+    /// True where every line to standard error gets the journal's `<N>` in front.
     journal: bool,
 }
 
@@ -118,7 +118,8 @@ impl Log for Logger {
             return;
         }
         let since = state.start.map(|s| s.elapsed()).unwrap_or_default();
-        let text = format(level, place, &message, state.level, since, state.journal);
+        let journal = state.journal && matches!(state.sink, Sink::Stderr);
+        let text = format(level, place, &message, state.level, since, journal);
         // A log that cannot be written must not stop the work it tells about.
         let _lost = match &mut state.sink {
             Sink::Nowhere => Ok(()),
@@ -183,7 +184,7 @@ pub(crate) fn goes_to_stderr_verbosely() -> bool {
     matches!(state.sink, Sink::Stderr) && state.level >= STAMP_LEVEL
 }
 
-/// Puts the journal's priority in front of each line.
+/// Puts the journal's priority in front of each line to standard error. A request's log is a file that clients read.
 pub(crate) fn set_journal(journal: bool) {
     LOGGER.state().journal = journal;
 }

@@ -152,7 +152,9 @@ fn dump(program: &Program) {
 
 fn restore(program: &Program) {
     let images = program.images();
-    assert_eq!(client().restore(program.opts(&images), |_| true).unwrap(), program.pid);
+    let mut opts = program.opts(&images);
+    opts.log_file = Some(b"restore.log".to_vec());
+    assert_eq!(client().restore(opts, |_| true).unwrap(), program.pid);
     program.goes_on();
 }
 
@@ -168,6 +170,11 @@ fn first_request_and_the_next(sample: &Program) {
     let status = fs::read_to_string(format!("/proc/{}/status", sample.pid)).unwrap();
     assert!(status.contains("Seccomp:\t0") && status.contains("NoNewPrivs:\t0"), "{status}");
     client().check().unwrap();
+    // Their logs are CRIU's, without what the journal wants in front.
+    for log in ["dump.log", "restore.log"] {
+        let text = fs::read_to_string(sample.dir.path("images").join(log)).unwrap();
+        assert!(text.starts_with('('), "{log}: {text}");
+    }
     assert_eq!(client().version().unwrap().major_number, 4);
     assert_eq!((main_pid(), state(SERVICE)), (pid, "active".to_owned()));
     assert!(property(SERVICE, "StatusText").starts_with("Serving"), "{}", property(SERVICE, "StatusText"));
@@ -327,8 +334,8 @@ fn journal_of_the_manager() -> String {
 /// The service leaves when nobody wants it, and comes back for the next client, also one that calls in that moment.
 fn idle_exits() -> String {
     const ROUNDS: usize = 100;
-    const IDLE: Duration = Duration::from_millis(150);
-    service_settings(&["ExecStart=", "ExecStart=/usr/sbin/crust service --idle-timeout=0.15"]);
+    const IDLE: Duration = Duration::from_millis(120);
+    service_settings(&["ExecStart=", "ExecStart=/usr/sbin/crust service --idle-timeout=0.12"]);
     let procs = Path::new("/sys/fs/cgroup/system.slice/crust.service/cgroup.procs");
     let running = || fs::read_to_string(procs).is_ok_and(|p| !p.is_empty());
     let before = journal_of_the_manager().matches("Started").count();
