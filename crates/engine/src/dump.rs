@@ -6,17 +6,20 @@ use crate::memory::{self, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
 use crust_image::ImageKind;
-use crust_image::proto::{InventoryEntry, PagemapHead, PstreeEntry, TaskKobjIdsEntry};
+use crust_image::proto::{InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
 use crust_kernel::Deadline;
+use crust_kernel::ids::PAGE_SIZE;
 use std::collections::HashMap;
 use std::os::fd::AsFd;
+use std::sync::mpsc::{self, TrySendError};
 use std::time::{Duration, Instant};
 
+mod ask;
 mod estimate;
 mod freeze;
 mod look;
 
-use freeze::FrozenTree;
+use freeze::{FrozenTree, Seen};
 pub(crate) use freeze::{find_root, stat_of};
 use look::Looked;
 pub(crate) use look::{Collected, blockers_outside, inner_id};
@@ -182,13 +185,15 @@ fn save(
     events.notify(Event::NetworkLock, Some(opts.pid), None)?;
     let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
     let mut cx = Collected::new(opts);
-    let looked = look_at_all(tree, &mut cx, opts, events).map_err(|e| e.at(Stage::Look))?;
+    let mut memory = MemoryWriter::new(&out);
+    let looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
     fault::point(Stage::Look)?;
     phases.done("look");
 
-    cx.shared.write_sysv(&out).map_err(|e| e.at(Stage::Write))?;
-    write_memory(tree, &looked, &cx, &out, events, report).map_err(|e| e.at(Stage::Write))?;
-    phases.done("memory");
+    cx.shared.write_sysv(&out).at(Stage::Write)?;
+    memory.write_shared(&cx.shared).at(Stage::Write)?;
+    memory.report(report);
+    phases.done("shared memory");
     write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
     write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
     let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
@@ -222,40 +227,76 @@ fn save(
     Ok(committed)
 }
 
+/// Looks at every process and writes its memory. This thread, which alone may trace, asks them; another one goes on with what
+/// they said and looks at them from outside. While that one has enough to do, this one writes the memory of those it is
+/// through with.
 fn look_at_all(
     tree: &mut FrozenTree,
     cx: &mut Collected<'_>,
+    memory: &mut MemoryWriter<'_>,
     opts: &Options,
     events: &mut dyn Events,
 ) -> Result<Vec<Looked>> {
-    let total = tree.processes.len() as u64;
-    let mut looked = Vec::with_capacity(tree.processes.len());
-    for (i, p) in tree.processes.iter_mut().enumerate() {
-        cx.files.note_task(p.pid.as_raw());
-        if events.cancelled() {
-            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
-        }
-        match look::look(p, cx) {
-            Ok(mut l) => {
-                if i == 0 {
-                    l.pstree.ppid = 0;
-                }
-                looked.push(l);
+    let (seen, seized): (Vec<&Seen>, Vec<_>) = tree.processes.iter_mut().map(|p| (&p.seen, p.seized.as_mut())).unzip();
+    let mut looked: Vec<Looked> = Vec::with_capacity(seen.len());
+    let (give, given) = mpsc::sync_channel(2 * ask::TOGETHER);
+    let (done, finished) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let (seen, cx) = (&seen[..], &mut *cx);
+        let looker = std::thread::Builder::new().name("look".into()).spawn_scoped(scope, move || {
+            // Signals are for the thread that waits for them.
+            crust_kernel::signals::block_all_here();
+            look::look_at_each(seen, given, cx, &done)
+        });
+        let looker = looker.during("starting a thread").at(Stage::Look)?;
+        let mut take = |l: Looked, events: &mut dyn Events| {
+            let i = looked.len();
+            if l.clean {
+                memory.write(seen[i], &l).and_then(|()| write_cores(&l, memory.out)).at(Stage::Write)?;
             }
-            // A blocker is no reason to stop looking: the user wants all of them at once.
-            Err(e) if e.kind() == Kind::Unsupported => cx.blockers.push(e),
-            Err(e) => return Err(e),
-        }
-        events.progress("processes", i as u64 + 1, total);
-    }
+            looked.push(l);
+            events.progress("processes", i as u64 + 1, seen.len() as u64);
+            cancelled(events)
+        };
+        let waves = ask::Waves::new(seen, seized);
+        let asked = (|| {
+            for wave in waves {
+                cancelled(events)?;
+                for mut answer in wave {
+                    while let Err(e) = give.try_send(answer) {
+                        let TrySendError::Full(back) = e else { return Ok(()) };
+                        answer = back;
+                        let Ok(l) = finished.recv() else { return Ok(()) };
+                        take(l, events)?;
+                    }
+                }
+            }
+            drop(give);
+            finished.iter().try_for_each(|l| take(l, events))
+        })();
+        drop(finished);
+        // If the looker gave up, that is why the other half ended early.
+        looker
+            .join()
+            .unwrap_or_else(|_| Err(Error::new(Kind::Internal, "the looking thread panicked")))
+            .at(Stage::Look)?;
+        asked
+    })?;
     let tree: Vec<PstreeEntry> = looked.iter().map(|l| l.pstree.clone()).collect();
     cx.blockers.extend(foreign_session(&tree, opts));
     cx.blockers.extend(shared_objects(&looked));
     cx.blockers.extend(cx.files.take_blockers());
     cx.blockers.extend(cx.shared.check_sysv());
     match Error::all(std::mem::take(&mut cx.blockers)) {
-        Some(e) => Err(e),
+        Some(e) => Err(e.at(Stage::Look)),
         None => Ok(looked),
+    }
+}
+
+fn cancelled(events: &mut dyn Events) -> Result<()> {
+    match events.cancelled() {
+        true => Err(Error::new(Kind::Cancelled, "the request was cancelled")),
+        false => Ok(()),
     }
 }
 
@@ -290,78 +331,84 @@ fn shared_objects(looked: &[Looked]) -> Vec<Error> {
     errors
 }
 
-fn write_memory(
-    tree: &FrozenTree,
-    looked: &[Looked],
-    cx: &Collected<'_>,
-    out: &Partial,
-    events: &mut dyn Events,
-    report: &mut DumpReport,
-) -> Result<()> {
-    let started = Instant::now();
-    let mut pages_id = 0u32;
-    let mut put =
-        |kind: ImageKind, id: u64, report: &mut DumpReport, dump: &mut dyn FnMut(&mut Outlet) -> Result<PagesDump>| {
-            pages_id += 1;
-            let mut file = out.outlet(&ImageKind::Pages.file_name(u64::from(pages_id)))?;
-            let pages = dump(&mut file)?;
-            out.close(file)?;
-            report.pages_scanned += pages.scanned;
-            report.pages_written += pages.written;
-            let mut w = crust_image::Writer::new(Vec::new(), kind)?;
-            w.entry(&PagemapHead { pages_id })?;
-            for entry in &pages.entries {
-                w.entry(entry)?;
-            }
-            out.put(&kind.file_name(id), &w.into_inner())
-        };
-    let mut looks = looked.iter();
-    for p in &tree.processes {
-        let Some(l) = looks.next() else { break };
-        let Some(mm) = &l.mm else { continue };
-        if events.cancelled() {
-            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
+/// Writes the content of memory, process by process.
+struct MemoryWriter<'a> {
+    out: &'a Partial,
+    pages_id: u32,
+    took: Duration,
+    scanned: u64,
+    written: u64,
+}
+
+impl<'a> MemoryWriter<'a> {
+    fn new(out: &'a Partial) -> Self {
+        Self { out, pages_id: 0, took: Duration::ZERO, scanned: 0, written: 0 }
+    }
+
+    fn put(&mut self, kind: ImageKind, id: u64, dump: impl FnOnce(&mut Outlet) -> Result<PagesDump>) -> Result<()> {
+        self.pages_id += 1;
+        let name = ImageKind::Pages.file_name(u64::from(self.pages_id));
+        let mut file = self.out.outlet(&name)?;
+        let pages = dump(&mut file)?;
+        let is_file = file.file().is_some();
+        self.out.close(file)?;
+        if let Some(hash) = pages.hash.filter(|_| is_file) {
+            self.out.note_written(&name, pages.written * PAGE_SIZE, hash);
         }
+        self.scanned += pages.scanned;
+        self.written += pages.written;
+        self.out.put(&kind.file_name(id), &pages.pagemap(kind, self.pages_id)?)
+    }
+
+    /// The private memory of one process.
+    fn write(&mut self, p: &Seen, l: &Looked) -> Result<()> {
+        let Some(mm) = &l.mm else { return Ok(()) };
+        let started = Instant::now();
         let ns_pid = l.cores[0].0;
         let target = crate::task::Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
-        put(ImageKind::Pagemap, ns_pid.as_raw() as u64, report, &mut |file| {
+        self.put(ImageKind::Pagemap, ns_pid.as_raw() as u64, |file| {
             memory::dump_pages(&target, mm, file).on_task(p.pid.as_raw())
         })?;
-        out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
+        self.out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
+        self.took += started.elapsed();
+        Ok(())
     }
-    for id in cx.shared.ids() {
-        put(ImageKind::ShmemPagemap, id, report, &mut |file| cx.shared.dump(id, file))?;
+
+    /// What several processes share.
+    fn write_shared(&mut self, shared: &memory::SharedMemory) -> Result<()> {
+        let started = Instant::now();
+        for id in shared.ids() {
+            self.put(ImageKind::ShmemPagemap, id, |file| shared.dump(id, file))?;
+        }
+        self.took += started.elapsed();
+        Ok(())
     }
-    report.memdump = started.elapsed();
-    report.memwrite = started.elapsed();
-    Ok(())
+
+    fn report(&self, report: &mut DumpReport) {
+        report.memdump = self.took;
+        report.memwrite = self.took;
+        report.pages_scanned = self.scanned;
+        report.pages_written = self.written;
+    }
 }
 
 fn write_records(looked: &[Looked], cx: &Collected<'_>, out: &Partial) -> Result<()> {
     out.put_all(ImageKind::Pstree, 0, looked.iter().map(|l| &l.pstree))?;
-    for l in looked {
-        for (tid, core) in &l.cores {
-            out.put_one(ImageKind::Core, tid.as_raw() as u64, core)?;
-        }
-        if let Some(ids) = &l.ids {
-            out.put_one(ImageKind::Ids, u64::from(l.pstree.pid), ids)?;
-        }
-    }
-    out.put_one(ImageKind::Seccomp, 0, cx.seccomp.record())?;
-    Ok(())
+    out.put_one(ImageKind::Seccomp, 0, cx.seccomp.record())
 }
 
-/// The clocks of the tree's time namespace, which all its tasks must share.
+/// The records of one process and its threads.
+fn write_cores(l: &Looked, out: &Partial) -> Result<()> {
+    for (tid, core) in &l.cores {
+        out.put_one(ImageKind::Core, tid.as_raw() as u64, core)?;
+    }
+    l.ids.as_ref().map_or(Ok(()), |ids| out.put_one(ImageKind::Ids, u64::from(l.pstree.pid), ids))
+}
+
+/// The clocks of the tree's time namespace.
 fn write_clocks(tree: &FrozenTree, out: &Partial) -> Result<()> {
     let Some(root) = tree.processes.first() else { return Ok(()) };
-    let namespace = |p: &freeze::Process| p.proc.readlink("ns/time").ok();
-    let ours = namespace(root);
-    if let Some(other) = tree.processes.iter().find(|p| p.seized.is_some() && namespace(p) != ours) {
-        let help = "trees that span several time namespaces are not supported";
-        return Err(Error::unsupported("lives in another time namespace than the root task", help))
-            .on_task(other.pid.as_raw());
-    }
-    out.put_one(ImageKind::Timens, 0, &namespaces::time::look(&root.proc))
+    out.put_one(ImageKind::Timens, 0, &namespaces::time::look(&root.seen.proc))
 }
 
 fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {

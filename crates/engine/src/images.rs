@@ -382,10 +382,10 @@ impl Partial {
         self.put(&kind.file_name(id), &crust_image::encode_all(kind, records)?)
     }
 
-    /// Takes the hash of a file from [`Partial::create_file`] whose writer computed it on the way.
-    pub fn set_hash(&self, name: &str, hash: ContentHash) {
+    /// Takes length and hash of a file from [`Partial::create_file`] whose writer knows them: it is not looked at again.
+    pub fn note_written(&self, name: &str, len_bytes: u64, hash: ContentHash) {
         if let Some(file) = self.lock().files.get_mut(name) {
-            file.1 = Some(hash);
+            *file = (Some(len_bytes), Some(hash));
         }
     }
 

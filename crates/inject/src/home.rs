@@ -90,29 +90,11 @@ impl SeizedThread {
         }
     }
 
-    /// Runs to the next entry to or exit from a system call.
-    pub(crate) fn next_syscall_stop(&mut self, deadline: Deadline) -> Result<()> {
-        let mut signal = 0;
+    /// Waits for the end of a call that it was sent off to make.
+    pub(crate) fn finish_call(&mut self, mut call: Call, deadline: Deadline) -> Result<i64> {
         loop {
-            self.go(true, signal)?;
-            match self.wait_stop(deadline)? {
-                Stop::Syscall => return Ok(()),
-                other => signal = self.pass_by(other)?,
-            }
-        }
-    }
-
-    /// Makes one system call with the syscall instruction of the landing at `at`, all signals blocked.
-    pub(crate) fn call_at(&mut self, at: u64, nr: u64, args: [u64; 6], deadline: Deadline) -> Result<i64> {
-        loop {
-            let there = regs::with_syscall(&self.regs, at, nr, args);
-            self.send(&there, ALL_SIGNALS)?;
-            self.next_syscall_stop(deadline)?;
-            self.next_syscall_stop(deadline)?;
-            let after = regs::read(self.tid).during(self.tid, "reading the result")?;
-            let value = regs::result(&after);
-            // Only a SIGSTOP can interrupt the call; it is passed on and the call made again.
-            if !regs::wants_restart(value) {
+            let stop = self.wait_stop(deadline)?;
+            if let Some(value) = call.step(self, stop)? {
                 return Ok(value);
             }
         }
@@ -120,25 +102,34 @@ impl SeizedThread {
 
     /// Stops it inside get_signal(), wherever it is, and gives it back its mask and registers.
     pub(crate) fn bring_home(&mut self, deadline: Deadline) -> Result<()> {
-        if self.away.is_none() {
-            return Ok(());
+        while !self.step_home()? {
+            self.wait_stop(deadline)?;
         }
-        loop {
-            match self.stopped {
-                // Cannot be blocked, must not be lost: it is delivered now, and the process stops for good once we let go.
-                Some(stop @ (Stop::Syscall | Stop::Event(_) | Stop::Signal(libc::SIGSTOP))) => {
-                    ptrace::interrupt(self.tid).during(self.tid, "interrupting it")?;
-                    let signal = if stop == Stop::Signal(libc::SIGSTOP) { libc::SIGSTOP } else { 0 };
-                    self.go(false, signal)?;
-                }
-                Some(Stop::Interrupted | Stop::GroupStop(_) | Stop::Signal(_)) => break,
-                None => match ptrace::interrupt(self.tid) {
+        Ok(())
+    }
+
+    /// One step on the way home from wherever it stands; true once it is there. Otherwise its next stop is to be awaited.
+    pub(crate) fn step_home(&mut self) -> Result<bool> {
+        if self.away.is_none() {
+            return Ok(true);
+        }
+        match self.stopped {
+            // Cannot be blocked, must not be lost: it is delivered now, and the process stops for good once we let go.
+            Some(stop @ (Stop::Syscall | Stop::Event(_) | Stop::Signal(libc::SIGSTOP))) => {
+                ptrace::interrupt(self.tid).during(self.tid, "interrupting it")?;
+                let signal = if stop == Stop::Signal(libc::SIGSTOP) { libc::SIGSTOP } else { 0 };
+                self.go(false, signal)?;
+                return Ok(false);
+            }
+            Some(Stop::Interrupted | Stop::GroupStop(_) | Stop::Signal(_)) => {}
+            None => {
+                match ptrace::interrupt(self.tid) {
                     Ok(()) => {}
                     Err(Errno::SRCH) => self.gone = true,
                     Err(errno) => return Err(Error::call(self.tid, "interrupting it", errno)),
-                },
+                }
+                return Ok(false);
             }
-            self.wait_stop(deadline)?;
         }
         ptrace::set_sigmask(self.tid, self.sigmask).during(self.tid, "giving it back its signal mask")?;
         regs::write(self.tid, &self.regs).during(self.tid, "giving it back its registers")?;
@@ -147,6 +138,50 @@ impl SeizedThread {
             // Our own mark, or a fault of borrowed code: it ends here.
             self.stopped = Some(Stop::Interrupted);
         }
-        Ok(())
+        Ok(true)
+    }
+}
+
+/// One system call on its way through a landing, from stop to stop.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Call {
+    /// Where the landing lies.
+    at: u64,
+    nr: u64,
+    args: [u64; 6],
+    /// The stop at its entry has been.
+    entered: bool,
+}
+
+impl Call {
+    /// Sends a thread off, all signals blocked, to make the call with the syscall instruction of the landing at `at`. It
+    /// must not stand at the entry of another call.
+    pub(crate) fn start(thread: &mut SeizedThread, at: u64, nr: u64, args: [u64; 6]) -> Result<Self> {
+        let there = regs::with_syscall(&thread.regs, at, nr, args);
+        thread.send(&there, ALL_SIGNALS)?;
+        thread.go(true, 0)?;
+        Ok(Self { at, nr, args, entered: false })
+    }
+
+    /// Goes on from a stop: the result, or `None` if there is another stop to come.
+    pub(crate) fn step(&mut self, thread: &mut SeizedThread, stop: Stop) -> Result<Option<i64>> {
+        if stop != Stop::Syscall {
+            let signal = thread.pass_by(stop)?;
+            thread.go(true, signal)?;
+            return Ok(None);
+        }
+        if !self.entered {
+            self.entered = true;
+            thread.go(true, 0)?;
+            return Ok(None);
+        }
+        let after = regs::read(thread.tid).during(thread.tid, "reading the result")?;
+        let value = regs::result(&after);
+        // Only a SIGSTOP can interrupt the call; it is passed on and the call made again.
+        if regs::wants_restart(value) {
+            *self = Self::start(thread, self.at, self.nr, self.args)?;
+            return Ok(None);
+        }
+        Ok(Some(value))
     }
 }

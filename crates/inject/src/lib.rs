@@ -5,6 +5,7 @@
 //! however it dies, the target goes on as if it had never been stopped.
 pub mod arch;
 pub mod bpf;
+mod each;
 mod error;
 mod home;
 pub mod plan;
@@ -15,6 +16,7 @@ mod seccomp;
 mod seize;
 mod site;
 
+pub use each::{Job, run_each};
 pub use error::{Error, Kind, Result};
 pub use reclaim::{Leftovers, leftovers};
 pub use remote::Remote;

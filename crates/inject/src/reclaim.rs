@@ -36,13 +36,14 @@ impl Leftovers {
 /// `Permission`, or the process is gone.
 pub fn leftovers(pid: HostTid) -> Result<Leftovers> {
     let mem = RemoteMem::open_read_only(pid).during(pid, "opening its memory")?;
-    let site = Site::find(pid, &mem)?;
+    let dir = ProcDir::open(pid).during(pid, "opening its /proc directory")?;
+    let site = Site::find(pid, &dir, &mem)?;
     Ok(seen(&site, &mem))
 }
 
 fn seen(site: &Site, mem: &RemoteMem) -> Leftovers {
     let area = site.find_old_area(mem).map(|a| (a.base, a.len));
-    Leftovers { places: site.burnt_places(mem).len(), area }
+    Leftovers { places: site.burnt_places().len(), area }
 }
 
 /// More memory than this is not searched.
@@ -61,7 +62,7 @@ impl SeizedProcess {
         if found.is_empty() {
             return Ok(found);
         }
-        let places = site.burnt_places(mem);
+        let places = site.burnt_places();
         let mut ranges: Vec<Range<u64>> =
             places.iter().map(|&at| at..at + crate::arch::landing::COMPACT_BYTES as u64).collect();
         ranges.extend(found.area.map(|(base, len)| base..base + len));

@@ -1,13 +1,16 @@
 //! Single system calls made by a borrowed thread, and the area of ours in the target that they need.
 use crate::arch::{landing, regs};
 use crate::error::{During, Error, Kind, Result};
+use crate::home::Call;
 use crate::seccomp;
 use crate::seize::{GRACE, SeizedProcess};
 use crate::site::Site;
+use crust_kernel::procfs::ProcDir;
 use crust_kernel::ptrace::{self, Stop, StopWaiter};
 use crust_kernel::remote_mem::RemoteMem;
 use crust_kernel::{Deadline, HostTid, VirtAddr};
 use rustix::io::Errno;
+use std::sync::Arc;
 
 /// One borrowed thread. [`Remote::finish`] gives it back; dropping it leaves that to the process's release.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl SeizedProcess {
     }
 
     /// A thread through which memory and mappings can be seen: a leader that has ended shows none.
-    fn living(&self) -> HostTid {
+    pub(crate) fn living(&self) -> HostTid {
         self.threads.iter().find(|t| !t.gone).map_or(self.pid, |t| t.tid)
     }
 
@@ -40,10 +43,18 @@ impl SeizedProcess {
 
     pub(crate) fn find_site(&mut self) -> Result<()> {
         self.memory()?;
-        if self.site.is_none()
-            && let Some(mem) = &self.mem
-        {
-            self.site = Some(Site::find(self.living(), mem)?);
+        if self.site.is_some() {
+            return Ok(());
+        }
+        let living = self.living();
+        // A leader that has ended shows no mappings.
+        let dir = if living == self.pid {
+            self.dir()?
+        } else {
+            Arc::new(ProcDir::open(living).during(living, "opening its /proc directory")?)
+        };
+        if let Some(mem) = &self.mem {
+            self.site = Some(Site::find(living, &dir, mem)?);
         }
         Ok(())
     }
@@ -70,11 +81,17 @@ impl SeizedProcess {
     pub(crate) fn call_from_vdso(&mut self, index: usize, nr: i64, args: [u64; 6]) -> Result<i64> {
         self.find_site()?;
         let deadline = self.deadline;
+        let call = self.start_from_vdso(index, nr, args)?;
+        self.threads[index].finish_call(call, deadline)
+    }
+
+    /// Sends a thread off to make one call through a landing in the vDSO padding.
+    pub(crate) fn start_from_vdso(&mut self, index: usize, nr: i64, args: [u64; 6]) -> Result<Call> {
         let (site, mem, threads) = self.parts()?;
         let thread = &mut threads[index];
         let home = regs::as_resumed_by_hand(&thread.regs);
         let at = site.vdso_landing(mem, thread.tid, &landing::compact(&home, thread.sigmask))?;
-        thread.call_at(at, nr as u64, args, deadline)
+        Call::start(thread, at, nr as u64, args)
     }
 
     /// Makes one call through a landing in the area.
@@ -82,7 +99,8 @@ impl SeizedProcess {
         let deadline = self.deadline;
         let at = self.write_landings(&[index])?[0];
         let (_, _, threads) = self.parts()?;
-        threads[index].call_at(at, nr as u64, args, deadline)
+        let call = Call::start(&mut threads[index], at, nr as u64, args)?;
+        threads[index].finish_call(call, deadline)
     }
 
     /// Landings in the area for these threads, written before any of them goes there.
@@ -108,7 +126,10 @@ impl SeizedProcess {
                 }
             }
         }
-        if let Some((start, bytes)) = run {
+        if site.is_unwritten() {
+            // Nothing stands in a new area, so that its landings are one piece.
+            site.publish(mem, run.as_ref().map(|(at, code)| (*at, code.as_slice())))?;
+        } else if let Some((start, bytes)) = run {
             mem.write(VirtAddr(start), &bytes).during(pid, "writing landings")?;
         }
         Ok(places.into_iter().map(|(at, _)| at).collect())
@@ -121,14 +142,12 @@ impl SeizedProcess {
         if site.has_room(mem, landings, data) {
             return Ok(());
         }
-        let from_area = !site.has_vdso_place(mem, threads[index].tid) && site.has_room(mem, 1, 0);
+        let from_area = !site.has_vdso_place(threads[index].tid) && site.has_room(mem, 1, 0);
         let call = if from_area { Self::call_from_area } else { Self::call_from_vdso };
         let mut tight = false;
         let (base, len, data_at) = loop {
             let (len, data_at) = Site::plan_area(landings, data, tight);
-            let (prot, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-            let args = [0, len, prot as u64, flags as u64, u64::MAX, 0];
-            let got = call(self, index, libc::SYS_mmap, args)?;
+            let got = call(self, index, libc::SYS_mmap, map_args(len))?;
             match errno_of(got) {
                 None => break (got as u64, len, data_at),
                 // A limit on address space or locked memory: ask for no more than is needed.
@@ -136,16 +155,15 @@ impl SeizedProcess {
                 Some(errno) => return Err(Error::call(self.pid, "mapping our area in it", errno)),
             }
         };
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let args = [base + data_at, len - data_at, prot as u64, 0, 0, 0];
-        let got = call(self, index, libc::SYS_mprotect, args)?;
+        let got = call(self, index, libc::SYS_mprotect, writable_args(base, len, data_at))?;
         if let Some(errno) = errno_of(got) {
             // Without room to write in there is no use for it.
             call(self, index, libc::SYS_munmap, [base, len, 0, 0, 0, 0])?;
             return Err(Error::call(self.pid, "making part of our area writable", errno));
         }
         let (site, mem, _) = self.parts()?;
-        site.adopt(mem, base, len, data_at)
+        site.adopt(base, len, data_at);
+        site.publish(mem, None)
     }
 
     /// Brings all borrowed threads home and removes every trace of ours from the target. Done by release as well.
@@ -186,14 +204,14 @@ impl SeizedProcess {
 
     fn remove_areas(&mut self) -> Result<()> {
         let deadline = self.deadline;
-        let (site, mem, threads) = self.parts()?;
+        let (site, _, threads) = self.parts()?;
         let areas = site.removable_areas();
         if areas.is_empty() {
             return Ok(());
         }
         // The thread that has a place already, or else the first for which there is one. Without one the area stays and
         // is found again through the registry.
-        let holder = threads.iter().position(|t| !t.gone && site.has_vdso_place(mem, t.tid));
+        let holder = threads.iter().position(|t| !t.gone && site.has_vdso_place(t.tid));
         let Some(index) = holder else { return Ok(()) };
         let tid = threads[index].tid;
         let mut first = None;
@@ -274,6 +292,18 @@ impl SeizedProcess {
             Some(errno) => Err(Error::call(tid, format!("unmapping {len_bytes:#x} bytes at {from}"), errno)),
         }
     }
+}
+
+/// mmap's arguments for a new area: all of it executable for now.
+pub(crate) fn map_args(len: u64) -> [u64; 6] {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    [0, len, prot as u64, flags as u64, u64::MAX, 0]
+}
+
+/// mprotect's arguments for its data: writable, and not executable any more.
+pub(crate) fn writable_args(base: u64, len: u64, data_at: u64) -> [u64; 6] {
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    [base + data_at, len - data_at, prot as u64, 0, 0, 0]
 }
 
 /// The error in a syscall's result.

@@ -8,10 +8,8 @@ use crate::arch::{landing, regs};
 use crate::error::{During, Error, Kind, Result};
 use crate::home::ALL_SIGNALS;
 use crate::plan::{Arg, DataRef, Expect, Failure, Linked, PlanId, Program, RECORD_BYTES, Slot};
-use crate::seccomp;
 use crate::seize::SeizedProcess;
-use crust_kernel::procfs::{ProcDir, Status};
-use crust_kernel::ptrace::{Stop, StopWaiter};
+use crust_kernel::ptrace::Stop;
 use crust_kernel::{HostTid, VirtAddr};
 
 /// Bytes that the four records of our own may take, labels included.
@@ -97,11 +95,34 @@ fn choose_mark(caught: u64, masks: impl Iterator<Item = u64>) -> Option<i32> {
     [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD, libc::SIGCONT].into_iter().find(|s| taken & (1 << (s - 1)) == 0)
 }
 
+/// A thread that runs a plan.
+#[derive(Debug)]
 struct Runner {
     index: usize,
     /// Address of the slot that tells that the plan is over.
     over_at: u64,
     over: bool,
+}
+
+/// A program under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    runners: Vec<Runner>,
+    mark: Option<i32>,
+    base: u64,
+    linked: Linked,
+}
+
+impl Running {
+    /// The threads that run it.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = usize> {
+        self.runners.iter().map(|r| r.index)
+    }
+}
+
+/// Bytes of memory in the target that a program needs.
+pub(crate) fn room_for(program: &Program, plans: usize) -> u64 {
+    (program.linked_len() + plans * OWN_RECORDS_BYTES + 64) as u64
 }
 
 impl SeizedProcess {
@@ -111,27 +132,25 @@ impl SeizedProcess {
     /// # Errors
     /// If a plan could not be run or did not come to its end; failures of single records are in [`Ran::failure`].
     pub fn run(&mut self, program: &Program, on: &[(HostTid, PlanId)]) -> Result<Ran> {
-        let indices: Vec<usize> = on.iter().map(|(tid, _)| self.index_of(*tid)).collect::<Result<_>>()?;
-        let &carrier =
-            indices.first().ok_or_else(|| Error::new(Kind::Unexpected, self.pid, "a program for no thread"))?;
-        for &index in &indices {
-            seccomp::make_way(self.pid, &mut self.threads[index], self.options)?;
-        }
-        let room = program.linked_len() + on.len() * OWN_RECORDS_BYTES + 64;
-        self.ensure_area(carrier, indices.len(), room as u64)?;
-        let mark = self.choose_mark(&indices)?;
-        let landings = self.write_landings(&indices)?;
+        crate::each::run_one(self, program, on)
+    }
 
+    /// Sends the threads off. There must be an area with room for the program ([`room_for`]).
+    pub(crate) fn launch(&mut self, program: &Program, on: &[(HostTid, PlanId)], indices: &[usize]) -> Result<Running> {
+        let room = room_for(program, on.len());
+        let mark = self.choose_mark(indices)?;
+        let (site, mem, _) = self.parts()?;
+        let base = site.take_data(mem, room)?;
+        let landings = self.write_landings(indices)?;
         let mut program = program.clone();
         let mut over_slots = Vec::with_capacity(on.len());
         for ((_, plan), landing) in on.iter().zip(&landings) {
             over_slots.push(add_end(&mut program, *plan, mark, *landing));
         }
         let (site, mem, _) = self.parts()?;
-        let base = site.take_data(mem, room as u64)?;
         let entry = site.interpreter().ok_or_else(|| Error::new(Kind::Unexpected, on[0].0, "no interpreter"))?;
         let linked = program.link(base);
-        if linked.bytes.len() > room {
+        if linked.bytes.len() as u64 > room {
             return Err(Error::new(Kind::Unexpected, self.pid, "a program longer than it said"));
         }
         mem.write(VirtAddr(base), &linked.bytes).during(self.pid, "writing the plan")?;
@@ -145,57 +164,48 @@ impl SeizedProcess {
             thread.send(&regs::with_plan(&thread.regs, entry, header), mask)?;
             thread.go(mark.is_none(), 0)?;
         }
-        self.await_ends(&mut runners, mark)?;
-        for runner in &runners {
-            self.threads[runner.index].bring_home(self.deadline)?;
+        Ok(Running { runners, mark, base, linked })
+    }
+
+    fn choose_mark(&mut self, indices: &[usize]) -> Result<Option<i32>> {
+        // Unknown means that all may be caught.
+        let caught = self.status()?.mask("SigCgt").unwrap_or(u64::MAX);
+        Ok(choose_mark(caught, indices.iter().map(|&i| self.threads[i].sigmask)))
+    }
+
+    /// Looks at threads that run a program, without waiting. True for "moved" and true for "all over".
+    pub(crate) fn poll_plans(&mut self, running: &mut Running) -> Result<(bool, bool)> {
+        let mark = running.mark;
+        let mut moved = false;
+        for runner in running.runners.iter_mut().filter(|r| !r.over) {
+            let Some(stop) = self.threads[runner.index].poll_stop()? else { continue };
+            moved = true;
+            let ours = match (stop, mark) {
+                (Stop::Signal(signal), Some(mark)) => signal == mark,
+                (Stop::Syscall, None) => true,
+                _ => false,
+            };
+            if ours {
+                // The same signal may have come from elsewhere, before the end; that one is dropped as it would be without
+                // us.
+                let over = self.memory()?.read_u64(VirtAddr(runner.over_at)).during(self.pid, "watching its plan")?;
+                runner.over = over != 0;
+            }
+            if !runner.over {
+                let thread = &mut self.threads[runner.index];
+                let signal = if ours { 0 } else { thread.pass_by(stop)? };
+                thread.go(mark.is_none(), signal)?;
+            }
         }
+        Ok((moved, running.runners.iter().all(|r| r.over)))
+    }
+
+    /// What a program that is over left behind.
+    pub(crate) fn results(&mut self, running: Running) -> Result<Ran> {
+        let Running { base, linked, .. } = running;
         let mut bytes = vec![0; linked.bytes.len()];
         self.memory()?.read(VirtAddr(base), &mut bytes).during(self.pid, "reading the plan's results")?;
         Ok(Ran { base, bytes, linked })
-    }
-
-    fn choose_mark(&self, indices: &[usize]) -> Result<Option<i32>> {
-        let text = ProcDir::open_thread(self.pid, self.threads[indices[0]].tid).and_then(|d| d.read_text("status"));
-        let caught = Status::new(text.during(self.pid, "reading its status")?).mask("SigCgt");
-        // Unknown means that all may be caught.
-        Ok(choose_mark(caught.unwrap_or(u64::MAX), indices.iter().map(|&i| self.threads[i].sigmask)))
-    }
-
-    fn await_ends(&mut self, runners: &mut [Runner], mark: Option<i32>) -> Result<()> {
-        let mut waiter = StopWaiter::new();
-        let mut left = runners.len();
-        while left > 0 {
-            let mut progress = false;
-            for runner in runners.iter_mut().filter(|r| !r.over) {
-                let Some(stop) = self.threads[runner.index].poll_stop()? else { continue };
-                progress = true;
-                let ours = match (stop, mark) {
-                    (Stop::Signal(signal), Some(mark)) => signal == mark,
-                    (Stop::Syscall, None) => true,
-                    _ => false,
-                };
-                if ours {
-                    // The same signal may have come from elsewhere, before the end; that one is dropped as it would be
-                    // without us.
-                    let over =
-                        self.memory()?.read_u64(VirtAddr(runner.over_at)).during(self.pid, "watching its plan")?;
-                    runner.over = over != 0;
-                }
-                if runner.over {
-                    left -= 1;
-                } else {
-                    let thread = &mut self.threads[runner.index];
-                    let signal = if ours { 0 } else { thread.pass_by(stop)? };
-                    thread.go(mark.is_none(), signal)?;
-                }
-            }
-            if progress {
-                waiter.reset();
-            } else if left > 0 && !waiter.pause(self.deadline) {
-                return Err(Error::new(Kind::Timeout, self.pid, "its plan did not come to an end"));
-            }
-        }
-        Ok(())
     }
 }
 

@@ -71,6 +71,19 @@ fn judge(tid: HostTid, mode: i64, calls: &[i64]) -> CrashSafety {
     }
 }
 
+/// As [`make_way`] for all of these threads. Where the process has one thread its status, which is read anyway, may say that
+/// there is nothing to suspend.
+pub(crate) fn make_way_for(process: &mut SeizedProcess, indices: &[usize]) -> Result<()> {
+    let (pid, options) = (process.pid, process.options);
+    if let [thread] = &mut process.threads[..]
+        && !thread.suspended_seccomp
+    {
+        let free = process.status()?.number("Seccomp") == Some(0);
+        process.threads[0].suspended_seccomp = free;
+    }
+    indices.iter().try_for_each(|&index| make_way(pid, &mut process.threads[index], options))
+}
+
 /// Suspends the filters of a stopped thread, if it has any, before it is borrowed.
 pub(crate) fn make_way(pid: HostTid, thread: &mut SeizedThread, options: Options) -> Result<()> {
     if thread.suspended_seccomp {

@@ -15,6 +15,7 @@ use crust_kernel::remote_mem::RemoteMem;
 use crust_kernel::{Deadline, HostTid, VirtAddr};
 use rustix::io::Errno;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long putting things back may take once the request's own deadline has passed.
@@ -119,6 +120,10 @@ impl SeizedThread {
     /// does on the way back to user mode, but it cannot once the registers have been elsewhere.
     fn abort_rseq(&mut self) {
         const RSEQ_CS: u64 = 8;
+        // A restartable sequence makes no system calls.
+        if self.in_syscall() {
+            return;
+        }
         let Some(pointer) = self.rseq.area().and_then(|a| a.checked_add(RSEQ_CS)) else { return };
         let mut word = [0; 8];
         let mut section = [0; 32];
@@ -153,6 +158,8 @@ pub struct SeizedProcess {
     pub(crate) deadline: Deadline,
     pub(crate) options: Options,
     pub(crate) leader_is_zombie: bool,
+    dir: Option<Arc<ProcDir>>,
+    stat: Option<Stat>,
     pub(crate) mem: Option<RemoteMem>,
     pub(crate) site: Option<Site>,
     /// ptrace obeys only the thread that seized.
@@ -183,10 +190,10 @@ impl SeizedProcess {
     /// One result per pid, in order.
     pub fn seize_all(pids: &[HostTid], options: Options, deadline: Deadline) -> Vec<Result<Self>> {
         let mut asked: Vec<Self> = pids.iter().map(|&pid| Self::ask(pid, options, deadline)).collect();
-        // The first look at each leader and its threads.
+        // Most processes have one thread; whether there are more is seen once this one stands still.
         for process in &mut asked {
             // Errors come back from `collect`, which asks again.
-            if process.rescan().is_err() {
+            if process.seize_thread(process.pid).is_err() {
                 continue;
             }
         }
@@ -206,16 +213,60 @@ impl SeizedProcess {
             deadline,
             options,
             leader_is_zombie: false,
+            dir: None,
+            stat: None,
             mem: None,
             site: None,
             not_send: PhantomData,
         }
     }
 
+    /// `/proc/PID`. It keeps the files `stat`, `status` and `auxv` as they were first read after the stop.
+    pub fn proc(&self) -> Option<&Arc<ProcDir>> {
+        self.dir.as_ref()
+    }
+
+    /// Its stat file, read once all of it stood still.
+    pub fn stat(&self) -> Option<&Stat> {
+        self.stat.as_ref()
+    }
+
+    pub(crate) fn dir(&mut self) -> Result<Arc<ProcDir>> {
+        if let Some(dir) = &self.dir {
+            return Ok(dir.clone());
+        }
+        let gone = |_| Error::new(Kind::Gone, self.pid, "no such process");
+        let dir = Arc::new(ProcDir::open(self.pid).map_err(gone)?);
+        self.dir = Some(dir.clone());
+        Ok(dir)
+    }
+
+    /// Its status file, or that of a thread that lives if the leader has ended.
+    pub(crate) fn status(&mut self) -> Result<Status> {
+        let (pid, living) = (self.pid, self.living());
+        let dir = self.dir()?;
+        let read = if living == pid {
+            dir.read_kept("status")
+        } else {
+            dir.read_small(&format!("task/{living}/status")).map(Arc::from)
+        };
+        Ok(Status::new(String::from_utf8_lossy(&read.during(pid, "reading its status")?).into_owned()))
+    }
+
+    /// True if the kernel counts as many threads as stand still here: then there are no others. To be asked when all that
+    /// are known stand still.
+    fn all_counted(&mut self) -> Result<bool> {
+        let dir = self.dir()?;
+        // Whatever was read before everything stood still may be wrong by now.
+        dir.forget();
+        self.stat = dir.read_kept("stat").ok().and_then(|text| Stat::parse(&text));
+        let known = self.threads.len() + usize::from(self.leader_is_zombie);
+        Ok(self.stat.as_ref().is_some_and(|s| s.threads as usize == known))
+    }
+
     /// Seizes and interrupts threads not seen so far; true if there were any.
     fn rescan(&mut self) -> Result<bool> {
-        let dir = ProcDir::open(self.pid).map_err(|_| Error::new(Kind::Gone, self.pid, "no such process"))?;
-        let tids = match dir.threads() {
+        let tids = match self.dir()?.threads() {
             Ok(tids) => tids,
             Err(Errno::NOENT | Errno::SRCH) => return Err(Error::new(Kind::Gone, self.pid, "no such process")),
             Err(errno) => return Err(Error::call(self.pid, "listing its threads", errno)),
@@ -283,10 +334,14 @@ impl SeizedProcess {
 
     /// Waits for all stops, looking for new threads until there are none, then reads registers.
     fn collect(&mut self) -> Result<()> {
+        if self.threads.is_empty() {
+            self.rescan()?;
+        }
         loop {
-            let new = self.rescan()?;
             let lost = self.await_stops()?;
-            if !new && !lost && self.read_all()? {
+            // Only now, when all that are known stand still, can no new one appear behind the look's back.
+            let complete = !lost && (self.all_counted()? || !self.rescan()?);
+            if complete && self.read_all()? {
                 break;
             }
             if self.deadline.expired() {

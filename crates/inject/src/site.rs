@@ -24,10 +24,45 @@ const CODE_ROOM: u64 = 256 * 1024;
 const DATA_ROOM: u64 = 768 * 1024;
 
 /// The padding behind the vDSO's contents.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Padding {
     start: u64,
     end: u64,
+    /// What lies there. Read once: as long as the process stands still nobody but us writes to it.
+    bytes: Vec<u8>,
+}
+
+impl Padding {
+    /// The bytes from `at` on, if they lie in the padding.
+    fn at(&self, at: u64, len: usize) -> Option<&[u8]> {
+        let from = usize::try_from(at.checked_sub(self.start)?).ok()?;
+        self.bytes.get(from..from.checked_add(len)?)
+    }
+
+    /// Notes what is written there.
+    fn note(&mut self, at: u64, bytes: &[u8]) {
+        let from = at.checked_sub(self.start).and_then(|n| usize::try_from(n).ok());
+        let known = from.and_then(|from| self.bytes.get_mut(from..from.checked_add(bytes.len())?));
+        if let Some(known) = known {
+            known.copy_from_slice(bytes);
+        }
+    }
+
+    /// True if a landing may be written there.
+    fn is_free(&self, at: u64) -> bool {
+        self.at(at, landing::COMPACT_BYTES).is_some_and(|bytes| bytes.iter().all(|&b| b == 0))
+    }
+
+    /// Free places for landings, and those in use.
+    fn places(&self) -> impl Iterator<Item = u64> + use<> {
+        (self.start..)
+            .step_by(landing::COMPACT_BYTES)
+            .take((self.end - REGISTRY_BYTES - self.start) as usize / landing::COMPACT_BYTES)
+    }
+
+    fn registry(&self) -> u64 {
+        self.end - REGISTRY_BYTES
+    }
 }
 
 /// An area of ours inside the target.
@@ -43,6 +78,8 @@ pub(crate) struct Area {
     /// What was taken by others before us.
     code_first: u64,
     data_first: u64,
+    /// Only here so far: neither its head nor the interpreter is written, and no registry names it.
+    unwritten: bool,
 }
 
 /// Places in one target.
@@ -84,12 +121,11 @@ pub fn elf_content_len(head: &[u8]) -> Option<u64> {
 }
 
 impl Site {
-    /// Looks for the vDSO of the process that `pid`, a living thread, belongs to.
-    pub(crate) fn find(pid: HostTid, mem: &RemoteMem) -> Result<Self> {
-        let dir = ProcDir::open(pid).during(pid, "opening its /proc directory")?;
-        let padding = match Self::padding_from_auxv(&dir, mem) {
+    /// Looks for the vDSO of the process that `pid`, a living thread, belongs to and `dir` is of.
+    pub(crate) fn find(pid: HostTid, dir: &ProcDir, mem: &RemoteMem) -> Result<Self> {
+        let padding = match Self::padding_from_auxv(dir, mem) {
             Some(padding) => Some(padding),
-            None => Self::padding_from_maps(&dir, mem).during(pid, "looking for its vDSO")?,
+            None => Self::padding_from_maps(dir, mem).during(pid, "looking for its vDSO")?,
         };
         let site = Self {
             pid,
@@ -105,7 +141,7 @@ impl Site {
 
     fn padding_from_auxv(dir: &ProcDir, mem: &RemoteMem) -> Option<Padding> {
         const AT_SYSINFO_EHDR: u64 = 33;
-        let auxv = dir.read("auxv").ok()?;
+        let auxv = dir.read_kept("auxv").ok()?;
         let base = auxv.chunks_exact(16).find(|e| word(e, 0) == Some(AT_SYSINFO_EHDR)).and_then(|e| word(e, 8))?;
         let maps = dir.open_file("maps").ok()?;
         let covering = procmap::query(&maps, VirtAddr(base)).ok()?;
@@ -120,18 +156,29 @@ impl Site {
     }
 
     fn padding_of(mem: &RemoteMem, base: u64, end: u64) -> Option<Padding> {
-        let mut head = vec![0; PAGE as usize];
-        mem.read(VirtAddr(base), &mut head).ok()?;
-        let start = base.checked_add(elf_content_len(&head)?)?.next_multiple_of(16);
+        const MOST: u64 = 16 * PAGE;
+        let mut image = vec![0; usize::try_from(end.checked_sub(base).filter(|&len| len <= MOST)?).ok()?];
+        mem.read(VirtAddr(base), &mut image).ok()?;
+        let start = base.checked_add(elf_content_len(&image)?)?.next_multiple_of(16);
         let needed = landing::COMPACT_BYTES as u64 + REGISTRY_BYTES;
         // The contents must end in the last page: otherwise this is no vDSO as we know it.
-        (start.checked_add(needed)? <= end && end - start < PAGE).then_some(Padding { start, end })
+        (start.checked_add(needed)? <= end && end - start < PAGE).then_some(())?;
+        let bytes = image.split_off(usize::try_from(start - base).ok()?);
+        Some(Padding { start, end, bytes })
     }
 
-    fn is_zero(&self, mem: &RemoteMem, at: u64, len: usize) -> Result<bool> {
-        let mut bytes = vec![0; len];
-        mem.read(VirtAddr(at), &mut bytes).during(self.pid, "reading a place for a landing")?;
-        Ok(bytes.iter().all(|&b| b == 0))
+    /// Writes into the padding and keeps what is known of it true. What failed half-way counts as written.
+    fn write_padding(&mut self, mem: &RemoteMem, at: u64, bytes: &[u8], what: &str) -> Result<()> {
+        if let Some(padding) = &mut self.padding {
+            padding.note(at, bytes);
+        }
+        mem.write(VirtAddr(at), bytes).during(self.pid, what)
+    }
+
+    /// The first place that is all zero.
+    fn free_place(&self) -> Option<u64> {
+        let padding = self.padding.as_ref()?;
+        padding.places().find(|&at| padding.is_free(at))
     }
 
     /// A place in the vDSO padding for `tid`, with `code` written to it. A thread keeps its place until `Site::retire_vdso`.
@@ -145,33 +192,28 @@ impl Site {
             return Ok(at);
         }
         let none = |what: &str| Error::new(Kind::Unsupported, self.pid, what);
-        let padding = self.padding.ok_or_else(|| none("it has no vDSO with room for a landing"))?;
-        let mut at = padding.start;
-        while at + code.len() as u64 <= padding.end - REGISTRY_BYTES {
-            if self.is_zero(mem, at, code.len())? {
-                self.vdso_slots.push((tid, at));
-                mem.write(VirtAddr(at), code).during(self.pid, "writing a landing into its vDSO")?;
-                return Ok(at);
-            }
-            at += code.len() as u64;
+        if self.padding.is_none() {
+            return Err(none("it has no vDSO with room for a landing"));
         }
-        Err(none(
+        let all_burnt = none(
             "all places for landings in its vDSO were burnt by tracers that died; `crust cleanup -t PID` can free them",
-        ))
+        );
+        let at = self.free_place().ok_or(all_burnt)?;
+        self.vdso_slots.push((tid, at));
+        self.write_padding(mem, at, code, "writing a landing into its vDSO")?;
+        Ok(at)
     }
 
     /// Places in the vDSO that are neither free nor ours.
-    pub(crate) fn burnt_places(&self, mem: &RemoteMem) -> Vec<u64> {
-        let Some(padding) = self.padding else { return Vec::new() };
-        let bytes = landing::COMPACT_BYTES as u64;
-        let all = (0..(padding.end - REGISTRY_BYTES - padding.start) / bytes).map(|i| padding.start + i * bytes);
+    pub(crate) fn burnt_places(&self) -> Vec<u64> {
+        let Some(padding) = &self.padding else { return Vec::new() };
         let mine = |at: u64| self.vdso_slots.iter().any(|&(_, slot)| slot == at);
-        all.filter(|&at| !mine(at) && matches!(self.is_zero(mem, at, bytes as usize), Ok(false))).collect()
+        padding.places().filter(|&at| !mine(at) && !padding.is_free(at)).collect()
     }
 
     /// Makes a burnt place free again. Nothing may lead to it.
-    pub(crate) fn clear_place(&self, mem: &RemoteMem, at: u64) -> Result<()> {
-        mem.write(VirtAddr(at), &[0; landing::COMPACT_BYTES]).during(self.pid, "clearing a landing")
+    pub(crate) fn clear_place(&mut self, mem: &RemoteMem, at: u64) -> Result<()> {
+        self.write_padding(mem, at, &[0; landing::COMPACT_BYTES], "clearing a landing")
     }
 
     /// Strikes an old area from the registry, before it is unmapped.
@@ -182,44 +224,34 @@ impl Site {
     }
 
     /// True if a vDSO place is free or held by `tid`, without taking it.
-    pub(crate) fn has_vdso_place(&self, mem: &RemoteMem, tid: HostTid) -> bool {
-        if self.vdso_slots.iter().any(|(t, _)| *t == tid) {
-            return true;
-        }
-        let Some(padding) = self.padding else { return false };
-        let bytes = landing::COMPACT_BYTES as u64;
-        (0..(padding.end - REGISTRY_BYTES - padding.start) / bytes)
-            .any(|i| self.is_zero(mem, padding.start + i * bytes, bytes as usize).unwrap_or(false))
+    pub(crate) fn has_vdso_place(&self, tid: HostTid) -> bool {
+        self.vdso_slots.iter().any(|(t, _)| *t == tid) || self.free_place().is_some()
     }
 
     /// Makes the vDSO places of this session zero again. Their threads must have left them.
     pub(crate) fn retire_vdso(&mut self, mem: &RemoteMem) -> Result<()> {
-        for (_, at) in self.vdso_slots.drain(..) {
-            mem.write(VirtAddr(at), &[0; landing::COMPACT_BYTES]).during(self.pid, "clearing a landing")?;
+        for (_, at) in std::mem::take(&mut self.vdso_slots) {
+            self.write_padding(mem, at, &[0; landing::COMPACT_BYTES], "clearing a landing")?;
         }
         Ok(())
     }
 
-    fn registry(&self) -> Option<VirtAddr> {
-        self.padding.map(|p| VirtAddr(p.end - REGISTRY_BYTES))
-    }
-
-    fn write_registry(&self, mem: &RemoteMem, area: Option<u64>) -> Result<()> {
-        let Some(at) = self.registry() else { return Ok(()) };
+    fn write_registry(&mut self, mem: &RemoteMem, area: Option<u64>) -> Result<()> {
+        let Some(at) = self.padding.as_ref().map(Padding::registry) else { return Ok(()) };
         let mut bytes = [0; REGISTRY_BYTES as usize];
         if let Some(area) = area {
             bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
             bytes[8..].copy_from_slice(&area.to_le_bytes());
         }
-        mem.write(at, &bytes).during(self.pid, "noting our area in its vDSO padding")
+        self.write_padding(mem, at, &bytes, "noting our area in its vDSO padding")
     }
 
     /// The area that a dead tracer left, if there is one with our interpreter in it.
     pub(crate) fn find_old_area(&self, mem: &RemoteMem) -> Option<Area> {
-        let mut bytes = [0; REGISTRY_BYTES as usize];
-        mem.read(self.registry()?, &mut bytes).ok()?;
-        (word(&bytes, 0)? == MAGIC).then_some(())?;
-        let base = word(&bytes, 8)?;
+        let padding = self.padding.as_ref()?;
+        let bytes = padding.at(padding.registry(), REGISTRY_BYTES as usize)?;
+        (word(bytes, 0)? == MAGIC).then_some(())?;
+        let base = word(bytes, 8)?;
         let mut head = vec![0; HEAD_BYTES as usize + interp::code().len()];
         mem.read(VirtAddr(base), &mut head).ok()?;
         (word(&head, 0)? == MAGIC && head[HEAD_BYTES as usize..] == *interp::code()).then_some(())?;
@@ -252,6 +284,7 @@ impl Site {
             fresh: false,
             code_first: code_next,
             data_first: data_next,
+            unwritten: false,
         })
     }
 
@@ -275,8 +308,9 @@ impl Site {
         (code + data.next_multiple_of(PAGE), code)
     }
 
-    /// Takes a mapping just made in the target as the area: executable up to `data_at`, writable from there on.
-    pub(crate) fn adopt(&mut self, mem: &RemoteMem, base: u64, len: u64, data_at: u64) -> Result<()> {
+    /// Takes a mapping just made in the target as the area: executable up to `data_at`, writable from there on. Nothing is
+    /// written before [`Site::publish`].
+    pub(crate) fn adopt(&mut self, base: u64, len: u64, data_at: u64) {
         let code_first = (HEAD_BYTES + interp::code().len() as u64).next_multiple_of(landing::FULL_BYTES as u64);
         let area = Area {
             base,
@@ -287,27 +321,53 @@ impl Site {
             fresh: true,
             code_first,
             data_first: data_at,
+            unwritten: true,
         };
-        mem.write(VirtAddr(base + HEAD_BYTES), interp::code()).during(self.pid, "writing the interpreter")?;
-        self.write_head(mem, &area)?;
-        self.write_registry(mem, Some(base))?;
         // Places in an older area stay what they are; new ones come from here.
         self.landings.clear();
         self.outgrown.extend(self.removable());
         self.area = Some(area);
+    }
+
+    /// Writes a new area's head and interpreter, and the landings that stand right behind it (`landings`: where the first
+    /// one lies, and their bytes), in one go; then tells the registry. Only then may a thread be sent there.
+    pub(crate) fn publish(&mut self, mem: &RemoteMem, landings: Option<(u64, &[u8])>) -> Result<()> {
+        let Some(mut area) = self.area.filter(|a| a.unwritten) else { return Ok(()) };
+        let mut bytes = Self::head(&area).to_vec();
+        bytes.extend_from_slice(interp::code());
+        if let Some((at, code)) = landings {
+            bytes.resize((at - area.base) as usize, 0);
+            bytes.extend_from_slice(code);
+        }
+        mem.write(VirtAddr(area.base), &bytes).during(self.pid, "writing our area")?;
+        self.write_registry(mem, Some(area.base))?;
+        area.unwritten = false;
+        self.area = Some(area);
         Ok(())
+    }
+
+    /// True for a new area that [`Site::publish`] has yet to write.
+    pub(crate) fn is_unwritten(&self) -> bool {
+        self.area.is_some_and(|a| a.unwritten)
     }
 
     fn removable(&self) -> Option<(u64, u64)> {
         self.area.filter(|a| a.fresh).map(|a| (a.base, a.len))
     }
 
-    fn write_head(&self, mem: &RemoteMem, area: &Area) -> Result<()> {
+    fn head(area: &Area) -> [u8; HEAD_BYTES as usize] {
         let mut head = [0; HEAD_BYTES as usize];
         for (i, value) in [MAGIC, area.len, area.data_at, area.code_next, area.data_next].into_iter().enumerate() {
             head[8 * i..8 * i + 8].copy_from_slice(&value.to_le_bytes());
         }
-        mem.write(VirtAddr(area.base), &head).during(self.pid, "writing the head of our area")
+        head
+    }
+
+    fn write_head(&self, mem: &RemoteMem, area: &Area) -> Result<()> {
+        if area.unwritten {
+            return Ok(());
+        }
+        mem.write(VirtAddr(area.base), &Self::head(area)).during(self.pid, "writing the head of our area")
     }
 
     /// The interpreter's entry.
@@ -403,9 +463,9 @@ mod tests {
         let dir = ProcDir::open(me).unwrap();
         let by_maps = Site::padding_from_maps(&dir, &mem).unwrap().unwrap();
         assert!(by_maps.end - by_maps.start >= 160);
-        let site = Site::find(me, &mem).unwrap();
+        let site = Site::find(me, &dir, &mem).unwrap();
         assert_eq!(site.padding, Some(by_maps));
-        assert!(site.has_vdso_place(&mem, me));
+        assert!(site.has_vdso_place(me));
     }
 
     #[test]

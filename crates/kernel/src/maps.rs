@@ -2,7 +2,7 @@
 //!
 //! smaps is needed for its VmFlags line; its sums (Rss, Shared, Anonymous, Swap) tell beforehand which mappings hold pages.
 //! A kernel without smaps (CONFIG_PROC_PAGE_MONITOR off) still has maps: [`read_maps`] leaves the sums at `None`.
-use crate::procfs::ProcDir;
+use crate::procfs::{ProcDir, Stat};
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -224,8 +224,7 @@ impl Mapping {
 /// As openat(2) and read(2): `ENOENT` where the kernel has no smaps; `EINVAL` if a line cannot be understood.
 pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
     let mut parser = Parser { all: Vec::new(), smaps: true };
-    let resident_pages =
-        proc.read("statm").ok().and_then(|text| decimal(text.split(|&b| b == b' ').nth(1)?).map(|(n, _)| n));
+    let resident_pages = proc.read("stat").ok().and_then(|text| Stat::parse(&text)).map(|s| s.resident_pages);
     let read_bytes = if resident_pages.is_some_and(|n| n > MUCH_PAGES) { SMAPS_READ } else { 64 << 10 };
     each_line(proc.open_file("smaps")?, read_bytes, |line| parser.line(line))?;
     Ok(parser.all)

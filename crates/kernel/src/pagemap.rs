@@ -6,6 +6,7 @@ use crate::ids::PAGE_SIZE;
 use crate::procfs::ProcDir;
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 /// What is known of a page; combinable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -98,23 +99,24 @@ impl Pagemap {
     /// # Errors
     /// As openat(2).
     pub fn open(proc: &ProcDir) -> Result<Self> {
-        let file = proc.open_file("pagemap")?;
-        let mut map = Self { file, scan: true, guards: true, regions: Vec::new() };
-        // An empty range is answered without walking anything; an unknown category is EINVAL.
-        match map.scan_once(0, 0, Categories::GUARD, Categories::GUARD, &mut []) {
-            Ok(_) => {}
-            Err(Errno::INVAL) => {
-                map.guards = false;
-                let wanted = Categories::PRESENT;
-                map.scan = map.scan_once(0, 0, wanted, wanted, &mut []).is_ok();
-            }
-            Err(_) => (map.scan, map.guards) = (false, false),
-        }
-        if !map.scan {
-            // Since 6.15 the entries themselves tell guards (bit 58); before, nobody can ask.
-            map.guards = false;
-        }
+        static ABILITIES: OnceLock<(bool, bool)> = OnceLock::new();
+        let mut map = Self { file: proc.open_file("pagemap")?, scan: true, guards: true, regions: Vec::new() };
+        (map.scan, map.guards) = *ABILITIES.get_or_init(|| map.abilities());
         Ok(map)
+    }
+
+    /// Whether the kernel has the scan, and whether that tells guards.
+    fn abilities(&self) -> (bool, bool) {
+        // An empty range is answered without walking anything; an unknown category is EINVAL.
+        match self.scan_once(0, 0, Categories::GUARD, Categories::GUARD, &mut []) {
+            Ok(_) => (true, true),
+            // Since 6.15 the entries themselves tell guards (bit 58); before, nobody can ask.
+            Err(Errno::INVAL) => {
+                let wanted = Categories::PRESENT;
+                (self.scan_once(0, 0, wanted, wanted, &mut []).is_ok(), false)
+            }
+            Err(_) => (false, false),
+        }
     }
 
     /// The same by reading entries, as on kernels before 6.7.

@@ -146,14 +146,59 @@ pub fn raise(signal: i32) {
     unsafe { libc::kill(libc::getpid(), signal) };
 }
 
-/// Scheduling policy of a task, with SCHED_RESET_ON_FORK (0x40000000) in it.
+/// How a task is scheduled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sched {
+    /// `SCHED_*`, with SCHED_RESET_ON_FORK (0x40000000) in it.
+    pub policy: u32,
+    /// Nice value, also of tasks whose policy does not heed it.
+    pub nice: i32,
+    /// Real-time priority, 0 for other policies.
+    pub rt_priority: u32,
+}
+
+/// `struct sched_attr`, as far as it goes back to Linux 3.14.
+#[derive(Default)]
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+}
+
+/// Asks how a task is scheduled.
 ///
 /// # Errors
 /// `ESRCH` if the task is gone.
-pub fn sched_policy(tid: HostTid) -> Result<u32> {
-    // SAFETY: takes a number only.
-    let policy = unsafe { libc::sched_getscheduler(tid.as_raw()) };
-    if policy < 0 { Err(last()) } else { Ok(policy as u32) }
+pub fn sched(tid: HostTid) -> Result<Sched> {
+    const RESET_ON_FORK: u64 = 1;
+    const REAL_TIME: [i32; 2] = [libc::SCHED_FIFO, libc::SCHED_RR];
+    let mut attr = SchedAttr::default();
+    // SAFETY: the kernel fills as many bytes as it is told, the size of `attr`, which lives over the call.
+    let got =
+        unsafe { libc::syscall(libc::SYS_sched_getattr, tid.as_raw(), &raw mut attr, size_of::<SchedAttr>(), 0u32) };
+    if got != 0 {
+        return Err(last());
+    }
+    let rt = REAL_TIME.contains(&(attr.policy as i32));
+    let nice = if rt {
+        // The raw call gives 1 to 40, so that it can tell errors: 20 is nice 0.
+        // SAFETY: takes numbers only.
+        let raised = unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid.as_raw()) };
+        if raised < 0 {
+            return Err(last());
+        }
+        20 - raised as i32
+    } else {
+        attr.nice
+    };
+    let reset = if attr.flags & RESET_ON_FORK != 0 { libc::SCHED_RESET_ON_FORK as u32 } else { 0 };
+    Ok(Sched { policy: attr.policy | reset, nice, rt_priority: if rt { attr.priority } else { 0 } })
 }
 
 /// unshare(2).

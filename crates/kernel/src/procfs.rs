@@ -1,9 +1,10 @@
 //! /proc/PID as a directory descriptor, and the small text files in it. Parsers never panic, whatever the text.
 use crate::HostTid;
-use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::{Errno, Result};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// `/proc/PID` (or `/proc/PID/task/TID`), held open: it never turns into another process of the same number.
 /// When the task is gone every access says `ESRCH` or `ENOENT`.
@@ -11,7 +12,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 pub struct ProcDir {
     dir: OwnedFd,
     id: HostTid,
+    /// What [`ProcDir::read_kept`] read.
+    kept: Mutex<Vec<Kept>>,
 }
+
+/// A file's name and content.
+type Kept = (&'static str, Arc<[u8]>);
 
 impl ProcDir {
     /// Opens `/proc/PID`.
@@ -40,7 +46,7 @@ impl ProcDir {
 
     fn open_path(path: &str, id: HostTid) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())?, id })
+        Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())?, id, kept: Mutex::default() })
     }
 
     /// The task's id.
@@ -69,6 +75,9 @@ impl ProcDir {
     /// # Errors
     /// As openat(2) and read(2).
     pub fn read(&self, name: &str) -> Result<Vec<u8>> {
+        if let Some(kept) = self.kept(name) {
+            return Ok(kept.to_vec());
+        }
         let file = self.open_file(name)?;
         // One read for the text and one that finds the end, for nearly all files of /proc.
         let mut all = vec![0; 8192];
@@ -86,6 +95,51 @@ impl ProcDir {
         }
         all.truncate(len);
         Ok(all)
+    }
+
+    /// A whole file that the kernel makes in one piece (`stat`, `status`, `auxv`, `fdinfo` …; not those with a line per
+    /// object, such as `maps`): there a short read is the end, which saves asking for it.
+    ///
+    /// # Errors
+    /// As [`ProcDir::read`].
+    pub fn read_small(&self, name: &str) -> Result<Vec<u8>> {
+        if let Some(kept) = self.kept(name) {
+            return Ok(kept.to_vec());
+        }
+        let file = self.open_file(name)?;
+        let mut buf = [0u8; 4096];
+        let mut all = Vec::new();
+        loop {
+            let n = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buf))?;
+            all.extend_from_slice(buf.get(..n).unwrap_or_default());
+            if n < buf.len() {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// As [`ProcDir::read_small`]; from now on all reads of this file through this directory give the same bytes. For a
+    /// task that stands still.
+    ///
+    /// # Errors
+    /// As [`ProcDir::read`].
+    pub fn read_kept(&self, name: &'static str) -> Result<Arc<[u8]>> {
+        if let Some(kept) = self.kept(name) {
+            return Ok(kept);
+        }
+        let bytes: Arc<[u8]> = self.read_small(name)?.into();
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((name, bytes.clone()));
+        Ok(bytes)
+    }
+
+    fn kept(&self, name: &str) -> Option<Arc<[u8]>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes.clone())
+    }
+
+    /// Forgets what [`ProcDir::read_kept`] read.
+    pub fn forget(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// A whole file as text; bytes that are no UTF-8 become U+FFFD.
@@ -139,8 +193,18 @@ impl ProcDir {
     /// # Errors
     /// `ENOENT` also where the kernel lacks CONFIG_PROC_CHILDREN.
     pub fn children(&self) -> Result<Vec<HostTid>> {
+        // The directory of the threads counts a link for each, besides its own two.
+        let links = rustix::fs::statat(&self.dir, "task", AtFlags::empty())?.st_nlink;
+        if links == 3 { self.children_of([self.id]) } else { self.children_of(self.threads()?) }
+    }
+
+    /// Children of the process whose threads are known.
+    ///
+    /// # Errors
+    /// As [`ProcDir::children`].
+    pub fn children_of(&self, threads: impl IntoIterator<Item = HostTid>) -> Result<Vec<HostTid>> {
         let mut all = Vec::new();
-        for tid in self.threads()? {
+        for tid in threads {
             match self.read_text(&format!("task/{tid}/children")) {
                 Ok(text) => all.extend(text.split_ascii_whitespace().filter_map(|w| HostTid::new(w.parse().ok()?))),
                 Err(Errno::NOENT | Errno::SRCH) if tid != self.id => {}
@@ -176,8 +240,12 @@ pub struct Stat {
     pub flags: u64,
     /// Nice value.
     pub nice: i32,
+    /// Threads that are not reaped yet.
+    pub threads: u32,
     /// Clock ticks since boot; with the pid it names the process uniquely.
     pub start_time: u64,
+    /// Pages in memory, about.
+    pub resident_pages: u64,
     /// mm fields: code start and end, stack start.
     pub start_code: u64,
     /// End of code.
@@ -227,7 +295,9 @@ impl Stat {
             tty_nr: i(7)? as u32,
             flags: u(9)?,
             nice: i(19)?,
+            threads: u(20)? as u32,
             start_time: u(22)?,
+            resident_pages: u(24)?,
             start_code: u(26)?,
             end_code: u(27)?,
             start_stack: u(28)?,

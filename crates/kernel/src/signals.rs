@@ -87,6 +87,16 @@ pub fn seen(signal: i32) -> bool {
     SEEN.load(Ordering::Relaxed) & bit(signal) != 0
 }
 
+/// Blocks all signals in the calling thread, so that they go to another one.
+pub fn block_all_here() {
+    let mut all = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is filled before it is read; the mask changed is this thread's alone, and the old one is not asked for.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut());
+    }
+}
+
 static TICKS: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn tick(_: libc::c_int) {

@@ -43,7 +43,8 @@ fn kib(status: &Status, key: &str) -> u64 {
 
 /// Bytes of anonymous memory and swap; `None` for a process that is gone.
 fn anonymous(p: &ProcDir) -> Option<u64> {
-    let status = Status::new(p.read_text("status").ok()?);
+    let text = p.read_small("status").ok()?;
+    let status = Status::new(String::from_utf8_lossy(&text).into_owned());
     Some((kib(&status, "RssAnon") + kib(&status, "VmSwap")) << 10)
 }
 

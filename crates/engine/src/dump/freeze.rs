@@ -1,27 +1,34 @@
 //! The tree found and frozen: every process below the root, every thread of it, until nothing new appears.
-use crate::error::ResultExt;
+use crate::error::{OnObject, ResultExt};
 use crate::{Error, Kind, Object, Result, Stage};
-use crust_inject::SeizedProcess;
+use crust_inject::{SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::{Deadline, HostTid, ptrace};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// One process of the frozen tree.
 #[derive(Debug)]
 pub(crate) struct Process {
+    pub(crate) seen: Seen,
+    /// `None` for a zombie.
+    pub(crate) seized: Option<SeizedProcess>,
+}
+
+/// What any thread of ours may look at while the process stands still.
+#[derive(Debug)]
+pub(crate) struct Seen {
     pub(crate) pid: HostTid,
     /// As the tree has it; the root's is 0.
     pub(crate) ppid: i32,
     /// A thread that is alive, by whose id the process is looked at: the leader, unless that has ended.
     pub(crate) live: HostTid,
     /// Of `live`.
-    pub(crate) proc: ProcDir,
+    pub(crate) proc: Arc<ProcDir>,
     pub(crate) pidfd: PidFd,
     /// Of the leader.
     pub(crate) stat: Stat,
-    /// `None` for a zombie.
-    pub(crate) seized: Option<SeizedProcess>,
 }
 
 /// A tree that stands still. Dropping it lets it run again.
@@ -85,15 +92,15 @@ impl FrozenTree {
         let mut tree = Self { processes: Vec::new() };
         let mut known = HashSet::new();
         let mut wanted = vec![(root, 0)];
+        let mut parents = Vec::new();
         while !wanted.is_empty() {
+            let layer = tree.processes.len();
             tree.add(&wanted, &mut known, deadline)?;
-            // A task that falls to a new parent (its own died) may show up below any that is frozen already, so all are
-            // asked again until nothing new comes.
-            wanted.clear();
-            for p in tree.processes.iter().filter(|p| p.seized.is_some()) {
-                let children =
-                    p.proc.children().during("listing children").map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
-                wanted.extend(children.into_iter().filter(|c| !known.contains(c)).map(|c| (c, p.pid.as_raw())));
+            wanted = tree.children(layer..tree.processes.len(), &known, Some(&mut parents))?;
+            if wanted.is_empty() {
+                // A task whose parent died before it stood still fell to an ancestor, which is frozen already. Who had no
+                // child once it stood still is nobody's ancestor.
+                wanted = tree.children(parents.iter().copied(), &known, None)?;
             }
             if deadline.expired() {
                 return Err(Error::new(Kind::Timeout, "the tree forks faster than it can be frozen"));
@@ -101,6 +108,28 @@ impl FrozenTree {
         }
         tree.order();
         Ok(tree)
+    }
+
+    /// Children of some processes that are not known yet. `parents` gets those that have any.
+    fn children(
+        &self,
+        of: impl IntoIterator<Item = usize>,
+        known: &HashSet<HostTid>,
+        mut parents: Option<&mut Vec<usize>>,
+    ) -> Result<Vec<(HostTid, i32)>> {
+        let mut found = Vec::new();
+        for i in of {
+            let Process { seen, seized: Some(seized) } = &self.processes[i] else { continue };
+            let threads = seized.threads().iter().map(SeizedThread::tid);
+            let children = seen.proc.children_of(threads).during("listing children").on_task(seen.pid.as_raw())?;
+            if !children.is_empty()
+                && let Some(parents) = &mut parents
+            {
+                parents.push(i);
+            }
+            found.extend(children.into_iter().filter(|c| !known.contains(c)).map(|c| (c, seen.pid.as_raw())));
+        }
+        Ok(found)
     }
 
     /// Seizes a layer of processes. One that is gone by now is none of ours any more, unless it is the root.
@@ -114,48 +143,54 @@ impl FrozenTree {
                 Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
                 Err(e) => return Err(e.into()),
             };
-            let on = |e: Error| e.on(Object::Task(pid.as_raw()));
-            let mut proc = ProcDir::open(pid).during("opening /proc/PID").map_err(on)?;
-            let gone = || Error::new(Kind::TargetChanged, "ended while the tree was being frozen");
-            let stat = stat_of(&proc).ok_or_else(gone).map_err(on)?;
-            let alive = seized.as_ref().filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first());
-            let live = alive.map_or(pid, crust_inject::SeizedThread::tid);
-            let pidfd = if live == pid {
-                PidFd::open(pid).during("pidfd_open").map_err(on)?
-            } else {
-                // Memory and descriptors are gone from the leader; its other threads have them.
-                proc = ProcDir::open(live).during("opening /proc/TID").map_err(on)?;
-                PidFd::open_thread(live)
-                    .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
-                    .map_err(|e| on(e.kind_is(Kind::Unsupported).help("let the program's main thread live")))?
-            };
+            let seen = Self::see(pid, ppid, seized.as_ref()).on_task(pid.as_raw())?;
             known.insert(pid);
-            self.processes.push(Process { pid, ppid, live, proc, pidfd, stat, seized });
+            self.processes.push(Process { seen, seized });
         }
         Ok(())
     }
 
-    /// Parents as they are now that nothing moves, and parents before children.
+    fn see(pid: HostTid, ppid: i32, seized: Option<&SeizedProcess>) -> Result<Seen> {
+        let proc = match seized.and_then(SeizedProcess::proc) {
+            Some(proc) => proc.clone(),
+            None => Arc::new(ProcDir::open(pid).during("opening /proc/PID")?),
+        };
+        // Nothing of it changes any more: its parent stands still as well.
+        let stat = seized.and_then(SeizedProcess::stat).cloned().or_else(|| stat_of(&proc));
+        let stat = stat.ok_or_else(|| Error::new(Kind::TargetChanged, "ended while the tree was being frozen"))?;
+        // A task may have come to this parent only after its listing.
+        let ppid = if ppid == 0 { 0 } else { stat.ppid };
+        let other = seized.filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first()).map(SeizedThread::tid);
+        let Some(live) = other else {
+            let pidfd = PidFd::open(pid).during("pidfd_open")?;
+            return Ok(Seen { pid, ppid, live: pid, proc, pidfd, stat });
+        };
+        // Memory and descriptors are gone from the leader; its other threads have them.
+        let proc = Arc::new(ProcDir::open(live).during("opening /proc/TID")?);
+        let pidfd = PidFd::open_thread(live)
+            .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
+            .map_err(|e| e.kind_is(Kind::Unsupported).help("let the program's main thread live"))?;
+        Ok(Seen { pid, ppid, live, proc, pidfd, stat })
+    }
+
+    /// Parents before children.
     fn order(&mut self) {
-        for p in self.processes.iter_mut().skip(1) {
-            if let Some(stat) = stat_of(&p.proc) {
-                p.ppid = stat.ppid;
-                if p.live == p.pid {
-                    p.stat = stat;
-                }
-            }
-        }
         let mut sorted: Vec<Process> = Vec::with_capacity(self.processes.len());
         let mut rest = std::mem::take(&mut self.processes);
         if rest.is_empty() {
             return;
         }
         sorted.push(rest.remove(0));
-        let mut have: HashSet<i32> = sorted.iter().map(|p| p.pid.as_raw()).collect();
+        let mut have: HashSet<i32> = sorted.iter().map(|p| p.seen.pid.as_raw()).collect();
         while !rest.is_empty() {
             let before = rest.len();
-            let (ready, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| have.contains(&p.ppid));
-            have.extend(ready.iter().map(|p| p.pid.as_raw()));
+            let (ready, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| {
+                let ready = have.contains(&p.seen.ppid);
+                if ready {
+                    have.insert(p.seen.pid.as_raw());
+                }
+                ready
+            });
             sorted.extend(ready);
             rest = later;
             if rest.len() == before {
@@ -192,10 +227,7 @@ impl FrozenTree {
     /// As [`FrozenTree::resume`].
     pub(crate) fn stop(self) -> Result<()> {
         for p in self.processes.iter().filter(|p| p.seized.is_some()) {
-            p.pidfd
-                .send_signal(libc::SIGSTOP)
-                .during("stopping a task")
-                .map_err(|e| e.on(Object::Task(p.pid.as_raw())))?;
+            p.seen.pidfd.send_signal(libc::SIGSTOP).during("stopping a task").on_task(p.seen.pid.as_raw())?;
         }
         self.resume()
     }

@@ -7,7 +7,7 @@ use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::FsEntry;
 use crust_kernel::procfs::Status;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use std::os::fd::AsFd;
 
 /// A link in /proc/PID that leads to a file.
@@ -33,10 +33,14 @@ impl FileTable<'_> {
             PathLink::Root => "root",
         };
         let on = |e: Error| e.on(Object::Path(format!("/proc/{}/{name}", t.pid)));
-        let fd = t.proc.open_with(name, OFlags::PATH).during("following the link").map_err(on)?;
         let link = t.proc.readlink(name).during("reading the link").map_err(on)?;
-        regular::special(fd.as_fd(), &link, OFlags::RDONLY.bits(), t, self.records())
-            .map_err(|e| e.on(Object::Task(t.pid.as_raw())))
+        let stat = rustix::fs::statat(t.proc, name, AtFlags::empty()).during("following the link").map_err(on)?;
+        let flags = OFlags::RDONLY.bits();
+        if let Some(id) = regular::known_special(&stat, &link, flags, self.records()) {
+            return Ok(id);
+        }
+        let fd = t.proc.open_with(name, OFlags::PATH).during("following the link").map_err(on)?;
+        regular::special(fd.as_fd(), &link, flags, t, self.records()).map_err(|e| e.on(Object::Task(t.pid.as_raw())))
     }
 
     /// Takes working directory, root and umask of a task; they go to fs-PID.img.

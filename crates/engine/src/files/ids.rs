@@ -114,6 +114,33 @@ impl TaskIds {
     }
 }
 
+/// Ids of tables of signal handlers. Who shares one shares the address space too (CLONE_SIGHAND demands CLONE_VM, and exec
+/// ends both), so that only those need comparing.
+#[derive(Debug, Default)]
+pub struct SighandIds {
+    by_vm: HashMap<u32, Vec<(HostTid, u32)>>,
+    count: u32,
+}
+
+impl SighandIds {
+    /// The id of the handlers of `task`, whose address space has the id `vm`.
+    ///
+    /// # Errors
+    /// As [`TaskIds::intern`].
+    pub fn intern(&mut self, task: HostTid, vm: u32) -> Result<u32> {
+        let neighbours = self.by_vm.entry(vm).or_default();
+        for &(other, id) in neighbours.iter() {
+            let order = kcmp::task(task, other, Shared::Sighand).during("comparing what two tasks share (kcmp)");
+            if order.map_err(|e| e.on(crate::Object::Task(task.as_raw())))? == Ordering::Equal {
+                return Ok(id);
+            }
+        }
+        self.count += 1;
+        neighbours.push((task, self.count));
+        Ok(self.count)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

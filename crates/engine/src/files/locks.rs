@@ -1,8 +1,10 @@
 //! File locks (`--file-locks`): POSIX locks of a table, flock(2) and OFD locks of an open file.
-use super::look::FdView;
+use crate::task::Target;
 use crate::{Error, Kind, Object, Result};
 use crust_image::proto::FileLockEntry;
+use crust_kernel::TargetFd;
 use crust_kernel::fd::{self as kfd, LockRange};
+use crust_kernel::fdinfo::FdInfo;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -11,8 +13,8 @@ const FL_FLOCK: u32 = 2;
 const FL_OFDLCK: u32 = 1024;
 
 /// The locks that fdinfo shows at a descriptor.
-pub(super) fn look(v: &FdView<'_>) -> Result<Vec<FileLockEntry>> {
-    v.info.all("lock").map(|line| parse(line, v).ok_or_else(|| odd(line))).collect()
+pub(super) fn look(t: &Target<'_>, fd: TargetFd, info: &FdInfo) -> Result<Vec<FileLockEntry>> {
+    info.all("lock").map(|line| parse(line, t, fd).ok_or_else(|| odd(line))).collect()
 }
 
 fn odd(line: &str) -> Error {
@@ -20,7 +22,7 @@ fn odd(line: &str) -> Error {
 }
 
 /// `1: POSIX  ADVISORY  WRITE 17523 fe:00:762265 0 EOF`
-fn parse(line: &str, v: &FdView<'_>) -> Option<FileLockEntry> {
+fn parse(line: &str, t: &Target<'_>, fd: TargetFd) -> Option<FileLockEntry> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let flag = match words.next()? {
         "POSIX" => FL_POSIX,
@@ -43,8 +45,8 @@ fn parse(line: &str, v: &FdView<'_>) -> Option<FileLockEntry> {
         "EOF" => 0,
         end => end.parse::<i64>().ok()?.checked_sub(start)?.checked_add(1)?,
     };
-    let pid = v.target.ns_pid.as_raw();
-    Some(FileLockEntry { flag, r#type: kind as u32, pid, fd: v.fd.0 as i32, start, len })
+    let pid = t.ns_pid.as_raw();
+    Some(FileLockEntry { flag, r#type: kind as u32, pid, fd: fd.0 as i32, start, len })
 }
 
 /// The error for a lock that nobody asked to save.

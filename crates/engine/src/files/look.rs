@@ -29,8 +29,7 @@ impl<'a> FdView<'a> {
             .map_err(on)?;
         let stat = rustix::fs::fstat(&copy).during("fstat").map_err(on)?;
         let link = target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link").map_err(on)?;
-        let text = read_fdinfo(target, fd).during("reading fdinfo").map_err(on)?;
-        let info = FdInfo::parse(text).ok_or_else(|| on(Error::new(Kind::Internal, "fdinfo has an unknown form")))?;
+        let info = read_fdinfo(target, fd).map_err(on)?;
         Ok(Self { target, fd, link, stat, info, copy })
     }
 
@@ -106,18 +105,11 @@ impl<'a> FdView<'a> {
     }
 }
 
-/// The whole file, mostly by a single read: the kernel makes the text in one piece, and a short read is its end.
-fn read_fdinfo(target: &Target<'_>, fd: TargetFd) -> rustix::io::Result<String> {
-    let file = target.proc.open_file(&format!("fdinfo/{fd}"))?;
-    let mut buf = [0u8; 4096];
-    let mut text = Vec::new();
-    loop {
-        let n = rustix::io::read(&file, &mut buf)?;
-        text.extend_from_slice(buf.get(..n).unwrap_or_default());
-        if n < buf.len() {
-            return Ok(String::from_utf8_lossy(&text).into_owned());
-        }
-    }
+/// The descriptor's fdinfo file.
+pub(super) fn read_fdinfo(target: &Target<'_>, fd: TargetFd) -> Result<FdInfo> {
+    let bytes = target.proc.read_small(&format!("fdinfo/{fd}")).during("reading fdinfo")?;
+    FdInfo::parse(String::from_utf8_lossy(&bytes).into_owned())
+        .ok_or_else(|| Error::new(Kind::Internal, "fdinfo has an unknown form"))
 }
 
 impl fmt::Debug for FdView<'_> {

@@ -263,6 +263,17 @@ pub(super) struct SpecialKey {
     pub(super) path: Vec<u8>,
 }
 
+impl SpecialKey {
+    fn new(stat: &Stat, link: &[u8], flags: u32) -> Self {
+        Self { dev: stat.st_dev, ino: stat.st_ino, flags, path: link.to_vec() }
+    }
+}
+
+/// The id of such a file, if it has one by now.
+pub(super) fn known_special(stat: &Stat, link: &[u8], flags: u32, out: &Records<'_>) -> Option<u32> {
+    out.special.get(&SpecialKey::new(stat, link, flags)).copied()
+}
+
 /// The id of a file opened by no descriptor, made on first use.
 pub(super) fn special(
     fd: BorrowedFd<'_>,
@@ -272,7 +283,7 @@ pub(super) fn special(
     out: &mut Records<'_>,
 ) -> Result<u32> {
     let stat = rustix::fs::fstat(fd).during("fstat")?;
-    let key = SpecialKey { dev: stat.st_dev, ino: stat.st_ino, flags, path: link.to_vec() };
+    let key = SpecialKey::new(&stat, link, flags);
     if let Some(id) = out.special.get(&key) {
         return Ok(*id);
     }

@@ -1,6 +1,6 @@
 //! The dump half: every descriptor of the tree becomes a record, every blocker an error; then the images.
 use super::ids::{FileIds, FileKey, TaskIds};
-use super::look::FdView;
+use super::look::{FdView, read_fdinfo};
 use super::regular::SpecialKey;
 use super::{KINDS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
@@ -10,10 +10,12 @@ use crust_image::proto::{
     FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
 };
 use crust_image::{ImageKind, Writer};
-use crust_kernel::TargetFd;
-use crust_kernel::kcmp::Shared;
+use crust_kernel::fdinfo::FdInfo;
+use crust_kernel::kcmp::{self, Shared};
 use crust_kernel::sock_diag::UnixSocket;
+use crust_kernel::{HostTid, TargetFd};
 use rustix::io::Errno;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::os::fd::OwnedFd;
 
@@ -107,6 +109,8 @@ pub struct FileTable<'o> {
     /// Type of every file seen through a descriptor.
     types: HashMap<u32, i32>,
     table_ids: TaskIds,
+    /// Who had each number last, and the file's id: children mostly have their parent's files at the same numbers.
+    last_at: HashMap<TargetFd, (HostTid, u32)>,
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     fs: Vec<(i32, FsEntry)>,
     locks: Vec<FileLockEntry>,
@@ -150,6 +154,7 @@ impl<'o> FileTable<'o> {
             ids: FileIds::default(),
             types: HashMap::new(),
             table_ids: TaskIds::new(),
+            last_at: HashMap::new(),
             tables: BTreeMap::new(),
             fs: Vec::new(),
             locks: Vec::new(),
@@ -182,6 +187,9 @@ impl<'o> FileTable<'o> {
     }
 
     fn dump_fd(&mut self, t: &Target<'_>, fd: TargetFd) -> Result<FdinfoEntry> {
+        if let Some(known) = self.same_as_last(t, fd)? {
+            return Ok(known);
+        }
         let view = FdView::look(t, fd)?;
         let key = FileKey {
             dev: view.stat.st_dev,
@@ -199,14 +207,31 @@ impl<'o> FileTable<'o> {
             self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
             fd_type?;
         }
-        self.note_locks(&view, id)?;
+        self.last_at.insert(fd, (t.pid, id));
+        self.entry(t, fd, id, &view.info)
+    }
+
+    /// If the task before had the same open file at this number, all that is left to look at is the descriptor itself.
+    fn same_as_last(&mut self, t: &Target<'_>, fd: TargetFd) -> Result<Option<FdinfoEntry>> {
+        let Some(&(pid, id)) = self.last_at.get(&fd).filter(|(pid, _)| *pid != t.pid) else { return Ok(None) };
+        // A descriptor that is closed meanwhile makes no error here: the full look tells.
+        if kcmp::file((t.pid, fd), (pid, fd)) != Ok(Ordering::Equal) {
+            return Ok(None);
+        }
+        self.last_at.insert(fd, (t.pid, id));
+        let info = read_fdinfo(t, fd)?;
+        self.entry(t, fd, id, &info).map(Some)
+    }
+
+    fn entry(&mut self, t: &Target<'_>, fd: TargetFd, id: u32, info: &FdInfo) -> Result<FdinfoEntry> {
+        self.note_locks(t, fd, info, id)?;
         let fd_type = self.types.get(&id).copied().unwrap_or(0);
-        Ok(FdinfoEntry { id, flags: u32::from(view.info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
+        Ok(FdinfoEntry { id, flags: u32::from(info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
     }
 
     /// Locks show at every descriptor of the file; each is noted once, POSIX locks once for each process.
-    fn note_locks(&mut self, view: &FdView<'_>, id: u32) -> Result<()> {
-        for lock in locks::look(view)? {
+    fn note_locks(&mut self, t: &Target<'_>, fd: TargetFd, info: &FdInfo, id: u32) -> Result<()> {
+        for lock in locks::look(t, fd, info)? {
             if !self.records.opts.file_locks {
                 return Err(locks::not_asked());
             }
@@ -227,6 +252,11 @@ impl<'o> FileTable<'o> {
         all.extend(self.check_pidfds());
         all.extend(self.check_watches());
         all
+    }
+
+    /// True if something was found that cannot be saved.
+    pub fn has_blockers(&self) -> bool {
+        !self.blockers.is_empty()
     }
 
     /// Number of open file descriptions and similar records so far.

@@ -12,11 +12,14 @@ use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Outlet;
 use crate::task::Target;
 use crate::{OnObject, Result};
+use crust_image::ImageKind;
+use crust_image::manifest::{ContentHash, Hasher};
 use crust_image::proto::PagemapEntry;
 use crust_kernel::HostTid;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, Area, HUGE_PAGE};
 use rustix::io::Errno;
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +34,8 @@ pub struct PagesDump {
     pub scanned: u64,
     /// Present pages that held only zeros.
     pub zero: u64,
+    /// Of the pages image, if it is small enough to be hashed on the way.
+    pub hash: Option<ContentHash>,
 }
 
 impl PagesDump {
@@ -198,6 +203,8 @@ const BUFFER_CHUNK: u64 = 512 << 10;
 const WINDOW_CHUNK: u64 = 2 << 20;
 /// Ranges in one process_vm_readv (IOV_MAX).
 const MAX_RANGES: usize = 1024;
+/// Up to this the pages are hashed while they are at hand; more would prolong the freeze.
+const HASHED: u64 = 1 << 20;
 /// Below this a second thread or a mapping costs more than it saves.
 const SMALL: u64 = 8 << 20;
 /// Finished parts of the window are let go in steps of this.
@@ -217,10 +224,14 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump
         // One call instead of an allocation for each write. Not every file system can, and zeros may make it too much.
         let _unsupported_is_fine = rustix::fs::fallocate(out, rustix::fs::FallocateFlags::KEEP_SIZE, 0, total);
     }
-    let job = Job { source, runs, out, window, state: Mutex::new(State::default()), moved: Condvar::new() };
+    let mut state = State::default();
+    if total <= HASHED {
+        state.hasher = Some(Hasher::for_file(&ImageKind::Pages.file_name(0)));
+    }
+    let job = Job { source, runs, out, window, state: Mutex::new(state), moved: Condvar::new() };
     let threads = if total < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) };
     if threads == 1 {
-        job.work(BUFFER_CHUNK.min(total))?;
+        job.work(BUFFER_CHUNK)?;
     } else {
         std::thread::scope(|scope| {
             for _ in 1..threads {
@@ -234,8 +245,11 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump
         return Err(error);
     }
     drop(job.window);
-    rustix::fs::ftruncate(out, state.end).during("setting the size of the pages image")?;
-    Ok(PagesDump { entries: state.entries, written: state.end / PAGE_SIZE, scanned: 0, zero: state.zero })
+    if total >= SMALL {
+        rustix::fs::ftruncate(out, state.end).during("setting the size of the pages image")?;
+    }
+    let hash = state.hasher.map(|h| h.finish());
+    Ok(PagesDump { entries: state.entries, written: state.end / PAGE_SIZE, scanned: 0, zero: state.zero, hash })
 }
 
 /// As [`copy`] for an output that takes each byte once: one piece after the other, by one thread.
@@ -318,6 +332,31 @@ impl Window {
     }
 }
 
+/// A worker's buffer. The thread keeps it for its next copy: mapping it and touching its pages anew for each of a thousand
+/// small processes costs as much as the copy.
+struct Buffer(Option<Area>);
+
+thread_local! {
+    static SPARE: Cell<Option<Area>> = const { Cell::new(None) };
+}
+
+impl Buffer {
+    fn take(len: u64) -> Result<Self> {
+        let len = len.next_multiple_of(PAGE_SIZE);
+        let spare = SPARE.take().filter(|area| area.len_bytes() >= len);
+        Ok(Self(Some(match spare {
+            Some(area) => area,
+            None => Area::anonymous(len).during("mapping a buffer")?,
+        })))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        SPARE.set(self.0.take());
+    }
+}
+
 struct Job<'a> {
     source: &'a dyn Source,
     runs: &'a [Run],
@@ -344,6 +383,8 @@ struct State {
     released: u64,
     entries: Vec<PagemapEntry>,
     zero: u64,
+    /// Of a file so small that one worker writes it, in order.
+    hasher: Option<Hasher>,
     error: Option<Error>,
 }
 
@@ -405,7 +446,7 @@ impl Job<'_> {
 
     fn work(&self, buffer_len: u64) -> Result<()> {
         let buffer = match &self.window {
-            None => Some(Area::anonymous(buffer_len.next_multiple_of(PAGE_SIZE)).during("mapping a buffer")?),
+            None => Some(Buffer::take(buffer_len)?),
             Some(_) => None,
         };
         let mut chunk = Chunk { number: 0, at: 0, len: 0, pieces: Vec::new(), extents: 0..0 };
@@ -417,12 +458,12 @@ impl Job<'_> {
             // before the next claim's starts and lies inside the mapped file.
             let bytes = unsafe {
                 match (&buffer, &self.window) {
-                    (Some(buffer), _) => buffer.slice_mut(0, chunk.len),
+                    (Some(Buffer(Some(buffer))), _) => buffer.slice_mut(0, chunk.len),
                     (None, Some(window)) => {
                         self.make_ready(window, chunk.extents.clone())?;
                         window.area.slice_mut(chunk.at, chunk.len)
                     }
-                    (None, None) => return Err(Error::new(Kind::Internal, "no place to copy memory to")),
+                    _ => return Err(Error::new(Kind::Internal, "no place to copy memory to")),
                 }
             };
             read_pieces(self.source, &chunk.pieces, &mut ranges, bytes)?;
@@ -510,6 +551,9 @@ impl Job<'_> {
                 bytes.copy_within(from as usize..(from + n) as usize, len as usize);
             }
             len += n;
+        }
+        if let Some(hasher) = &mut self.lock().hasher {
+            hasher.update(&bytes[..len as usize]);
         }
         let mut done = 0;
         while done < len {

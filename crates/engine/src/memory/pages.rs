@@ -55,15 +55,29 @@ fn wants_walk(vma: &Vma) -> bool {
         && vma.entry.flags & MAP_DROPPABLE == 0
 }
 
+/// True for private file mappings that hold pages of their own.
+fn has_copies(vma: &Vma) -> bool {
+    vma.is(st::FILE_PRIVATE) && vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0)
+}
+
+/// Up to this much memory one walk for everything is quicker.
+const LITTLE_KIB: u64 = 16 << 10;
+
 /// Walks the page table of `t` once for anonymous memory and guards, and once more for each private file mapping that has
-/// pages of its own (only there must the kernel tell file pages from copies, which is slow).
+/// pages of its own: there the kernel must tell file pages from copies, which is slow where there is much memory.
 pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
     let mut found = Selection::default();
     let mut pagemap = Pagemap::open(t.proc).during("opening the page map")?;
     let user: &[Vma] = &vmas[..vmas.partition_point(|v| v.entry.end <= super::TASK_SIZE)];
     let (Some(first), Some(last)) = (user.first(), user.last()) else { return Ok(found) };
     let present = Categories::PRESENT.or(Categories::SWAPPED);
-    let tell = Categories::ZERO.or(Categories::GUARD);
+    let mut tell = Categories::ZERO.or(Categories::GUARD);
+    let resident = user.iter().map(|v| v.mapping.detail.map_or(LITTLE_KIB, |d| d.rss_kib)).sum::<u64>();
+    let at_once = resident < LITTLE_KIB;
+    if at_once {
+        tell = tell.or(Categories::FILE);
+    }
+    let is_copy = |region: &PageRegion| !region.categories.has(Categories::FILE);
     let mut next = 0;
     pagemap
         .walk(first.entry.start, last.entry.end, present.or(Categories::GUARD), tell, |region| {
@@ -71,7 +85,7 @@ pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
                 next += 1;
             }
             for vma in user[next..].iter().take_while(|v| v.entry.start < region.end) {
-                found.add(vma, region, wants_walk(vma));
+                found.add(vma, region, wants_walk(vma) || (at_once && has_copies(vma) && is_copy(&region)));
             }
         })
         .during("reading the page map")?;
@@ -80,11 +94,10 @@ pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
             // Saved whole: restore compares it with its own.
             found.runs.push(Run { start: vma.entry.start, end: vma.entry.end, how: How::of(vma) });
         }
-        let has_copies = vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0);
-        if vma.is(st::FILE_PRIVATE) && has_copies {
+        if !at_once && has_copies(vma) {
             pagemap
                 .walk(vma.entry.start, vma.entry.end, present, tell.or(Categories::FILE), |region| {
-                    if !region.categories.has(Categories::FILE) && !region.categories.has(Categories::GUARD) {
+                    if is_copy(&region) && !region.categories.has(Categories::GUARD) {
                         found.add(vma, region, true);
                     }
                 })

@@ -2,8 +2,11 @@
 use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
 use crust_image::proto::{RlimitEntry, TaskRlimitsEntry};
-use crust_inject::plan::{PlanId, Program};
+use crust_inject::plan::{DataRef, PlanId, Program};
 use crust_kernel::procfs::{Limit, ProcDir, parse_limits};
+
+/// struct rlimit64: soft limit, hard limit.
+const LIMIT_BYTES: usize = 16;
 
 const NAMES: [&str; 16] = [
     "RLIMIT_CPU",
@@ -31,6 +34,27 @@ const NAMES: [&str; 16] = [
 pub fn look(proc: &ProcDir) -> Result<[Limit; 16]> {
     let text = proc.read_text("limits").during("reading the resource limits")?;
     parse_limits(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/limits has an unknown form"))
+}
+
+/// Adds the questions to a plan that runs inside the task: nobody needs a right to ask for his own limits.
+pub fn ask(p: &mut Program, plan: PlanId) -> DataRef {
+    let at = p.reserve(NAMES.len() * LIMIT_BYTES);
+    for (i, name) in NAMES.into_iter().enumerate() {
+        let to = at.offset((i * LIMIT_BYTES) as u64);
+        p.syscall(plan, name, libc::SYS_prlimit64, &[0.into(), i.into(), 0.into(), to.into()]);
+    }
+    at
+}
+
+/// Reads the answers; `read` gives bytes of the plan's data.
+///
+/// # Errors
+/// As `read`.
+pub fn answers(at: DataRef, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) -> Result<TaskRlimitsEntry> {
+    let bytes = read(at, NAMES.len() * LIMIT_BYTES)?;
+    let word = |b: &[u8]| b.try_into().map_or(0, u64::from_le_bytes);
+    let limit = |c: &[u8]| RlimitEntry { cur: word(&c[..8]), max: word(&c[8..]) };
+    Ok(TaskRlimitsEntry { rlimits: bytes.chunks_exact(LIMIT_BYTES).map(limit).collect() })
 }
 
 /// The limits as records, in RLIMIT_* order.

@@ -1,12 +1,12 @@
 //! The tracer that gets killed: everything a dump does to a target, over and over.
 use crate::shared::{Page, Word};
-use crust_inject::SeizedProcess;
-use crust_inject::plan::{Expect, Program};
+use crust_inject::plan::{Expect, PlanId, Program, Slot};
+use crust_inject::{Job, Ran, SeizedProcess, run_each};
 use crust_kernel::{Deadline, HostTid};
 use std::path::Path;
 use std::time::Duration;
 
-pub(crate) const PHASES: [&str; 7] = ["start", "seize", "calls", "plan", "clean-up", "release", "idle"];
+pub(crate) const PHASES: [&str; 8] = ["start", "seize", "calls", "plan", "clean-up", "all at once", "release", "idle"];
 
 /// One dump's worth of borrowing. Panics if anything is not as it must be.
 pub(crate) fn round(pid: HostTid, page: &Page) {
@@ -41,17 +41,26 @@ pub(crate) fn round(pid: HostTid, page: &Page) {
         on.push((tid, plan));
     }
     let ran = process.run(&program, &on).unwrap();
-    for ((plan, slot), tid) in stacks.iter().zip(&tids) {
-        assert_eq!(ran.failure(*plan), None);
-        // The targets live in our pid namespace.
-        assert_eq!(ran.result(*plan, *slot), Some(i64::from(tid.as_raw())));
-    }
+    check(&ran, &stacks, &tids);
     phase(4);
     process.clean_up().unwrap();
     phase(5);
-    process.release().unwrap();
+    // The way of a dump: area, plans and clean-up in one.
+    let job = Job { process: &mut process, program: &program, on: &on };
+    let ran = run_each([job]).remove(0).unwrap();
+    check(&ran, &stacks, &tids);
     phase(6);
+    process.release().unwrap();
+    phase(7);
     page.add(Word::Rounds, 1);
+}
+
+/// The targets live in our pid namespace.
+fn check(ran: &Ran, stacks: &[(PlanId, Slot)], tids: &[HostTid]) {
+    for ((plan, slot), tid) in stacks.iter().zip(tids) {
+        assert_eq!(ran.failure(*plan), None);
+        assert_eq!(ran.result(*plan, *slot), Some(i64::from(tid.as_raw())));
+    }
 }
 
 /// Rounds until killed, with pauses of up to a millisecond.

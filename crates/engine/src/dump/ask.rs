@@ -1,0 +1,288 @@
+//! The questions that only a process itself and its tracer can answer, put to many processes at the same time. What comes back
+//! is plain data, for another thread to go on with.
+use super::freeze::Seen;
+use crate::Result;
+use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::files::ids::TaskIds;
+use crate::task::{limits, seccomp, settings, signals, timers};
+use crust_image::proto::SignalQueueEntry;
+use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
+use crust_inject::{Job, Ran, SeizedProcess, SeizedThread, arch};
+use crust_kernel::HostTid;
+use crust_kernel::kcmp::Shared;
+use crust_kernel::procfs::Status;
+use crust_kernel::ptrace::RseqConfig;
+use std::collections::HashSet;
+
+/// MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3).
+const GET_REGISTRATIONS: u32 = 1 << 9;
+const PR_GET_TID_ADDRESS: i32 = 40;
+/// Bytes that PR_GET_NAME gives, NUL included.
+pub(super) const COMM_BYTES: usize = 16;
+/// personality(2) with this changes nothing.
+const PERSONALITY_ASK: u32 = 0xffff_ffff;
+
+/// What a process and its tracer said.
+pub(super) struct Asked {
+    pub(super) questions: Questions,
+    pub(super) answers: Answers,
+    pub(super) threads: Vec<Thread>,
+    /// Signals queued for the process as a whole.
+    pub(super) pending: SignalQueueEntry,
+    pub(super) group_stop: Option<i32>,
+    /// Of each thread.
+    pub(super) seccomp: Vec<seccomp::Mode>,
+    /// Id of its address space.
+    pub(super) vm: u32,
+}
+
+/// What the tracer knows of a thread.
+pub(super) struct Thread {
+    pub(super) tid: HostTid,
+    pub(super) status: Status,
+    pub(super) regs: arch::regs::Regs,
+    pub(super) xsave: Vec<u8>,
+    pub(super) sigmask: u64,
+    pub(super) rseq: RseqConfig,
+    pub(super) pending: SignalQueueEntry,
+}
+
+impl Thread {
+    fn look(seen: &Seen, t: &SeizedThread) -> Result<Self> {
+        let text = if t.tid() == seen.live {
+            seen.proc.read("status")
+        } else {
+            seen.proc.read_small(&format!("task/{}/status", t.tid()))
+        };
+        let text = text.during("reading the status file")?;
+        let status = Status::new(String::from_utf8_lossy(&text).into_owned());
+        let waiting = status.mask("SigPnd") != Some(0);
+        Ok(Self {
+            tid: t.tid(),
+            regs: *t.regs(),
+            xsave: t.xsave()?,
+            sigmask: t.sigmask(),
+            rseq: *t.rseq(),
+            pending: if waiting { signals::queue(t.tid(), false)? } else { SignalQueueEntry::default() },
+            status,
+        })
+    }
+}
+
+/// Processes that are asked at the same time, and threads.
+pub(super) const TOGETHER: usize = 32;
+const THREADS_TOGETHER: usize = 512;
+
+/// The answers of a tree, in waves of processes that are asked at the same time; `None` stands for a zombie.
+pub(super) struct Waves<'a> {
+    left: std::iter::Peekable<Pairs<'a>>,
+    address_spaces: TaskIds,
+}
+
+type Pairs<'a> = std::iter::Zip<std::slice::Iter<'a, &'a Seen>, std::vec::IntoIter<Option<&'a mut SeizedProcess>>>;
+
+impl<'a> Waves<'a> {
+    pub(super) fn new(seen: &'a [&'a Seen], seized: Vec<Option<&'a mut SeizedProcess>>) -> Self {
+        Self { left: seen.iter().zip(seized).peekable(), address_spaces: TaskIds::new() }
+    }
+
+    /// The next wave, or the reason why it cannot be.
+    fn ask(&mut self) -> Result<Vec<Result<Option<Asked>>>> {
+        let mut live = Vec::new();
+        let mut wave = Vec::new();
+        let mut spaces = HashSet::new();
+        let mut threads = 0;
+        while wave.len() < TOGETHER && threads < THREADS_TOGETHER {
+            let Some((seen, seized)) = self.left.peek() else { break };
+            if seized.is_some() {
+                let (vm, _) = self.address_spaces.intern(seen.live, Shared::Vm)?;
+                // What we put into one address space must be gone before anybody else works there.
+                if !spaces.insert(vm) {
+                    break;
+                }
+                if let Some((seen, Some(process))) = self.left.next() {
+                    threads += process.threads().len();
+                    live.push((*seen, process, vm));
+                }
+                wave.push(true);
+            } else {
+                self.left.next();
+                wave.push(false);
+            }
+        }
+        let mut asked = ask(&mut live).into_iter();
+        let missing = || Error::new(Kind::Internal, "a process was not asked");
+        let answer = |alive| if alive { asked.next().ok_or_else(missing)?.map(Some) } else { Ok(None) };
+        Ok(wave.into_iter().map(answer).collect())
+    }
+}
+
+impl Iterator for Waves<'_> {
+    type Item = Vec<Result<Option<Asked>>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.ask() {
+            Ok(wave) if wave.is_empty() => None,
+            Ok(wave) => Some(wave),
+            Err(e) => Some(vec![Err(e)]),
+        }
+    }
+}
+
+/// Asks some live processes, all at once. One result for each, in order.
+fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)]) -> Vec<Result<Asked>> {
+    let mut prepared: Vec<Result<Prepared>> = processes.iter().map(|(seen, p, _)| Prepared::new(seen, p)).collect();
+    let jobs = processes.iter_mut().zip(&prepared).filter_map(|((_, process, _), prepared)| {
+        let Prepared { program, on, .. } = prepared.as_ref().ok()?;
+        Some(Job { process, program, on })
+    });
+    let mut ran = crust_inject::run_each(jobs).into_iter();
+    let asked = processes.iter().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
+        let prepared = prepared?;
+        let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
+        prepared.finish(seen, process, *vm, ran)
+    });
+    asked.zip(processes.iter()).map(|(asked, (seen, ..))| asked.on_task(seen.pid.as_raw())).collect()
+}
+
+struct Prepared {
+    program: Program,
+    questions: Questions,
+    on: Vec<(HostTid, PlanId)>,
+}
+
+impl Prepared {
+    fn new(seen: &Seen, process: &SeizedProcess) -> Result<Self> {
+        let timer_list = seen.proc.read_text("timers").during("reading the list of timers")?;
+        let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).collect();
+        for &tid in &tids {
+            settings::refuse_dispatch(tid)?;
+        }
+        let mut program = Program::new();
+        let questions = Questions::ask(&mut program, &tids, &timer_list)?;
+        let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
+        Ok(Self { program, questions, on })
+    }
+
+    fn finish(self, seen: &Seen, process: &SeizedProcess, vm: u32, ran: Ran) -> Result<Asked> {
+        for q in &self.questions.threads {
+            if let Some(failure) = ran.failure(q.plan) {
+                return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
+            }
+        }
+        let threads = process.threads().iter().map(|t| Thread::look(seen, t)).collect::<Result<Vec<_>>>()?;
+        let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;
+        let waiting = threads.first().is_none_or(|t| t.status.mask("ShdPnd") != Some(0));
+        Ok(Asked {
+            threads,
+            seccomp,
+            vm,
+            pending: if waiting { signals::queue(seen.live, true)? } else { SignalQueueEntry::default() },
+            group_stop: process.group_stop(),
+            questions: self.questions,
+            answers: Answers { ran },
+        })
+    }
+}
+
+/// Questions that only the process itself can answer.
+pub(super) struct Questions {
+    pub(super) main: PlanId,
+    pub(super) actions: signals::ActionsAt,
+    pub(super) timers: timers::Asked,
+    pub(super) brk: Slot,
+    pub(super) dumpable: Slot,
+    pub(super) thp_disabled: Slot,
+    pub(super) subreaper: DataRef,
+    pub(super) membarrier: Slot,
+    pub(super) personality: Slot,
+    pub(super) limits: DataRef,
+    pub(super) settings: settings::AskedProcess,
+    pub(super) threads: Vec<ThreadQuestions>,
+}
+
+pub(super) struct ThreadQuestions {
+    pub(super) plan: PlanId,
+    pub(super) altstack: DataRef,
+    pub(super) tid_address: DataRef,
+    pub(super) death_signal: DataRef,
+    pub(super) securebits: Slot,
+    pub(super) comm: DataRef,
+    pub(super) settings: settings::AskedThread,
+}
+
+impl Questions {
+    fn ask(p: &mut Program, tids: &[HostTid], timer_list: &str) -> Result<Self> {
+        let plans: Vec<PlanId> = tids.iter().map(|t| p.plan(format!("thread {t}"))).collect();
+        let main = *plans.first().ok_or_else(|| Error::new(Kind::Internal, "a process without threads"))?;
+        let prctl = |p: &mut Program, option: i32| {
+            let args = [option.into(), 0.into(), 0.into(), 0.into(), 0.into()];
+            p.syscall_slot(main, "prctl", libc::SYS_prctl, &args, Expect::Ok)
+        };
+        let actions = signals::ask_actions(p, main);
+        let timers = timers::ask(p, main, timer_list)?;
+        let brk = p.syscall_slot(main, "brk", libc::SYS_brk, &[0.into()], Expect::Ok);
+        let dumpable = prctl(p, libc::PR_GET_DUMPABLE);
+        let thp_disabled = prctl(p, libc::PR_GET_THP_DISABLE);
+        let subreaper = p.reserve(8);
+        let args = [libc::PR_GET_CHILD_SUBREAPER.into(), subreaper.into()];
+        p.syscall(main, "PR_GET_CHILD_SUBREAPER", libc::SYS_prctl, &args);
+        let args = [GET_REGISTRATIONS.into(), 0.into(), 0.into()];
+        let membarrier = p.syscall_slot(main, "membarrier", libc::SYS_membarrier, &args, Expect::Any);
+        let personality =
+            p.syscall_slot(main, "personality", libc::SYS_personality, &[PERSONALITY_ASK.into()], Expect::Ok);
+        let limits = limits::ask(p, main);
+        let settings = settings::ask_process(p, main);
+        let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan)).collect();
+        Ok(Self {
+            main,
+            actions,
+            timers,
+            brk,
+            dumpable,
+            thp_disabled,
+            subreaper,
+            membarrier,
+            personality,
+            limits,
+            settings,
+            threads,
+        })
+    }
+
+    fn ask_thread(p: &mut Program, plan: PlanId) -> ThreadQuestions {
+        let altstack = signals::ask_altstack(p, plan);
+        let tid_address = p.reserve(8);
+        let args = [PR_GET_TID_ADDRESS.into(), tid_address.into(), 0.into(), 0.into(), 0.into()];
+        p.syscall(plan, "PR_GET_TID_ADDRESS", libc::SYS_prctl, &args);
+        let death_signal = p.reserve(8);
+        let args = [libc::PR_GET_PDEATHSIG.into(), death_signal.into()];
+        p.syscall(plan, "PR_GET_PDEATHSIG", libc::SYS_prctl, &args);
+        let args = [libc::PR_GET_SECUREBITS.into()];
+        let securebits = p.syscall_slot(plan, "PR_GET_SECUREBITS", libc::SYS_prctl, &args, Expect::Ok);
+        let comm = p.reserve(COMM_BYTES);
+        p.syscall(plan, "PR_GET_NAME", libc::SYS_prctl, &[libc::PR_GET_NAME.into(), comm.into()]);
+        let settings = settings::ask_thread(p, plan);
+        ThreadQuestions { plan, altstack, tid_address, death_signal, securebits, comm, settings }
+    }
+}
+
+/// What the plan brought home.
+pub(super) struct Answers {
+    ran: Ran,
+}
+
+impl Answers {
+    pub(super) fn slot(&self, plan: PlanId, slot: Slot) -> Result<i64> {
+        self.ran.result(plan, slot).ok_or_else(|| Error::new(Kind::Internal, "a plan's result is missing"))
+    }
+
+    pub(super) fn data(&self, at: DataRef, len: usize) -> Result<Vec<u8>> {
+        let bytes = self.ran.data(at, len).ok_or_else(|| Error::new(Kind::Internal, "a plan's data is missing"))?;
+        Ok(bytes.to_vec())
+    }
+
+    pub(super) fn word(&self, at: DataRef) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.data(at, 8)?.try_into().unwrap_or_default()))
+    }
+}
