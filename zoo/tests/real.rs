@@ -1,7 +1,9 @@
 //! Programs that people run, dumped and restored twice in a row, each seen to go on rightly from where it was.
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use zoo::harness::{Case, End, Outcome, Proc, Room, expect_gone, routes, rule, skipped, step_limit};
 
@@ -16,9 +18,11 @@ struct Real<'a> {
 }
 
 fn run(real: &Real<'_>) {
-    let on_path = |dir: std::path::PathBuf| dir.join(real.argv[0]).exists();
+    // A shell that only becomes the program names it after its script.
+    let program = real.argv.get(3).filter(|_| real.argv[0] == "sh").unwrap_or(&real.argv[0]);
+    let on_path = |dir: std::path::PathBuf| dir.join(program).exists();
     if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(on_path) {
-        return skipped(real.name, &format!("{} is not installed", real.argv[0]));
+        return skipped(real.name, &format!("{program} is not installed"));
     }
     let mut bad = String::new();
     for route in routes() {
@@ -202,6 +206,109 @@ fn sqlite_open_database() {
     let script = "cd @; mkfifo commands; exec sqlite3 -cmd 'PRAGMA journal_mode=DELETE; CREATE TABLE kept (x); \
         CREATE TEMP TABLE own (x);' data.db <> commands";
     run(&Real { name: "sqlite_open_database", argv: &["sh", "-c", script], goes_on: ask, end: nothing });
+}
+
+/// Connects to the unix socket `name` of the room (its path may be too long for an address), asks, and reads to the end.
+/// The end is seen when the server has closed its side, so the connection is in no dump.
+fn converse(room: &mut Room, name: &str, ask: &[u8]) -> Result<String, String> {
+    let dir = fs::File::open(&room.dir).map_err(|e| e.to_string())?;
+    let path = format!("/proc/self/fd/{}/{name}", dir.as_raw_fd());
+    let end = Instant::now() + step_limit();
+    let mut stream = loop {
+        match UnixStream::connect(&path) {
+            Ok(stream) => break stream,
+            Err(e) if Instant::now() > end => return Err(format!("nobody listens: {e}; processes: {:#?}", room.ps())),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    let mut told = String::new();
+    let talk = stream.set_read_timeout(Some(step_limit())).and_then(|()| stream.write_all(ask));
+    talk.and_then(|()| stream.read_to_string(&mut told)).map_err(|e| format!("{e} after {told:?}"))?;
+    Ok(told)
+}
+
+#[test]
+fn redis_append_only() {
+    fn counts(room: &mut Room, n: u32) -> Outcome {
+        let told = converse(room, "s", b"INCR rounds\r\nQUIT\r\n")?;
+        let want = format!(":{}\r\n+OK\r\n", n + 1);
+        if told == want { Ok(()) } else { Err(format!("told {told:?}, want {want:?}")) }
+    }
+    fn wrote_all(room: &mut Room, _: Proc) -> Outcome {
+        let end = Instant::now() + step_limit();
+        let incr = || {
+            let dir = fs::read_dir(room.dir.join("appendonlydir")).into_iter().flatten().flatten();
+            let texts = dir.filter_map(|e| fs::read_to_string(e.path()).ok());
+            texts.map(|t| t.matches("INCR").count()).sum::<usize>()
+        };
+        while incr() != 3 {
+            if Instant::now() > end {
+                return Err(format!("{} increments are in the append-only file", incr()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+    let script = "cd @; exec redis-server --port 0 --unixsocket s --appendonly yes --save '' --daemonize no";
+    run(&Real {
+        name: "redis_append_only",
+        argv: &["sh", "-c", script, "redis-server"],
+        goes_on: counts,
+        end: wrote_all,
+    });
+}
+
+#[test]
+fn nginx_workers() {
+    fn answers(room: &mut Room, n: u32) -> Outcome {
+        for _ in 0..4 {
+            let told = converse(room, "s", b"GET / HTTP/1.0\r\n\r\n")?;
+            if !told.ends_with("\r\n\r\nhello") {
+                return Err(format!("told {told:?} in round {n}"));
+            }
+        }
+        Ok(())
+    }
+    let script = "cd @; printf '%s' 'daemon off; worker_processes 3; user root; pid pid; error_log err; \
+        events { worker_connections 64; } http { access_log off; client_body_temp_path t1; proxy_temp_path t2; \
+        fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5; server { listen unix:s; lingering_close off; \
+        return 200 hello; } }' > conf; exec nginx -p . -e err -c conf";
+    run(&Real { name: "nginx_workers", argv: &["sh", "-c", script, "nginx"], goes_on: answers, end: nothing });
+}
+
+#[test]
+fn python_pool() {
+    let script = r"
+import multiprocessing, os, time
+from multiprocessing import shared_memory
+def square(x):
+    time.sleep(0.002)
+    return x * x
+def side(lock, queue, ready, name):
+    memory = shared_memory.SharedMemory(name=name)
+    ready.put(1)
+    while True:
+        n = queue.get()
+        with lock:
+            memory.buf[0] = (memory.buf[0] + n) % 256
+os.chdir('@')
+lock, queue = multiprocessing.Semaphore(2), multiprocessing.Queue()
+memory = shared_memory.SharedMemory(create=True, size=4096)
+ready = multiprocessing.SimpleQueue()
+multiprocessing.Process(target=side, args=(lock, queue, ready, memory.name), daemon=True).start()
+ready.get()
+memory.unlink()
+with multiprocessing.Pool(3) as pool, open('count', 'w', buffering=1) as out:
+    n = 0
+    while True:
+        assert pool.map(square, range(12)) == [x * x for x in range(12)]
+        queue.put(1)
+        n += 1
+        while memory.buf[0] != n % 256:
+            time.sleep(0.002)
+        print(n, file=out)
+";
+    run(&Real { name: "python_pool", argv: &["python3", "-c", script], goes_on: counts_on, end: nothing });
 }
 
 #[test]

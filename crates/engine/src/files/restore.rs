@@ -592,7 +592,9 @@ impl Opener<'_> {
 
     /// As [`Opener::reopen`], by number.
     pub(super) fn reopen_number(&self, fd: RawFd, flags: u32) -> Result<OwnedFd> {
-        rustix::fs::open(format!("/proc/self/fd/{fd}"), regular::open_flags(flags), Mode::empty())
+        // The way there is a link; the program's O_NOFOLLOW was about its own path.
+        let flags = regular::open_flags(flags).difference(OFlags::NOFOLLOW);
+        rustix::fs::open(format!("/proc/self/fd/{fd}"), flags, Mode::empty())
             .during("opening a file again through /proc")
     }
 
