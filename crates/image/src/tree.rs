@@ -93,8 +93,9 @@ pub fn tree(set: &dyn ImageSet, colour: bool) -> Result<String> {
     let threads: usize = view.tasks.iter().map(|t| t.entry.threads.len().max(1)).sum();
     line!(
         out,
-        "{} processes, {threads} threads, {} in {} files ({} of it pages)",
-        view.tasks.len(),
+        "{}, {}, {} in {} files ({} of it pages)",
+        count(view.tasks.len(), "process", "processes"),
+        count(threads, "thread", "threads"),
         human(s.bytes),
         s.files,
         human(s.pages)
@@ -292,8 +293,8 @@ pub fn html(set: &dyn ImageSet) -> Result<String> {
     );
     line!(
         out,
-        "<p>{} processes, {} in {} files, {} of it pages</p>",
-        view.tasks.len(),
+        "<p>{}, {} in {} files, {} of it pages</p>",
+        count(view.tasks.len(), "process", "processes"),
         human(s.bytes),
         s.files,
         human(s.pages)
@@ -317,7 +318,7 @@ pub fn html(set: &dyn ImageSet) -> Result<String> {
             out.push_str("</details>\n");
             open -= 1;
         }
-        process(&view, task, &mut out);
+        process(&view, task, view.tasks.len() <= UNFOLDED || depth < 1, &mut out);
         open += 1;
     }
     out.push_str(&"</details>\n".repeat(open));
@@ -325,7 +326,15 @@ pub fn html(set: &dyn ImageSet) -> Result<String> {
     Ok(out)
 }
 
-fn process(view: &View, task: &Task, out: &mut String) {
+/// Trees up to this many processes are shown unfolded; of larger ones the first levels.
+const UNFOLDED: usize = 50;
+
+/// A number with its noun.
+fn count(n: usize, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
+fn process(view: &View, task: &Task, open: bool, out: &mut String) {
     let state = task.state();
     let dead =
         if state == "Alive" { String::new() } else { format!(" <span class=\"dead\">{}</span>", escape(&state)) };
@@ -333,11 +342,12 @@ fn process(view: &View, task: &Task, out: &mut String) {
     let own = if own.is_empty() { String::new() } else { format!(", own namespaces: {}", own.join(" ")) };
     line!(
         out,
-        "<details open><summary><span class=\"pid\">{}</span><b>{}</b>{dead} <span class=\"dim\">{} threads, {} mapped, \
+        "<details{}><summary><span class=\"pid\">{}</span><b>{}</b>{dead} <span class=\"dim\">{}, {} mapped, \
          {} saved{own}</span></summary>",
+        if open { " open" } else { "" },
         task.entry.pid,
         escape(&task.comm()),
-        task.entry.threads.len(),
+        count(task.entry.threads.len(), "thread", "threads"),
         human(mapped(task)),
         human(saved_total(task))
     );
