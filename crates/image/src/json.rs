@@ -88,7 +88,8 @@ impl Json {
         out
     }
 
-    fn write(&self, out: &mut String, indent: Option<usize>, depth: usize) {
+    /// Appends the value as it stands `depth` levels inside of another.
+    pub(crate) fn write(&self, out: &mut String, indent: Option<usize>, depth: usize) {
         fn newline(out: &mut String, indent: Option<usize>, depth: usize) {
             if let Some(width) = indent {
                 out.push('\n');

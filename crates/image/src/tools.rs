@@ -1,5 +1,5 @@
 //! The tools behind `crust image`: each takes images and gives text. What crit has, looks as crit has it.
-use crate::decode::{Style, count_records, decode_image};
+use crate::decode::{Style, count_records, decode_image, decode_text};
 use crate::json::Json;
 use crate::manifest::{MANIFEST_NAME, Manifest, is_pages};
 use crate::pagemap::{PAGE_BYTES, Pagemap};
@@ -29,8 +29,7 @@ pub fn show(name: &str, bytes: &[u8], without_payload: bool) -> Result<String> {
     if let Some((kind, _)) = ImageKind::of_file_name(name).filter(|(kind, _)| kind.is_raw()) {
         return Ok(format!("{name}: {} bytes of another format than CRIU's records ({kind:?})\n", bytes.len()));
     }
-    let json = decode_image(name, bytes, Style { pretty: true, without_payload })?;
-    Ok(json.to_pretty() + "\n")
+    Ok(decode_text(name, bytes, Style { pretty: true, without_payload })? + "\n")
 }
 
 /// An image as JSON on one line (or many, if `pretty`): crit's `decode`.
@@ -38,8 +37,7 @@ pub fn show(name: &str, bytes: &[u8], without_payload: bool) -> Result<String> {
 /// # Errors
 /// With the place that is not what it should be.
 pub fn decode(name: &str, bytes: &[u8], pretty: bool) -> Result<String> {
-    let json = decode_image(name, bytes, Style { pretty, without_payload: false })?;
-    Ok(if pretty { json.to_pretty() } else { json.to_line() })
+    decode_text(name, bytes, Style { pretty, without_payload: false })
 }
 
 /// The image that JSON in crit's shape stands for: crit's `encode`.

@@ -72,3 +72,21 @@ fn tar() {
 fn streamer() {
     replay("streamer", targets::streamer);
 }
+
+/// What is written record by record is what the whole would be.
+#[test]
+fn text_is_the_same_piece_by_piece() {
+    use crust_image::{Style, decode_image, tools};
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/image");
+    let mut compared = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        for pretty in [false, true] {
+            let Ok(json) = decode_image("x", &bytes, Style { pretty, without_payload: false }) else { continue };
+            let whole = if pretty { json.to_pretty() } else { json.to_line() };
+            assert_eq!(tools::decode("x", &bytes, pretty).unwrap(), whole);
+            compared += 1;
+        }
+    }
+    assert!(compared > 100, "{compared}");
+}
