@@ -115,11 +115,20 @@ fn reclaim(pid: HostTid) -> Result<()> {
             "end one of the two first",
         ));
     }
-    let mut process = crust_inject::SeizedProcess::seize(pid, Deadline::after(Duration::from_secs(10)))?;
-    process.set_deadline(Deadline::after(Duration::from_secs(60)));
-    let reclaimed = process.reclaim();
-    process.release()?;
-    reclaimed.map(drop).map_err(Error::from)
+    // On a busy machine a thread may not have run since its tracer died, and so still have to come out of its landing.
+    let patience = Deadline::after(Duration::from_secs(30));
+    let mut backoff = crust_kernel::Backoff::new();
+    loop {
+        let mut process = crust_inject::SeizedProcess::seize(pid, Deadline::after(Duration::from_secs(10)))?;
+        process.set_deadline(Deadline::after(Duration::from_secs(60)));
+        let reclaimed = process.reclaim();
+        process.release()?;
+        match reclaimed {
+            Ok(_) => return Ok(()),
+            Err(e) if *e.kind() == crust_inject::Kind::Unsupported && backoff.pause(patience) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
 }
 
 /// A socket of a service that is gone.

@@ -494,6 +494,9 @@ fn plan_twin(
     let at = p.data(&args.to_bytes());
     p.pointer(at.offset(std::mem::offset_of!(CloneArgs, set_tid) as u64), id);
     p.spawn(main, FORK_OF_TWIN, at, size_of::<CloneArgs>(), plan);
+    // By the elder too: a twin killed before its first step would not be missed.
+    let one = boot.arena + std::mem::offset_of!(super::arena::Control, one) as u64;
+    p.copy(main, boot.arena + cx.arena.born_offset(twin), one, 4);
 
     // As `tie_to` does it.
     let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
@@ -611,8 +614,8 @@ fn start_thread(p: &mut Program, main: PlanId, child: PlanId, tid: NsTid) {
     p.thread(main, at, size_of::<CloneArgs>(), child);
 }
 
-/// How long a failed task lets itself be looked at.
-const PARK_SECONDS: i64 = 60;
+/// How long a failed task lets itself be looked at. So long at most it outlives a coordinator that died before it.
+const PARK_SECONDS: i64 = 10;
 
 /// A failed step tells the coordinator and waits to be looked at and killed.
 fn error_path(p: &mut Program, plan: PlanId, note: u64, arena: u64) {
