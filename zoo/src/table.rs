@@ -84,6 +84,7 @@ macro_rules! programs {
             first threads_tls;
             first timed_waits;
             first timed_waits_eintr;
+            first tree_deep;
             first tree_family;
             first umask_cwd;
             first vdso_clock;

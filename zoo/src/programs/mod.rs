@@ -113,6 +113,7 @@ mod threads_tls;
 mod timed_waits;
 mod timed_waits_eintr;
 mod timerfd;
+mod tree_deep;
 mod tree_family;
 mod umask_cwd;
 mod unix_listen;
