@@ -390,10 +390,11 @@ fn through_an_image_streamer() {
     fs::remove_file(images.join(streamer::SERVE_SOCKET)).unwrap();
     let mut plain = BTreeMap::new();
     let archive = fs::read(sample.dir.path("a.tar")).unwrap();
-    let mut tar = crust_image::tar::TarReader::new(archive.as_slice());
-    while let Some(file) = tar.next_file().unwrap() {
-        plain.insert(file.name, tar.read_all(1 << 30).unwrap());
-    }
+    crust_image::tar::read(archive.as_slice(), |file| {
+        plain.insert(file.name.clone(), file.read_all(1 << 30)?);
+        Ok::<_, crust_image::Error>(())
+    })
+    .unwrap();
     plain.remove(crust_image::manifest::MANIFEST_NAME);
     let streamer = serve(&images, plain);
     good(sample.crust("restore", &["-d", "--stream"]));

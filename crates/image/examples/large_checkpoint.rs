@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let (pid, first) = (n + 100, n * EACH + 1);
         // Ten children each.
         let ppid = if n == 0 { 0 } else { 100 + (n - 1) / 10 };
-        tree.push(PstreeEntry { pid, ppid, pgid: 100, sid: 100, threads: vec![pid], ..Default::default() });
+        tree.push(PstreeEntry { pid, ppid, pgid: 100, sid: 100, threads: vec![pid] });
         let tc = TaskCoreEntry { task_state: 1, comm: format!("worker-{n}").into_bytes(), ..Default::default() };
         let core = CoreEntry { mtype: core_entry::March::X8664 as i32, tc: Some(tc), ..Default::default() };
         put(ImageKind::Core, pid, encode_one(ImageKind::Core, &core)?)?;

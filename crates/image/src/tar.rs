@@ -1,17 +1,19 @@
-//! Images in a tar archive, read and written in one pass over a stream. What is unpacked comes from strangers: only plain
-//! files in one directory are taken, and whatever could lead elsewhere refuses the archive.
+//! Images in a tar archive, read and written in one pass over a stream. The format is the `tar` crate's; ours is what is taken:
+//! what is unpacked comes from strangers, so only plain files in one directory, and whatever could lead elsewhere refuses
+//! the archive.
 //!
 //! Read are ustar, pax and GNU archives as tar(1), Go and Python make them; written is plain ustar (sizes from 8 GiB on in
 //! GNU's binary form, which all of those read).
 use crate::manifest::{ContentHash, Hasher, MANIFEST_NAME, is_pages, is_plain_name};
 use crate::{Error, ImageKind, ImageSet, Result, What};
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
+use tar::{Archive, Entry, EntryType, Header, PaxExtensions};
 
 /// Archives come in blocks of this size.
-const BLOCK: usize = 512;
 const BLOCK_BYTES: u64 = 512;
-/// Long names and extended headers may take this much.
+/// What may stand before one file's content: its header, long names, extended headers. They are held in memory.
 const MAX_HEADER_BYTES: u64 = 64 << 10;
 /// More entries than a checkpoint of 100,000 tasks has.
 const MAX_ENTRIES: u64 = 1 << 21;
@@ -33,122 +35,43 @@ pub trait Input: Read {
 impl Input for &[u8] {}
 
 /// A file of the checkpoint, found in an archive.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TarFile {
+pub struct TarFile<'a> {
     /// Its plain name, without directories.
     pub name: String,
     /// Its length in bytes.
     pub len_bytes: u64,
-}
-
-/// Reads an archive from its beginning to its end.
-#[derive(Debug)]
-pub struct TarReader<R> {
-    input: R,
-    /// Bytes taken from the input.
-    at: u64,
-    entries: u64,
-    /// Content of the present file that nobody read yet, and what fills its last block.
+    /// Content that nobody read yet.
     left: u64,
-    padding: u64,
-    /// Where the images are inside the archive, once one was seen.
-    root: Option<String>,
-    seen: HashSet<String>,
-    skipped: Vec<String>,
+    content: &'a mut dyn Read,
+    progress: &'a Progress,
 }
 
-/// What extended headers say about the next entry.
-#[derive(Default)]
-struct Extended {
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-}
-
-impl<R: Input> TarReader<R> {
-    /// Begins to read.
-    pub fn new(input: R) -> Self {
-        Self { input, at: 0, entries: 0, left: 0, padding: 0, root: None, seen: HashSet::new(), skipped: Vec::new() }
-    }
-
-    /// The next file of the checkpoint, past what was left unread of the one before; `None` at the archive's end.
-    ///
-    /// # Errors
-    /// With the place of whatever is no tar archive, or one that no checkpoint needs: links, devices, paths that are absolute
-    /// or lead upwards, files that are there twice.
-    pub fn next_file(&mut self) -> Result<Option<TarFile>> {
-        let mut extended = Extended::default();
-        loop {
-            self.skip_rest()?;
-            let mut block = [0; BLOCK];
-            self.exact(&mut block, "a header")?;
-            if self.at == BLOCK_BYTES {
-                self.refuse_compressed(&block)?;
-            }
-            if block.iter().all(|b| *b == 0) {
-                return Ok(None);
-            }
-            if self.entries == MAX_ENTRIES {
-                return Err(self.error(What::TooLong("an archive of entries", self.entries + 1, MAX_ENTRIES)));
-            }
-            self.entries += 1;
-            let header = self.header(&block)?;
-            self.left = header.size;
-            self.padding = header.size.wrapping_neg() % BLOCK_BYTES;
-            match header.kind {
-                b'x' => self.pax(&mut extended)?,
-                b'g' => {
-                    let mut unused = Extended::default();
-                    self.pax(&mut unused)?;
-                    if unused.name.is_some() || unused.size.is_some() {
-                        return Err(self.impossible("names or sizes for all entries at once"));
-                    }
-                }
-                b'L' => {
-                    let mut name = self.small("a long name")?;
-                    name.truncate(name.iter().position(|b| *b == 0).unwrap_or(name.len()));
-                    extended.name = Some(name);
-                }
-                kind => {
-                    let Extended { name, size } = std::mem::take(&mut extended);
-                    let size = size.unwrap_or(header.size);
-                    self.left = size;
-                    self.padding = size.wrapping_neg() % BLOCK_BYTES;
-                    if let Some(file) = self.entry(kind, &name.unwrap_or(header.name), size)? {
-                        return Ok(Some(file));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Reads content of the present file; 0 at its end.
+impl TarFile<'_> {
+    /// Reads content; 0 at its end.
     ///
     /// # Errors
     /// If the archive ends inside of it, or the input refuses.
     pub fn read(&mut self, into: &mut [u8]) -> Result<usize> {
-        let want = usize::try_from(self.left).unwrap_or(usize::MAX).min(into.len());
-        let Some(into) = into.get_mut(..want).filter(|into| !into.is_empty()) else { return Ok(0) };
-        loop {
-            return match self.input.read(into) {
-                Ok(0) => Err(self.error(What::Truncated("a file", self.left, 0))),
-                Ok(n) => {
-                    self.left -= n as u64;
-                    self.at += n as u64;
-                    Ok(n)
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => Err(self.impossible(format!("cannot be read: {e}"))),
-            };
+        if into.is_empty() || self.left == 0 {
+            return Ok(0);
+        }
+        match self.content.read(into) {
+            Ok(0) => Err(self.progress.error(What::Truncated("a file", self.left, 0))),
+            Ok(n) => {
+                self.left = self.left.saturating_sub(n as u64);
+                Ok(n)
+            }
+            Err(e) => Err(self.progress.impossible(format!("cannot be read: {e}"))),
         }
     }
 
-    /// The rest of the present file.
+    /// The rest of the content.
     ///
     /// # Errors
-    /// If it is longer than `limit`, else as [`TarReader::read`].
+    /// If it is longer than `limit`, else as [`TarFile::read`].
     pub fn read_all(&mut self, limit: u64) -> Result<Vec<u8>> {
         if self.left > limit {
-            return Err(self.error(What::TooLong("a file of records", self.left, limit)));
+            return Err(self.progress.error(What::TooLong("a file of records", self.left, limit)));
         }
         // Room grows with what arrives, not with what the header promises.
         let mut all = Vec::new();
@@ -160,160 +83,254 @@ impl<R: Input> TarReader<R> {
             }
         }
     }
+}
 
-    /// Reads on to the input's end, so that whoever writes it is not cut off. Only padding may follow an archive's end.
-    ///
-    /// # Errors
-    /// If something else follows.
-    pub fn finish(mut self) -> Result<()> {
-        let mut piece = vec![0; 10 << 10];
-        loop {
-            match self.input.read(&mut piece) {
-                Ok(0) => return Ok(()),
-                Ok(n) if piece.get(..n).is_some_and(|p| p.iter().all(|b| *b == 0)) => self.at += n as u64,
-                Ok(n) => return Err(self.error(What::Trailing(n as u64))),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.impossible(format!("cannot be read: {e}"))),
-            }
-        }
-    }
+/// How far an archive was read, and why not further.
+#[derive(Default)]
+struct Progress {
+    /// Bytes taken from the input.
+    at: Cell<u64>,
+    entries: Cell<u64>,
+    /// How an archive begins.
+    start: Cell<[u8; 6]>,
+    /// What may still be read before the next file's content; `None` inside of content.
+    budget: Cell<Option<u64>>,
+    stopped: Cell<Option<Stop>>,
+}
 
-    /// Paths of files that are no images and were left out.
-    pub fn skipped(&self) -> &[String] {
-        &self.skipped
-    }
+#[derive(Clone, Copy)]
+enum Stop {
+    /// The input ended where more was wanted.
+    Ended,
+    /// It ended within so many bytes that were to be skipped.
+    EndedSkipping(u64),
+    /// Headers beyond all measure.
+    OverBudget,
+    /// The input refused.
+    Refused,
+}
 
+impl Progress {
     fn error(&self, what: What) -> Error {
-        Error::new("tar archive", self.at, Some(self.entries.saturating_sub(1)), what)
+        Error::new("tar archive", self.at.get(), Some(self.entries.get().saturating_sub(1)), what)
     }
 
     fn impossible(&self, why: impl Into<String>) -> Error {
         self.error(What::Impossible(why.into()))
     }
 
-    fn exact(&mut self, into: &mut [u8], what: &'static str) -> Result<()> {
-        let mut filled = 0;
-        while let Some(room) = into.get_mut(filled..).filter(|room| !room.is_empty()) {
-            match self.input.read(room) {
-                Ok(0) => return Err(self.error(What::Truncated(what, into.len() as u64, filled as u64))),
-                Ok(n) => filled += n,
+    fn advance(&self, bytes: u64) {
+        self.at.set(self.at.get().saturating_add(bytes));
+    }
+
+    /// Why there is no next entry, if that is not the archive's proper end.
+    fn stopped(&self, error: Option<&io::Error>) -> Option<Error> {
+        if let Some(e) = refuse_compressed(self.start.get()) {
+            return Some(e);
+        }
+        Some(match (self.stopped.get(), error) {
+            (Some(Stop::Ended), _) => {
+                let there = self.at.get() % BLOCK_BYTES;
+                self.at.set(self.at.get() - there);
+                self.error(What::Truncated("a header", BLOCK_BYTES, there))
+            }
+            (Some(Stop::EndedSkipping(bytes)), _) => self.error(What::Truncated("a file", bytes, 0)),
+            (Some(Stop::OverBudget), _) => {
+                self.impossible(format!("extended headers of more than {MAX_HEADER_BYTES} bytes before a file"))
+            }
+            (Some(Stop::Refused), Some(e)) => self.impossible(format!("cannot be read: {e}")),
+            (_, Some(e)) => self.impossible(format!("no tar archive, or a damaged one: {e}")),
+            (_, None) => return None,
+        })
+    }
+}
+
+/// The input as the `tar` crate sees it. The crate holds what stands before a file in memory however long it is, and takes an
+/// input's end for an archive's: both are noticed here.
+struct Guard<'a, R> {
+    input: R,
+    progress: &'a Progress,
+}
+
+impl<R: Input> Read for Guard<'_, R> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let budget = self.progress.budget.get();
+        let room = usize::try_from(budget.unwrap_or(u64::MAX)).unwrap_or(usize::MAX).min(into.len());
+        let stop = |why| self.progress.stopped.set(Some(why));
+        if room < into.len() && room == 0 {
+            stop(Stop::OverBudget);
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let Some(into) = into.get_mut(..room).filter(|into| !into.is_empty()) else { return Ok(0) };
+        let n = loop {
+            match self.input.read(into) {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(self.impossible(format!("cannot be read: {e}"))),
+                other => break other.inspect_err(|_| stop(Stop::Refused))?,
             }
-        }
-        self.at += filled as u64;
-        Ok(())
-    }
-
-    fn skip_rest(&mut self) -> Result<()> {
-        for bytes in [std::mem::take(&mut self.left), std::mem::take(&mut self.padding)] {
-            match self.input.skip(bytes) {
-                Ok(()) => self.at = self.at.saturating_add(bytes),
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                    return Err(self.error(What::Truncated("a file", bytes, 0)));
-                }
-                Err(e) => return Err(self.impossible(format!("cannot be read: {e}"))),
-            }
-        }
-        Ok(())
-    }
-
-    /// The present entry's content, which must be small: it is no file.
-    fn small(&mut self, what: &'static str) -> Result<Vec<u8>> {
-        if self.left > MAX_HEADER_BYTES {
-            return Err(self.error(What::TooLong(what, self.left, MAX_HEADER_BYTES)));
-        }
-        self.read_all(MAX_HEADER_BYTES)
-    }
-
-    fn refuse_compressed(&self, block: &[u8; BLOCK]) -> Result<()> {
-        let kinds: [(&[u8], &str); 5] = [
-            (&[0x1f, 0x8b], "gzip"),
-            (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
-            (&[0xfd, b'7', b'z', b'X', b'Z'], "xz"),
-            (b"BZh", "bzip2"),
-            (&[0x04, 0x22, 0x4d, 0x18], "lz4"),
-        ];
-        match kinds.iter().find(|(magic, _)| block.starts_with(magic)) {
-            Some((_, tool)) => {
-                let what =
-                    format!("compressed: decompress it first (`{tool} -dc ARCHIVE |` in front, and `-` as name)");
-                Err(Error::text("tar archive", what))
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn header(&self, block: &[u8; BLOCK]) -> Result<Header> {
-        let field = |from: usize, len: usize| block.get(from..from + len).unwrap_or_default();
-        let stored = octal(field(148, 8));
-        let counted = block.iter().enumerate().map(|(at, b)| match at {
-            148..156 => u64::from(b' '),
-            _ => u64::from(*b),
-        });
-        if stored != Some(counted.sum()) {
-            return Err(self.impossible("a header's checksum does not fit: no tar archive, or a damaged one"));
-        }
-        let size = number(field(124, 12)).ok_or_else(|| self.impossible("a file's size is no number"))?;
-        let text = |field: &[u8]| field.split(|b| *b == 0).next().unwrap_or_default().to_vec();
-        let mut name = text(field(345, 155));
-        if field(257, 6) != b"ustar\0" || name.is_empty() {
-            name = text(field(0, 100));
-        } else {
-            name.push(b'/');
-            name.extend_from_slice(&text(field(0, 100)));
-        }
-        let kind = block.get(156).copied().unwrap_or(0);
-        // Only plain files have content; some writers give others a size all the same.
-        let size = if matches!(kind, b'1'..=b'6') { 0 } else { size };
-        Ok(Header { name, size, kind })
-    }
-
-    fn pax(&mut self, extended: &mut Extended) -> Result<()> {
-        let body = self.small("an extended header")?;
-        let mut rest = body.as_slice();
-        while !rest.is_empty() {
-            let record = pax_record(rest).ok_or_else(|| self.impossible("an extended header that cannot be read"))?;
-            rest = record.rest;
-            match record.key {
-                b"path" => extended.name = Some(record.value.to_vec()),
-                b"size" => {
-                    let size = std::str::from_utf8(record.value).ok().and_then(|v| v.parse().ok());
-                    let size = size.filter(|s| *s <= i64::MAX as u64);
-                    extended.size = Some(size.ok_or_else(|| self.impossible("a file's size is no number"))?);
-                }
-                key if key.starts_with(b"GNU.sparse") => {
-                    return Err(self.impossible("sparse files cannot be read: pack them without --sparse"));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// What to do with an entry: `Some` if it is one of the checkpoint's files.
-    fn entry(&mut self, kind: u8, path: &[u8], size: u64) -> Result<Option<TarFile>> {
-        let shown = String::from_utf8_lossy(path).into_owned();
-        let Some((dir, name)) = split(path) else {
-            return Err(self.impossible(format!("{shown:?} is no path inside of an archive")));
         };
+        if n == 0 {
+            stop(Stop::Ended);
+        } else if self.progress.at.get() == 0 {
+            let mut start = [0; 6];
+            start.iter_mut().zip(into.iter().take(n)).for_each(|(to, from)| *to = *from);
+            self.progress.start.set(start);
+        }
+        self.progress.advance(n as u64);
+        self.progress.budget.set(budget.map(|left| left.saturating_sub(n as u64)));
+        Ok(n)
+    }
+}
+
+impl<R: Input> Seek for Guard<'_, R> {
+    /// Forward only, which is all that skipping content takes.
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let SeekFrom::Current(ahead) = to else { return Err(io::ErrorKind::Unsupported.into()) };
+        let ahead = u64::try_from(ahead).map_err(|_| io::ErrorKind::Unsupported)?;
+        self.input.skip(ahead).inspect_err(|e| {
+            self.progress.stopped.set(Some(match e.kind() {
+                io::ErrorKind::UnexpectedEof => Stop::EndedSkipping(ahead),
+                _ => Stop::Refused,
+            }));
+        })?;
+        self.progress.advance(ahead);
+        Ok(self.progress.at.get())
+    }
+}
+
+/// Reads an archive from its beginning to its end; `each` gets the checkpoint's files and may leave content unread. Gives the
+/// paths of files that are no images and were left out.
+///
+/// # Errors
+/// With the place of whatever is no tar archive, or one that no checkpoint needs: links, devices, paths that are absolute
+/// or lead upwards, files that are there twice. Else as `each`.
+pub fn read<E: From<Error>>(
+    input: impl Input,
+    mut each: impl FnMut(&mut TarFile<'_>) -> std::result::Result<(), E>,
+) -> std::result::Result<Vec<String>, E> {
+    let progress = Progress::default();
+    let mut archive = Archive::new(Guard { input, progress: &progress });
+    let mut chosen = Chosen { progress: &progress, root: None, seen: HashSet::new(), skipped: Vec::new() };
+    let mut entries = archive.entries_with_seek().map_err(|e| progress.impossible(e.to_string()))?;
+    loop {
+        progress.budget.set(Some(MAX_HEADER_BYTES));
+        let mut entry = match entries.next() {
+            Some(Ok(entry)) => entry,
+            Some(Err(e)) => return Err(progress.stopped(Some(&e)).unwrap_or_else(|| progress.impossible("")).into()),
+            None => match progress.stopped(None) {
+                Some(e) => return Err(e.into()),
+                None => break,
+            },
+        };
+        progress.entries.set(progress.entries.get() + 1);
+        if progress.entries.get() > MAX_ENTRIES {
+            return Err(progress.error(What::TooLong("an archive of entries", MAX_ENTRIES + 1, MAX_ENTRIES)).into());
+        }
+        if let Some(name) = chosen.choose(&mut entry)? {
+            progress.budget.set(None);
+            let len_bytes = entry.size();
+            each(&mut TarFile { name, len_bytes, left: len_bytes, content: &mut entry, progress: &progress })?;
+        }
+    }
+    let skipped = chosen.skipped;
+    finish(archive.into_inner().input, &progress)?;
+    Ok(skipped)
+}
+
+/// Reads on to the input's end, so that whoever writes it is not cut off. Only padding may follow an archive's end.
+fn finish(mut input: impl Input, progress: &Progress) -> Result<()> {
+    let mut piece = vec![0; 10 << 10];
+    loop {
+        match input.read(&mut piece) {
+            Ok(0) => return Ok(()),
+            Ok(n) if piece.get(..n).is_some_and(|p| p.iter().all(|b| *b == 0)) => progress.advance(n as u64),
+            Ok(n) => return Err(progress.error(What::Trailing(n as u64))),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(progress.impossible(format!("cannot be read: {e}"))),
+        }
+    }
+}
+
+fn refuse_compressed(start: [u8; 6]) -> Option<Error> {
+    let kinds: [(&[u8], &str); 5] = [
+        (&[0x1f, 0x8b], "gzip"),
+        (&[0x28, 0xb5, 0x2f, 0xfd], "zstd"),
+        (&[0xfd, b'7', b'z', b'X', b'Z'], "xz"),
+        (b"BZh", "bzip2"),
+        (&[0x04, 0x22, 0x4d, 0x18], "lz4"),
+    ];
+    let (_, tool) = kinds.iter().find(|(magic, _)| start.starts_with(magic))?;
+    let what = format!("compressed: decompress it first (`{tool} -dc ARCHIVE |` in front, and `-` as name)");
+    Some(Error::text("tar archive", what))
+}
+
+/// What was taken from an archive so far.
+struct Chosen<'a> {
+    progress: &'a Progress,
+    /// Where the images are inside the archive, once one was seen.
+    root: Option<String>,
+    seen: HashSet<String>,
+    skipped: Vec<String>,
+}
+
+impl Chosen<'_> {
+    /// What to do with an entry: a name if it is one of the checkpoint's files.
+    fn choose<R: Read>(&mut self, entry: &mut Entry<'_, R>) -> Result<Option<String>> {
+        let impossible = |why: String| Err(self.progress.impossible(why));
+        let kind = entry.header().entry_type();
+        let mut extended = Extended::default();
+        if kind == EntryType::XGlobalHeader {
+            let mut body = Vec::new();
+            if let Err(e) = entry.read_to_end(&mut body) {
+                return Err(self.progress.stopped(Some(&e)).unwrap_or_else(|| self.progress.impossible("")));
+            }
+            self.pax(PaxExtensions::new(&body), &mut extended)?;
+        }
+        match entry.pax_extensions() {
+            Ok(Some(own)) => self.pax(own, &mut extended)?,
+            Ok(None) => {}
+            Err(e) => return impossible(format!("an extended header that cannot be read: {e}")),
+        }
+        if kind == EntryType::XGlobalHeader {
+            return match extended {
+                Extended { name: false, size: false } => Ok(None),
+                _ => impossible("names or sizes for all entries at once".to_owned()),
+            };
+        }
+        let path = entry.path_bytes().into_owned();
+        let shown = String::from_utf8_lossy(&path).into_owned();
+        let Some((dir, name)) = split(&path) else {
+            return impossible(format!("{shown:?} is no path inside of an archive"));
+        };
+        // How archives before POSIX had directories.
+        let is_dir = kind == EntryType::Directory || kind == EntryType::Regular && path.ends_with(b"/");
         match kind {
-            b'0' | 0 | b'7' => {}
-            b'5' => return Ok(None),
-            b'1' | b'2' => return Err(self.impossible(format!("{shown:?} is a link: a checkpoint has none"))),
-            b'3' | b'4' | b'6' => return Err(self.impossible(format!("{shown:?} is a device or a fifo"))),
-            b'S' => return Err(self.impossible("sparse files cannot be read: pack them without --sparse")),
-            other => return Err(self.impossible(format!("{shown:?} is of unknown type {other:#x}"))),
+            EntryType::Regular | EntryType::Continuous | EntryType::Directory => {}
+            EntryType::Link | EntryType::Symlink => {
+                return impossible(format!("{shown:?} is a link: a checkpoint has none"));
+            }
+            EntryType::Char | EntryType::Block | EntryType::Fifo => {
+                return impossible(format!("{shown:?} is a device or a fifo"));
+            }
+            EntryType::GNUSparse => return impossible(SPARSE.to_owned()),
+            other => return impossible(format!("{shown:?} is of unknown type {:#x}", other.as_byte())),
         }
-        if path.ends_with(b"/") {
-            // How archives before POSIX had directories.
-            return Ok(None);
+        // GNU's binary form has more digits than the crate looks at.
+        let digits = entry.header().as_old().size;
+        if digits[0] & 0x80 != 0 && digits[..4] != [0x80, 0, 0, 0] {
+            return impossible("a file's size is no number".to_owned());
         }
-        if size > i64::MAX as u64 {
-            return Err(self.error(What::TooLong("a file", size, i64::MAX as u64)));
+        if entry.size() > i64::MAX as u64 {
+            return Err(self.progress.error(What::TooLong("a file", entry.size(), i64::MAX as u64)));
+        }
+        if is_dir {
+            // Some tools skip what such a size says, some do not: nobody could tell what follows.
+            return match entry.size() {
+                0 => Ok(None),
+                _ => impossible(format!("{shown:?} is a directory with content")),
+            };
         }
         if !self.seen.insert(format!("{dir}/{name}")) {
-            return Err(self.impossible(format!("{shown:?} is there twice")));
+            return impossible(format!("{shown:?} is there twice"));
         }
         let is_image = ImageKind::of_file_name(&name).is_some_and(|(kind, _)| !kind.is_service());
         if !is_image && name != MANIFEST_NAME {
@@ -325,32 +342,43 @@ impl<R: Input> TarReader<R> {
             Some(root) if *root == dir => {}
             Some(root) => {
                 let what = format!("images are in two directories, {root:?} and {dir:?}: one checkpoint expected");
-                return Err(self.impossible(what));
+                return Err(self.progress.impossible(what));
             }
         }
-        Ok(Some(TarFile { name, len_bytes: size }))
+        Ok(Some(name))
+    }
+
+    /// Refuses what tools understand differently: the crate takes the first of two, and none of what is no number.
+    fn pax(&self, records: PaxExtensions<'_>, extended: &mut Extended) -> Result<()> {
+        for record in records {
+            let record =
+                record.map_err(|e| self.progress.impossible(format!("an extended header that cannot be read: {e}")))?;
+            let twice = match record.key_bytes() {
+                b"path" => std::mem::replace(&mut extended.name, true),
+                b"size" => {
+                    if !record.value().is_ok_and(|v| v.parse::<u64>().is_ok_and(|s| s <= i64::MAX as u64)) {
+                        return Err(self.progress.impossible("a file's size is no number"));
+                    }
+                    std::mem::replace(&mut extended.size, true)
+                }
+                key if key.starts_with(b"GNU.sparse") => return Err(self.progress.impossible(SPARSE)),
+                _ => false,
+            };
+            if twice {
+                return Err(self.progress.impossible("an extended header that says the same thing twice"));
+            }
+        }
+        Ok(())
     }
 }
 
-struct Header {
-    name: Vec<u8>,
-    size: u64,
-    kind: u8,
-}
+const SPARSE: &str = "sparse files cannot be read: pack them without --sparse";
 
-struct PaxRecord<'a> {
-    key: &'a [u8],
-    value: &'a [u8],
-    rest: &'a [u8],
-}
-
-/// `LENGTH KEY=VALUE\n`, the length counting itself.
-fn pax_record(text: &[u8]) -> Option<PaxRecord<'_>> {
-    let digits = text.iter().position(|b| *b == b' ')?;
-    let len: usize = std::str::from_utf8(text.get(..digits)?).ok()?.parse().ok()?;
-    let record = text.get(digits + 1..len)?.strip_suffix(b"\n")?;
-    let equals = record.iter().position(|b| *b == b'=')?;
-    Some(PaxRecord { key: record.get(..equals)?, value: record.get(equals + 1..)?, rest: text.get(len..)? })
+/// What extended headers say about an entry.
+#[derive(Default)]
+struct Extended {
+    name: bool,
+    size: bool,
 }
 
 /// Directory and name of a path that stays inside; a leading `./` means nothing.
@@ -370,60 +398,27 @@ fn split(path: &[u8]) -> Option<(String, String)> {
     }
 }
 
-fn octal(field: &[u8]) -> Option<u64> {
-    let text = field.split(|b| *b == 0).next().unwrap_or_default();
-    let text = std::str::from_utf8(text).ok()?.trim_matches(' ');
-    u64::from_str_radix(if text.is_empty() { "0" } else { text }, 8).ok().filter(|_| !text.starts_with('+'))
-}
-
-/// Octal digits, or GNU's binary form.
-fn number(field: &[u8]) -> Option<u64> {
-    match field.split_first() {
-        Some((0x80, rest)) => {
-            let (high, low) = rest.split_at_checked(rest.len().checked_sub(8)?)?;
-            let value = u64::from_be_bytes(low.try_into().ok()?);
-            (high.iter().all(|b| *b == 0) && value <= i64::MAX as u64).then_some(value)
-        }
-        Some((0x81..=0xff, _)) => None,
-        _ => octal(field),
-    }
-}
-
 /// The header before a file's content.
 ///
 /// # Errors
 /// If the name does not fit into a header, or the length into a number.
 pub fn header(name: &str, len_bytes: u64, modified_unix_secs: u64) -> Result<[u8; 512]> {
+    let refused = || Error::text(name, "cannot be put into a tar archive");
     if !is_plain_name(name) || name.len() > 100 || len_bytes > i64::MAX as u64 {
-        return Err(Error::text(name, "cannot be put into a tar archive"));
+        return Err(refused());
     }
-    let mut block = [0; BLOCK];
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(field) = block.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
-        }
-    };
-    put(0, name.as_bytes());
-    put(100, b"0000600\0");
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    if len_bytes < 1 << 33 {
-        put(124, format!("{len_bytes:011o}\0").as_bytes());
-    } else {
-        put(124, &[0x80, 0, 0, 0]);
-        put(128, &len_bytes.to_be_bytes());
-    }
-    put(136, format!("{:011o}\0", modified_unix_secs & 0o77_777_777_777).as_bytes());
-    put(148, b"        ");
-    put(156, b"0");
-    put(257, b"ustar\x0000");
-    put(265, b"root");
-    put(297, b"root");
-    let sum: u64 = block.iter().map(|b| u64::from(*b)).sum();
-    if let Some(field) = block.get_mut(148..156) {
-        field.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-    Ok(block)
+    let mut header = Header::new_ustar();
+    header.set_path(name).map_err(|_| refused())?;
+    header.set_mode(0o600);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_size(len_bytes);
+    header.set_mtime(modified_unix_secs);
+    header.set_entry_type(EntryType::Regular);
+    header.set_username("root").map_err(|_| refused())?;
+    header.set_groupname("root").map_err(|_| refused())?;
+    header.set_cksum();
+    Ok(*header.as_bytes())
 }
 
 /// Zeros that follow `len_bytes` of content.
@@ -453,28 +448,27 @@ impl TarSet {
     /// Reads an archive to its end. `hashes`: look at the bytes of pages, too.
     ///
     /// # Errors
-    /// As [`TarReader::next_file`].
+    /// As [`read`].
     pub fn read(input: impl Input, hashes: bool) -> Result<Self> {
-        let mut tar = TarReader::new(input);
         let mut set = Self::default();
-        while let Some(file) = tar.next_file()? {
+        read::<Error>(input, |file| {
             let mut held = Held { bytes: None, len_bytes: file.len_bytes, hash: None };
             if !is_pages(&file.name) {
-                held.bytes = Some(tar.read_all(MAX_RECORDS_BYTES)?);
+                held.bytes = Some(file.read_all(MAX_RECORDS_BYTES)?);
             } else if hashes {
                 let mut hasher = Hasher::for_file(&file.name);
                 let mut piece = vec![0; 256 << 10];
                 loop {
-                    match tar.read(&mut piece)? {
+                    match file.read(&mut piece)? {
                         0 => break,
                         n => hasher.update(piece.get(..n).unwrap_or_default()),
                     }
                 }
                 held.hash = Some(hasher.finish());
             }
-            set.files.insert(file.name, held);
-        }
-        tar.finish()?;
+            set.files.insert(file.name.clone(), held);
+            Ok(())
+        })?;
         Ok(set)
     }
 }
@@ -530,14 +524,13 @@ mod tests {
     }
 
     fn all(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
-        let mut tar = TarReader::new(bytes);
         let mut files = Vec::new();
-        while let Some(file) = tar.next_file()? {
-            let content = tar.read_all(1 << 20)?;
+        read::<Error>(bytes, |file| {
+            let content = file.read_all(1 << 20)?;
             assert_eq!(content.len() as u64, file.len_bytes);
-            files.push((file.name, content));
-        }
-        tar.finish()?;
+            files.push((file.name.clone(), content));
+            Ok(())
+        })?;
         Ok(files)
     }
 
@@ -552,11 +545,11 @@ mod tests {
         let files = all(&archive(&content, |_, _| ()))?;
         assert!(files.iter().map(|(n, c)| (n.as_str(), c.as_slice())).eq(content));
         // What nobody reads is left out.
-        let mut tar = TarReader::new(&*archive(&content, |_, _| ()).leak());
         let mut names = Vec::new();
-        while let Some(file) = tar.next_file()? {
-            names.push(file.name);
-        }
+        read::<Error>(&*archive(&content, |_, _| ()), |file| {
+            names.push(file.name.clone());
+            Ok(())
+        })?;
         assert_eq!(names.len(), 4);
         Ok(())
     }
@@ -622,7 +615,8 @@ mod tests {
         assert!(TarSet::read(&*giant(b"77777777777\0"), true).is_err());
         for bad in [&[0x80, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0][..], &[0xff; 12], b"12345678\0", b"-1\0"] {
             let e = refused(&giant(bad.to_vec().leak()));
-            assert!(e.contains("no number"), "{e}");
+            let said = ["no number", "not a number", "size overflow", "more than the limit"];
+            assert!(said.iter().any(|said| e.contains(said)), "{e}");
         }
     }
 
@@ -642,6 +636,19 @@ mod tests {
         assert!(refused(&pax(b"13 size=none\n")).contains("no number"));
         assert!(refused(&pax(b"22 GNU.sparse.major=1\n")).contains("sparse"));
         assert!(refused(&pax(b"99999999999999999999999 a=b\n")).contains("extended header"));
+        assert!(refused(&pax(b"17 path=mm-7.img\n17 path=mm-8.img\n")).contains("twice"));
+        let endless = |kind: u8| {
+            archive(&[("x", &[b'x'; 70_000]), ("core-1.img", b"abc")], move |at, block| {
+                if at == 0 {
+                    block[156] = kind;
+                    block[124..136].copy_from_slice(&[0x80, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 0]);
+                }
+            })
+        };
+        for kind in *b"xgLK" {
+            let e = refused(&endless(kind));
+            assert!(e.contains("extended headers of more than 65536 bytes"), "{}: {e}", char::from(kind));
+        }
         let long = |kind: u8| {
             archive(&[("x", b"a/core-9.img\0"), ("core-1.img", b"abc")], move |at, block| {
                 if at == 0 {
@@ -664,14 +671,22 @@ mod tests {
         let mut gzip = vec![0; 1024];
         gzip[..2].copy_from_slice(&[0x1f, 0x8b]);
         assert!(refused(&gzip).contains("gzip -dc"));
-        assert!(refused(&[b'x'; 2048]).contains("checksum"));
+        assert!(refused(&[b'x'; 2048]).contains("no tar archive"));
         assert!(refused(b"").contains("a header"));
     }
 
     #[test]
     fn sizes_beyond_octal_come_back() -> Result<()> {
         let block = header("pages-1.img", 20 << 30, 0)?;
-        assert_eq!(number(&block[124..136]), Some(20 << 30));
+        assert_eq!(Header::from_byte_slice(&block).entry_size().unwrap(), 20 << 30);
+        // The size that an extended header has counts, not the one that did not fit.
+        let mut bytes = archive(&[("x", b"10 size=3\n"), ("core-1.img", b"")], |at, block| {
+            if at == 0 {
+                block[156] = b'x';
+            }
+        });
+        bytes.splice(1536..1536, [&b"abc"[..], &[0; 509]].concat());
+        assert_eq!(all(&bytes)?, [("core-1.img".to_owned(), b"abc".to_vec())]);
         assert!(header("../x", 1, 0).is_err() && header(&"x".repeat(101), 1, 0).is_err());
         Ok(())
     }

@@ -7,7 +7,7 @@ use super::{Aside, Source, as_input_error, cannot_write, image, open_new, write_
 use crate::options::Tar;
 use crate::{Error, Kind, Object, OnObject, Result, ResultExt};
 use crust_image::manifest::{ContentHash, Hasher, MANIFEST_NAME, is_plain_name};
-use crust_image::tar::{Input, TarReader};
+use crust_image::tar::{self, Input};
 use crust_image::{ImageKind, streamer};
 use rustix::event::PollFlags;
 use rustix::fs::{self, FileType, Mode, OFlags};
@@ -194,24 +194,23 @@ fn open_tar(place: &Tar) -> Result<TarInput> {
 
 /// Unpacks the checkpoint in an archive into `dir`; gives what came.
 pub(super) fn unpack(input: impl Input, mut create: impl FnMut(&str) -> Result<File>) -> Result<Vec<String>> {
-    let mut tar = TarReader::new(input);
     let mut names = Vec::new();
     let mut buffer = vec![0; 256 << 10];
-    while let Some(file) = tar.next_file()? {
+    let skipped = tar::read(input, |file| -> Result<()> {
         let out = create(&file.name)?;
         loop {
-            match tar.read(&mut buffer)? {
+            match file.read(&mut buffer)? {
                 0 => break,
                 n => write_all(&out, buffer.get(..n).unwrap_or_default())
                     .map_err(|e| cannot_write("keeping the archive's files failed", e).on(image(&file.name)))?,
             }
         }
-        names.push(file.name);
+        names.push(file.name.clone());
+        Ok(())
+    })?;
+    if !skipped.is_empty() {
+        log::info!("the archive also holds what is no image: {}", skipped.join(", "));
     }
-    if !tar.skipped().is_empty() {
-        log::info!("the archive also holds what is no image: {}", tar.skipped().join(", "));
-    }
-    tar.finish()?;
     Ok(names)
 }
 
