@@ -100,6 +100,14 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
+/// Signals that whoever started us ignores (nohup does) act as usual again: a shell cannot trap what it finds ignored.
+pub fn default_signals() {
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // SAFETY: SIG_DFL is a valid action for these signals, and this process has no handler that could be lost.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
 /// Closes every descriptor from `first` on: what a careless parent let us inherit.
 pub fn close_from(first: u32) {
     // SAFETY: the caller owns no descriptor object for any of these.

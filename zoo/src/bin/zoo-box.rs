@@ -18,6 +18,7 @@ fn main() -> io::Result<()> {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     use rustix::thread::{UnshareFlags, unshare_unsafe};
     zoo::sys::close_from(3);
+    zoo::sys::default_signals();
     // SAFETY: no descriptor table is unshared and this process has no other threads.
     unsafe { unshare_unsafe(UnshareFlags::NEWPID | UnshareFlags::NEWNS)? };
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
