@@ -30,6 +30,11 @@ pub(super) fn main() {
     });
     let none = (0, libc::SS_DISABLE, 0);
     let mut zoo = zoo::Zoo::start();
+    // Ready only when the thread has settled: its start changes the address space and its mask.
+    for _ in 0..2 {
+        zoo.ok("asked at first", ask.send(()).is_ok());
+        zoo.eq("other thread at first", answered.recv(), Ok((none, true)));
+    }
     while zoo.gap() {
         zoo.eq("first thread: alternate stack", altstack(), none);
         zoo.ok("first thread: handled", handled());
