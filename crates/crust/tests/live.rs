@@ -16,44 +16,15 @@ struct Sample {
 }
 
 impl Sample {
-    #[allow(
-        clippy::zombie_processes,
-        reason = "waited for by pid: what is dumped and restored is not this child any more"
-    )]
     fn start(name: &str) -> Self {
         let dir = Dir::new(name);
-        fs::create_dir(dir.path("images")).unwrap();
-        let child = Command::new(CRUST)
-            .arg("demo-sample")
-            .args([dir.path("status"), dir.path("journal")])
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let sample = Self { dir, pid: child.id() as i32 };
-        sample.goes_on();
-        sample
-    }
-
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        if words.len() < 10 {
-            return 0;
-        }
-        assert_eq!(words[9], "good", "{text}");
-        words[1].parse().unwrap()
+        let pid = dir.start_sample();
+        Self { dir, pid }
     }
 
     /// It counts, and its memory, pipe and file are as they must be.
     fn goes_on(&self) {
-        let (start, from) = (Instant::now(), self.count());
-        while self.count() < from + 5000 {
-            assert!(start.elapsed() < Duration::from_secs(20), "the sample does not go on from {from}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.dir.sample_goes_on(5000);
     }
 
     fn is_gone(&self) -> bool {
@@ -111,7 +82,7 @@ fn by_command_line_twice_in_a_row() {
     let sample = Sample::start("cli");
     let pid = sample.pid.to_string();
     for round in 0..2 {
-        let before = sample.count();
+        let before = sample.dir.sample_count();
         let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-v4", "-o", "dump.log"]);
         assert_eq!((code, err.as_str()), (Some(0), ""), "round {round}");
         sample.must_be_gone();
@@ -123,7 +94,7 @@ fn by_command_line_twice_in_a_row() {
             sample.cli(&["restore", "-D", "images", "-W", ".", "-d", "--pidfile", &format!("pid{round}")]);
         assert_eq!((code, err.as_str()), (Some(0), ""), "round {round}");
         assert_eq!(fs::read_to_string(sample.dir.path(&format!("pid{round}"))).unwrap(), pid);
-        assert!(sample.count() >= before);
+        assert!(sample.dir.sample_count() >= before);
         sample.goes_on();
         assert!(sample.dir.path("stats-restore").exists());
     }

@@ -45,23 +45,9 @@ impl Home {
         command
     }
 
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        if words.len() < 10 {
-            return 0;
-        }
-        assert_eq!(words[9], "good", "{text}");
-        words[1].parse().unwrap()
-    }
-
     /// The sample counts, and its memory, pipe and file are as they must be.
     fn goes_on(&self) {
-        let (start, from) = (Instant::now(), self.count());
-        while self.count() < from + 3000 {
-            assert!(start.elapsed() < LIMIT, "the sample does not go on from {from}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.dir.sample_goes_on(3000);
     }
 }
 
@@ -127,7 +113,7 @@ fn a_user_without_any_privilege_runs_dumps_and_restores() {
         good(&home.crust(&dump).output().unwrap());
         await_gone(pid);
         await_gone(init); // pid 1 of the job goes with it
-        let stopped_at = home.count();
+        let stopped_at = home.dir.sample_count();
         drop(ends);
 
         fs::remove_file(&pidfile).unwrap();
@@ -137,7 +123,7 @@ fn a_user_without_any_privilege_runs_dumps_and_restores() {
         let pid: i32 = read(Path::new(&pidfile)).parse().unwrap();
         let _ends = std::mem::ManuallyDrop::new(Ends(pid));
         home.goes_on();
-        assert!(home.count() > stopped_at);
+        assert!(home.dir.sample_count() > stopped_at);
         assert_eq!(field(pid, "NSpid:").split_whitespace().last(), Some("2"));
     }
     drop(Ends(read(Path::new(&pidfile)).parse().unwrap()));
@@ -228,7 +214,7 @@ fn two_capabilities_are_enough_on_the_host() {
     let dump = ["dump", "--unprivileged", "-t", &pid, "-D", &images, "-o", "dump.log", "-v4"];
     good(&home.with_caps(&dump, caps).output().unwrap());
     assert_eq!(sample.wait().unwrap().code(), None);
-    let before = home.count();
+    let before = home.dir.sample_count();
 
     // Without the capability: one error that names it, before anything is made.
     let restore = ["restore", "--unprivileged", "-d", "-D", &images, "-o", "restore.log", "-v4"];
@@ -241,7 +227,7 @@ fn two_capabilities_are_enough_on_the_host() {
     good(&home.with_caps(&restore, caps).output().unwrap());
     let pid: i32 = pid.parse().unwrap();
     home.goes_on();
-    assert!(home.count() > before);
+    assert!(home.dir.sample_count() > before);
     assert!(field(pid, "Uid:").starts_with("65534"));
     assert_eq!(field(pid, "NSpid:"), pid.to_string());
 }

@@ -15,10 +15,6 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
-
-/// Generous: the machine may be busy.
-const LIMIT: Duration = Duration::from_secs(120);
 
 /// True inside of new pid and mount namespaces; outside, runs the test `name` again inside of them and says false.
 fn inside(name: &str) -> bool {
@@ -49,41 +45,15 @@ struct Sample {
 }
 
 impl Sample {
-    #[allow(clippy::zombie_processes, reason = "waited for by pid: what is restored is not this child any more")]
     fn start(name: &str) -> Self {
         let dir = Dir::new(name);
-        fs::create_dir(dir.path("images")).unwrap();
-        let child = Command::new(CRUST)
-            .arg("demo-sample")
-            .args([dir.path("status"), dir.path("journal")])
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let sample = Self { dir, pid: child.id() as i32 };
-        sample.goes_on();
-        sample
-    }
-
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        if words.len() < 10 {
-            return 0;
-        }
-        assert_eq!(words[9], "good", "{text}");
-        words[1].parse().unwrap()
+        let pid = dir.start_sample();
+        Self { dir, pid }
     }
 
     /// It counts, and its memory, pipe and file are as they must be.
     fn goes_on(&self) {
-        let (start, from) = (Instant::now(), self.count());
-        while self.count() < from + 2000 {
-            assert!(start.elapsed() < LIMIT, "the sample does not go on from {from}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.dir.sample_goes_on(2000);
     }
 
     /// `crust VERB -D images MORE`, below the sample's directory.

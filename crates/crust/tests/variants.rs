@@ -54,32 +54,14 @@ struct Sample {
 }
 
 impl Sample {
-    #[allow(clippy::zombie_processes, reason = "waited for by pid: what is restored is not this child any more")]
     fn start(name: &str) -> Self {
         let dir = Dir::new(name);
-        fs::create_dir(dir.path("images")).unwrap();
-        let mut command = Command::new(CRUST);
-        command.arg("demo-sample").args([dir.path("status"), dir.path("journal")]).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let pid = command.spawn().unwrap().id().cast_signed();
-        let sample = Self { dir, pid };
-        sample.goes_on();
-        sample
-    }
-
-    fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
-        let words: Vec<&str> = text.split_whitespace().collect();
-        if words.len() < 10 {
-            return 0;
-        }
-        assert_eq!(words[9], "good", "{text}");
-        words[1].parse().unwrap()
+        let pid = dir.start_sample();
+        Self { dir, pid }
     }
 
     fn goes_on(&self) {
-        let from = self.count();
-        until("the sample does not go on", || self.count() > from + 3000);
+        self.dir.sample_goes_on(3000);
     }
 
     fn crust(&self, args: &[&str]) -> Command {
@@ -144,10 +126,10 @@ fn left_stopped_by_dump_and_by_restore() {
     sample.goes_on();
 
     sample.put_away(&[]);
-    let before = sample.count();
+    let before = sample.dir.sample_count();
     sample.good(&[&RESTORE[..], &["--leave-stopped"]].concat());
     until("it is not stopped", || sample.state() == "T");
-    assert_eq!(sample.count(), before);
+    assert_eq!(sample.dir.sample_count(), before);
     sample.signal(Signal::CONT);
     sample.goes_on();
 }

@@ -32,6 +32,37 @@ impl Dir {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
+
+    /// Starts the demonstration's sample, whose files are here, beside an empty `images`. Its pid.
+    #[allow(clippy::zombie_processes, reason = "waited for by pid: what is restored is not this child any more")]
+    pub(crate) fn start_sample(&self) -> i32 {
+        fs::create_dir(self.path("images")).unwrap();
+        let mut command = Command::new(CRUST);
+        command.arg("demo-sample").args([self.path("status"), self.path("journal")]).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let pid = command.spawn().unwrap().id().cast_signed();
+        self.sample_goes_on(2000);
+        pid
+    }
+
+    pub(crate) fn sample_count(&self) -> u64 {
+        let text = fs::read_to_string(self.path("status")).unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        if words.len() < 10 {
+            return 0;
+        }
+        assert_eq!(words[9], "good", "{text}");
+        words[1].parse().unwrap()
+    }
+
+    /// The sample counts `steps` further, and its memory, pipe and file are as they must be.
+    pub(crate) fn sample_goes_on(&self, steps: u64) {
+        let (start, from) = (Instant::now(), self.sample_count());
+        while self.sample_count() < from + steps {
+            assert!(start.elapsed() < Duration::from_secs(120), "the sample does not go on from {from}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 impl Drop for Dir {
