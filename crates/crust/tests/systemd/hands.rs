@@ -1,9 +1,9 @@
 //! Requests that a confined service hands over, and the service that takes them: both ends, with the test in the middle.
-use crate::common::{Dir, activated_with, connect, failure, listener, request};
-use crust_rpc::{Client, Connection, Packet, Request, RequestType, Response};
+use crate::common::{Dir, Process, activated_with, connect, failure, listener, request};
+use crust_rpc::{Connection, Packet, Request, RequestType, Response};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, accept, socketpair};
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 fn pair() -> (OwnedFd, OwnedFd) {
     socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
@@ -39,33 +39,32 @@ fn restores_and_checks_of_root_go_to_the_other_service_with_their_connection() {
     assert!(refused.message.unwrap().contains("crust-restore.socket"));
 }
 
-/// A service for one connection that is handed over, and our end of its socket.
-fn taker(dir: &Dir) -> (Connection, crate::common::Process) {
-    let (ours, theirs) = pair();
+/// A service that was given `request` for the connection `fd`. The request stands in its socket before it runs: it may
+/// refuse the sender and end before it reads, and whoever sends then meets a broken pipe.
+fn taker(dir: &Dir, (ours, theirs): (OwnedFd, OwnedFd), fd: Option<BorrowedFd<'_>>) -> (Connection, Process) {
     fs::write(dir.path("stderr"), "").unwrap();
-    (Connection::new(ours), activated_with(dir, theirs, "1", &["--handed-over"], &[]))
+    let giver = Connection::new(ours);
+    giver.send(&request(RequestType::Version, None), fd).unwrap();
+    (giver, activated_with(dir, theirs, "1", &["--handed-over"], &[]))
 }
 
 #[test]
 fn the_other_service_answers_the_client_and_takes_nothing_from_strangers() {
     let dir = Dir::new("take");
-    let (giver, mut service) = taker(&dir);
     let (client, served) = pair();
-    giver.send(&request(RequestType::Version, None), Some(served.as_fd())).unwrap();
+    let (_giver, mut service) = taker(&dir, pair(), Some(served.as_fd()));
     drop(served);
     let Packet::Message(heard, _) = Connection::new(client).receive::<Response>().unwrap() else { panic!("no answer") };
     assert_eq!(heard.version.unwrap().major_number, 4);
     assert_eq!(service.code(), Some(0));
 
     let said = || fs::read_to_string(dir.path("stderr")).unwrap();
-    let (giver, mut service) = taker(&dir);
-    giver.send(&request(RequestType::Version, None), None).unwrap();
+    let (_giver, mut service) = taker(&dir, pair(), None);
     assert_eq!(service.code(), Some(1));
     assert!(said().contains("a request without its connection"), "{}", said());
 
-    let (giver, mut service) = taker(&dir);
     let (pipe, _writer) = std::io::pipe().unwrap();
-    giver.send(&request(RequestType::Version, None), Some(pipe.as_fd())).unwrap();
+    let (_giver, mut service) = taker(&dir, pair(), Some(pipe.as_fd()));
     assert_eq!(service.code(), Some(1));
     assert!(said().contains("not a socket"), "{}", said());
 
@@ -76,12 +75,9 @@ fn the_other_service_answers_the_client_and_takes_nothing_from_strangers() {
             rustix::thread::set_thread_res_uid(nobody, nobody, nobody).unwrap();
             pair()
         };
-        let (ours, theirs) = std::thread::spawn(become_nobody).join().unwrap();
-        fs::write(dir.path("stderr"), "").unwrap();
-        let mut service = activated_with(&dir, theirs, "1", &["--handed-over"], &[]);
-        let giver = Client::from_fd(ours);
         let (_client, served) = pair();
-        giver.connection().send(&request(RequestType::Version, None), Some(served.as_fd())).unwrap();
+        let sockets = std::thread::spawn(become_nobody).join().unwrap();
+        let (_giver, mut service) = taker(&dir, sockets, Some(served.as_fd()));
         assert_eq!(service.code(), Some(1));
         assert!(said().contains("user 65534 may not hand requests over"), "{}", said());
     }
