@@ -1,6 +1,7 @@
 //! The test's side: a box per test, programs in it, and the tools (crust, CRIU) that dump and restore them.
 //!
 //! Every wait has a deadline. A test that fails shows the end of each log; a test that passes leaves nothing behind.
+use crust_image::{ImageKind, proto::StatsEntry};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, Write};
@@ -394,10 +395,10 @@ impl Case {
         finish(room, root, cycles + 1)
     }
 
-    /// Dumps the tree into the new directory `images` of the room; must succeed.
+    /// Dumps the tree into the new directory `images` of the room; must succeed and count its pages.
     ///
     /// # Errors
-    /// If the tool does not exit with 0.
+    /// If the tool does not exit with 0, or its statistics are not those of its images.
     pub fn dump(
         &self,
         room: &mut Room,
@@ -408,7 +409,7 @@ impl Case {
         env: &[(&str, &str)],
     ) -> Outcome {
         match self.try_dump(room, root, tool, images, more, env)? {
-            0 => Ok(()),
+            0 => expect_counted(&room.dir.join(images)),
             code => Err(format!("{} dump exited with {code}", tool.name)),
         }
     }
@@ -605,6 +606,26 @@ fn refusal(case: &Case, tool: &Tool) -> Outcome {
         finish(&mut room, root, case.cycles + 1)
     })();
     room.close(outcome)
+}
+
+/// A dump's `stats-dump` tells as many pages, private and shared together, as its pages images hold.
+fn expect_counted(dir: &Path) -> Outcome {
+    let stats = fs::read(dir.join("stats-dump")).map_err(|e| format!("stats-dump: {e}"))?;
+    let stats: StatsEntry =
+        crust_image::read_one("stats-dump", &stats, ImageKind::StatsDump).map_err(|e| e.to_string())?;
+    let dump = stats.dump.ok_or("stats-dump: not of a dump")?;
+    let told = dump.pages_written + dump.shpages_written.ok_or("stats-dump: no shared pages")?;
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir).map_err(|e| e.to_string())?.flatten() {
+        if entry.file_name().as_encoded_bytes().starts_with(b"pages-") {
+            bytes += entry.metadata().map_err(|e| e.to_string())?.len();
+        }
+    }
+    if bytes == told * 4096 {
+        Ok(())
+    } else {
+        Err(format!("stats-dump tells {told} pages, the images hold {bytes} bytes"))
+    }
 }
 
 /// After a dump that failed: no file that a restore could take for an image.

@@ -36,7 +36,13 @@ pub(crate) fn dumped(opts: &Options, r: &DumpReport) {
         pages_skipped_parent: r.pages_skipped_parent,
         pages_written: r.pages_written,
         pages_lazy: 0,
-        ..Default::default()
+        // Optional in the format, but what reads this file takes them for given, and adds the shared pages up.
+        irmap_resolve: Some(0),
+        page_pipes: Some(0),
+        page_pipe_bufs: Some(0),
+        shpages_scanned: Some(r.shared_pages_scanned),
+        shpages_skipped_parent: Some(0),
+        shpages_written: Some(r.shared_pages_written),
     };
     write(opts, ImageKind::StatsDump, &proto::StatsEntry { dump: Some(dump), restore: None });
     dump_text(r).lines().for_each(|line| log::info!("{line}"));
@@ -72,6 +78,8 @@ pub(crate) fn dump_text(r: &DumpReport) -> String {
         ("Memory pages scanned", r.pages_scanned),
         ("Memory pages skipped from parent", r.pages_skipped_parent),
         ("Memory pages written", r.pages_written),
+        ("Shared memory pages scanned", r.shared_pages_scanned),
+        ("Shared memory pages written", r.shared_pages_written),
     ] {
         let _infallible = writeln!(text, "{what}: {pages} ({pages:#x})");
     }

@@ -2,7 +2,7 @@
 use crate::error::ResultExt;
 use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
-use crate::memory::{self, PagesDump};
+use crate::memory::{self, PageCount, PagesDump};
 use crate::options::After;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
 use crust_image::ImageKind;
@@ -43,10 +43,14 @@ pub struct DumpReport {
     pub memwrite: Duration,
     /// Pages looked at.
     pub pages_scanned: u64,
-    /// Pages written to `pages-*.img`.
+    /// Pages of private memory written to `pages-*.img`.
     pub pages_written: u64,
     /// Pages found in the parent images.
     pub pages_skipped_parent: u64,
+    /// Pages of shared segments looked at.
+    pub shared_pages_scanned: u64,
+    /// Pages of shared segments written to `pages-*.img`.
+    pub shared_pages_written: u64,
     /// Bytes of all images together.
     pub image_bytes: u64,
     /// Named steps with their wall time, in order.
@@ -192,11 +196,12 @@ fn save(
 
     cx.shared.write_sysv(&out).at(Stage::Write)?;
     memory.write_shared(&cx.shared).at(Stage::Write)?;
-    memory.report(report);
     phases.done("shared memory");
     write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
     write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
-    let links = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
+    let (links, memfds) = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
+    memory.shared += memfds;
+    memory.report(report);
     fault::point(Stage::Write)?;
     write_inventory(&looked, &out).map_err(|e| e.at(Stage::Write))?;
     if opts.cpu_cap & crate::cpu::IMAGE != 0 {
@@ -336,13 +341,13 @@ struct MemoryWriter<'a> {
     out: &'a Partial,
     pages_id: u32,
     took: Duration,
-    scanned: u64,
-    written: u64,
+    private: PageCount,
+    shared: PageCount,
 }
 
 impl<'a> MemoryWriter<'a> {
     fn new(out: &'a Partial) -> Self {
-        Self { out, pages_id: 0, took: Duration::ZERO, scanned: 0, written: 0 }
+        Self { out, pages_id: 0, took: Duration::ZERO, private: PageCount::default(), shared: PageCount::default() }
     }
 
     fn put(&mut self, kind: ImageKind, id: u64, dump: impl FnOnce(&mut Outlet) -> Result<PagesDump>) -> Result<()> {
@@ -355,8 +360,8 @@ impl<'a> MemoryWriter<'a> {
         if let Some(hash) = pages.hash.filter(|_| is_file) {
             self.out.note_written(&name, pages.written * PAGE_SIZE, hash);
         }
-        self.scanned += pages.scanned;
-        self.written += pages.written;
+        let count = if kind == ImageKind::ShmemPagemap { &mut self.shared } else { &mut self.private };
+        count.add(&pages);
         self.out.put(&kind.file_name(id), &pages.pagemap(kind, self.pages_id)?)
     }
 
@@ -387,8 +392,10 @@ impl<'a> MemoryWriter<'a> {
     fn report(&self, report: &mut DumpReport) {
         report.memdump = self.took;
         report.memwrite = self.took;
-        report.pages_scanned = self.scanned;
-        report.pages_written = self.written;
+        report.pages_scanned = self.private.scanned;
+        report.pages_written = self.private.written;
+        report.shared_pages_scanned = self.shared.scanned;
+        report.shared_pages_written = self.shared.written;
     }
 }
 

@@ -338,7 +338,7 @@ fn run_in(case: &Case, dir: &Path) -> Result<(), String> {
         }
         let images = std::fs::File::open(dir.join("images")).unwrap();
         let partial = Partial::create(images.as_fd())?;
-        let links = table.finish(&partial)?;
+        let (links, _pages) = table.finish(&partial)?;
         partial.commit(false)?;
         links.keep();
         Ok(tasks)

@@ -88,10 +88,11 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     Ok(inode_id)
 }
 
-/// Writes memfd.img and the content of each.
-pub(super) fn write(memfds: &[Inode], out: &Partial) -> Result<()> {
+/// Writes memfd.img and the content of each; tells how many pages that was.
+pub(super) fn write(memfds: &[Inode], out: &Partial) -> Result<memory::PageCount> {
+    let mut count = memory::PageCount::default();
     if memfds.is_empty() {
-        return Ok(());
+        return Ok(count);
     }
     out.put_all(ImageKind::MemfdInode, 0, memfds.iter().map(|m| &m.entry))?;
     for (n, m) in memfds.iter().enumerate() {
@@ -101,8 +102,9 @@ pub(super) fn write(memfds: &[Inode], out: &Partial) -> Result<()> {
         out.close(file)?;
         let name = ImageKind::ShmemPagemap.file_name(m.entry.shmid.into());
         out.put(&name, &pages.pagemap(ImageKind::ShmemPagemap, pages_id)?)?;
+        count.add(&pages);
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Makes sure that a memfd's images are at hand.

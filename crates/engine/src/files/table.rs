@@ -4,6 +4,7 @@ use super::look::{FdView, read_fdinfo};
 use super::regular::SpecialKey;
 use super::{KINDS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
+use crate::memory::PageCount;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt, fault};
 use crust_image::proto::{
@@ -272,11 +273,12 @@ impl<'o> FileTable<'o> {
         self.fs.push((pid, entry));
     }
 
-    /// Writes the images: files.img, fdinfo-N.img, fs-N.img, and those of kinds that have their own.
+    /// Writes the images: files.img, fdinfo-N.img, fs-N.img, and those of kinds that have their own. The count is that
+    /// of the memory among them.
     ///
     /// # Errors
     /// The blockers, all in one error; or the image directory cannot be written.
-    pub fn finish(mut self, out: &Partial) -> Result<MadeLinks> {
+    pub fn finish(mut self, out: &Partial) -> Result<(MadeLinks, PageCount)> {
         let links = MadeLinks(std::mem::take(&mut self.records.links_made));
         if let Some(e) = Error::all(self.take_blockers()) {
             return Err(e);
@@ -318,11 +320,11 @@ impl<'o> FileTable<'o> {
         if !r.tty_info.is_empty() {
             out.put_all(ImageKind::TtyInfo, 0, &r.tty_info)?;
         }
-        super::memfd::write(&r.memfds, out)?;
+        let pages = super::memfd::write(&r.memfds, out)?;
         for ghost in &r.ghosts {
             ghost.write(out)?;
         }
-        Ok(links)
+        Ok((links, pages))
     }
 }
 

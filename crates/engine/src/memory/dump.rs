@@ -38,6 +38,29 @@ pub struct PagesDump {
     pub hash: Option<ContentHash>,
 }
 
+/// Pages of several dumps together.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PageCount {
+    /// Pages found present.
+    pub scanned: u64,
+    /// Pages written to pages images.
+    pub written: u64,
+}
+
+impl PageCount {
+    /// Adds those of one dump.
+    pub fn add(&mut self, pages: &PagesDump) {
+        *self += Self { scanned: pages.scanned, written: pages.written };
+    }
+}
+
+impl std::ops::AddAssign for PageCount {
+    fn add_assign(&mut self, other: Self) {
+        self.scanned += other.scanned;
+        self.written += other.written;
+    }
+}
+
 impl PagesDump {
     /// The pagemap image for these pages; `pages_id` is the number in the pages image's name.
     ///

@@ -19,7 +19,7 @@ mod sysv;
 pub mod twin;
 
 pub use collect::{FileIds, Mm, Vma, collect};
-pub use dump::{PagesDump, dump_pages};
+pub use dump::{PageCount, PagesDump, dump_pages};
 pub use load::{Images, Pages, needs_file};
 pub use shared::{Segments, SharedMemory, dump_file, fill_file};
 pub use stage::{MapFiles, StageOptions, Staged, stage};
