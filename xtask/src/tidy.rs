@@ -34,7 +34,7 @@ const NO_UNSAFE: [&str; 2] = ["crates/image/src/lib.rs", "crates/rpc/src/lib.rs"
 /// What every room of the engine may import; the journeys (dump, restore, check) import the rooms, never the reverse.
 /// Of other rooms only these: the task being looked at, the search for an instruction that restore needs twice, and the
 /// trait by which memory asks the files for a record without knowing them.
-const SHARED: [&str; 12] = [
+const SHARED: [&str; 13] = [
     "error",
     "events",
     "fault",
@@ -43,6 +43,7 @@ const SHARED: [&str; 12] = [
     "task::Target",
     "task::regs",
     "memory::FileIds",
+    "memory::PageCount",
     "Error",
     "Kind",
     "Result",
