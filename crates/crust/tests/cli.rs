@@ -1,26 +1,11 @@
 //! The command line from outside: exit codes, streams, configuration files, directories that are wrong.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
+mod common;
+
+use common::Dir;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::PathBuf;
 use std::process::{Command, Output};
-
-/// A directory of one test, removed at its end.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("crust-cli-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _gone = fs::remove_dir_all(&self.0);
-    }
-}
 
 fn crust(dir: &Dir) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_crust"));

@@ -72,10 +72,10 @@ fn exists(pid: i32) -> bool {
 fn end(pid: i32) {
     let raw = Pid::from_raw(pid).unwrap();
     kill_process(raw, Signal::KILL).unwrap();
+    // Until its pid is free. Its parent is a worker that may not have ended yet; then it is ours, the namespace's first.
     until(|| {
         let _reaped = waitpid(Some(raw), WaitOptions::NOHANG);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.is_empty() || status.contains("State:\tZ")
+        !exists(pid)
     });
 }
 

@@ -50,9 +50,7 @@ fn as_nobody() -> Command {
 
 fn install(dir: &Dir, from: &Path, name: &str, mode: u32) -> PathBuf {
     let to = dir.path(name);
-    // By a program: a descriptor of ours that writes could be inherited by what another test starts just now, and the
-    // copy would be "busy".
-    assert!(Command::new("cp").arg(from).arg(&to).status().unwrap().success());
+    common::copy_program(from, &to);
     fs::set_permissions(&to, fs::Permissions::from_mode(mode)).unwrap();
     to
 }

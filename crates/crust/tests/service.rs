@@ -4,7 +4,7 @@ mod common;
 
 use common::{
     CRUST, Dir, Manager, Process, activated, activated_with, connect, failure, listener, must_sleep_undisturbed, opts,
-    request, send_raw,
+    request, send_raw, wait_deaf,
 };
 use crust_rpc::{Opts, RequestType};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
@@ -83,6 +83,7 @@ fn its_own_socket_is_private_and_a_stale_one_is_replaced() {
     let dir = Dir::new("own");
     let path = dir.path("criu_service.socket");
     drop(listener(&path, SocketType::SEQPACKET));
+    wait_deaf(&path);
     let mut service = start_service(&dir, &[]);
     assert_eq!(connect(&path).version().unwrap().minor_number, 2);
     let meta = fs::metadata(&path).unwrap();
@@ -165,7 +166,7 @@ fn a_hundred_clients_at_once_and_silent_ones_between() {
     // With silent clients still connected the end is clean and prompt.
     let before = Instant::now();
     assert_eq!(stop(&mut service), Some(0));
-    assert!(before.elapsed() < Duration::from_secs(30));
+    assert!(before.elapsed() < Duration::from_secs(60));
     drop(silent);
 }
 
@@ -316,11 +317,7 @@ fn a_stopped_service_finishes_what_runs_and_rolls_back_what_does_not_end() {
             if n.script == "network-lock" {
                 // The tree is frozen now. A service that is told to stop takes no more clients.
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-                let start = Instant::now();
-                while crust_rpc::Client::connect(&path).is_ok() {
-                    assert!(start.elapsed() < Duration::from_secs(60));
-                    std::thread::sleep(Duration::from_millis(5));
-                }
+                wait_deaf(&path);
                 if !ends {
                     // Longer than the service waits; the answer then finds the request given up.
                     assert_eq!(service.code(), Some(0));
@@ -349,10 +346,17 @@ fn the_watchdog_is_fed_and_a_deadline_ends_a_connection() {
     for _ in 0..5 {
         manager.wait_for("WATCHDOG=1");
     }
-    let mut client = connect(&path);
     let mut ask = request(RequestType::Version, None);
     ask.keep_open = Some(true);
-    assert!(client.call(ask, |_| true).is_ok());
+    // On a machine that is busy enough the time of a connection may be over before it has asked.
+    let start = Instant::now();
+    let client = loop {
+        let mut client = connect(&path);
+        if client.call(ask.clone(), |_| true).is_ok() {
+            break client;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "no connection is served in its time");
+    };
     // The worker hangs up: this read has no limit of its own.
     assert!(matches!(client.connection().receive::<crust_rpc::Response>().unwrap(), crust_rpc::Packet::Closed));
     assert_eq!(stop(&mut service), Some(0));

@@ -8,6 +8,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{DumpableBehavior, Gid, Pid, PidfdFlags, PidfdGetfdFlags, Uid, pidfd_getfd, pidfd_open};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// How long the last steps of an ending process may take.
+const EXIT_TIME: Duration = Duration::from_secs(1);
 
 /// Who sent the request.
 #[derive(Debug)]
@@ -102,8 +106,9 @@ impl Peer {
     pub(crate) fn admit(connection: &Connection) -> std::result::Result<Self, Refusal> {
         let peer = Self::of(connection)?;
         let seen = peer.pid().and_then(Surroundings::of);
-        // What we saw was the caller's only if it has not ended since: then nobody else can have had its pid.
-        let alive = peer.alive();
+        // What we saw was the caller's only if it has not ended since: then nobody else can have had its pid. One that
+        // is just ending has lost its namespaces a moment before.
+        let alive = peer.alive() && (seen.is_ok() || !peer.ends_within(EXIT_TIME));
         let permitted = seen.as_ref().map(|s| s.permitted).unwrap_or(CapabilitySet::empty());
         peer.become_it(if alive { permitted } else { CapabilitySet::empty() })?;
         if !alive {
@@ -185,10 +190,15 @@ impl Peer {
 
     /// True as long as it has not ended: its pid is its own.
     pub(crate) fn alive(&self) -> bool {
+        !self.ends_within(Duration::ZERO)
+    }
+
+    /// Waits so long for its end; an end that cannot be seen has been.
+    fn ends_within(&self, limit: Duration) -> bool {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let Some(pidfd) = &self.pidfd else { return false };
+        let Some(pidfd) = &self.pidfd else { return true };
         let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
-        poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) == Ok(0)
+        poll(&mut fds, Timespec::try_from(limit).ok().as_ref()) != Ok(0)
     }
 
     /// Gives every privilege up that the caller does not have, for good: from here on the kernel decides what this

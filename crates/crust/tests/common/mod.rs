@@ -46,7 +46,7 @@ impl Dir {
     }
 
     pub(crate) fn sample_count(&self) -> u64 {
-        let text = fs::read_to_string(self.path("status")).unwrap_or_default();
+        let text = settled(&self.path("status"));
         let words: Vec<&str> = text.split_whitespace().collect();
         if words.len() < 10 {
             return 0;
@@ -62,6 +62,36 @@ impl Dir {
             assert!(start.elapsed() < Duration::from_secs(120), "the sample does not go on from {from}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+}
+
+/// A file that somebody writes again and again: twice the same, so that no half of a line is taken for a whole one.
+pub(crate) fn settled(path: &Path) -> String {
+    let read = || fs::read_to_string(path).unwrap_or_default();
+    let mut text = read();
+    loop {
+        let again = read();
+        if again == text {
+            return text;
+        }
+        text = again;
+    }
+}
+
+/// A copy of a program. By another program: a descriptor of ours that writes could be inherited by what another test
+/// starts just now, and the copy would be "busy" when it is to run.
+pub(crate) fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
+    fs::set_permissions(to, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+/// Waits until nobody listens on `path` any more. What another test starts just now has, until it executes its
+/// program, a copy of every descriptor of ours, and so of a socket that we have closed.
+pub(crate) fn wait_deaf(path: &Path) {
+    let start = Instant::now();
+    while Client::connect(path).is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(60), "somebody listens on {}", path.display());
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -1,9 +1,8 @@
 //! The outer half: installs, boots, runs the inner half beside the booted systemd, and sees that nothing is left.
-use crate::common::{CRUST, Dir, Process};
+use crate::common::{CRUST, Dir, Process, copy_program};
 use crate::{INSIDE, install, skip};
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -34,8 +33,7 @@ pub(crate) fn run(name: &str) {
     install::install(&source, Path::new(CRUST), &places.unwrap()).unwrap();
     let driver = stage.0.join(DRIVER.trim_start_matches('/'));
     fs::create_dir_all(driver.parent().unwrap()).unwrap();
-    fs::copy(std::env::current_exe().unwrap(), &driver).unwrap();
-    fs::set_permissions(&driver, fs::Permissions::from_mode(0o755)).unwrap();
+    copy_program(&std::env::current_exe().unwrap(), &driver);
 
     // The script ends everything when this pipe closes, and so also when this test is killed.
     let mut keeper = Command::new("unshare");

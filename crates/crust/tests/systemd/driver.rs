@@ -321,6 +321,9 @@ fn watchdog_fires() {
     until("the service tells that it is well", || beat() != first);
     let pid = main_pid();
     kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+    until("the service stands still", || {
+        fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| s.contains("State:\tT"))
+    });
     let mut waiting = client();
     assert_eq!(waiting.version().unwrap().major_number, 4);
     assert_ne!(main_pid(), pid);

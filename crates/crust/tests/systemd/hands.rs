@@ -1,7 +1,7 @@
 //! Requests that a confined service hands over, and the service that takes them: both ends, with the test in the middle.
-use crate::common::{Dir, Process, activated_with, connect, failure, listener, request};
+use crate::common::{Dir, Process, activated_with, connect, failure, listener, request, wait_deaf};
 use crust_rpc::{Connection, Packet, Request, RequestType, Response};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, accept, socketpair};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, accept_with, socketpair};
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -24,7 +24,7 @@ fn restores_and_checks_of_root_go_to_the_other_service_with_their_connection() {
     for kind in [RequestType::Restore, RequestType::Check] {
         let client = connect(&here);
         client.connection().send(&request(kind, None), None).unwrap();
-        let giver = Connection::new(accept(&restorer).unwrap());
+        let giver = Connection::new(accept_with(&restorer, SocketFlags::CLOEXEC).unwrap());
         let Packet::Message(taken, Some(fd)) = giver.receive::<Request>().unwrap() else { panic!("no connection") };
         assert_eq!(taken, request(kind, None));
         // Whoever has the connection answers, and the service is out of it.
@@ -35,6 +35,7 @@ fn restores_and_checks_of_root_go_to_the_other_service_with_their_connection() {
         assert!(matches!(client.connection().receive::<Response>().unwrap(), Packet::Closed));
     }
     drop(restorer);
+    wait_deaf(&there);
     let refused = failure(connect(&here).check().map(|()| 0));
     assert!(refused.message.unwrap().contains("crust-restore.socket"));
 }

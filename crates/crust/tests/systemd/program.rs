@@ -1,5 +1,5 @@
 //! The programs that are dumped: the demonstration's sample, which checks itself, and idle ones.
-use crate::common::{Dir, opts};
+use crate::common::{Dir, opts, settled};
 use crust_rpc::Opts;
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs;
@@ -57,7 +57,7 @@ impl Program {
 
     /// How far the sample has counted, all being well with it.
     pub(crate) fn count(&self) -> u64 {
-        let text = fs::read_to_string(self.dir.path("status")).unwrap_or_default();
+        let text = settled(&self.dir.path("status"));
         let words: Vec<&str> = text.split_whitespace().collect();
         if words.len() < 10 {
             return 0;

@@ -141,7 +141,8 @@ impl Outlet {
 
 fn refused(e: Errno, name: &str) -> Error {
     match e {
-        Errno::PIPE => Error::kernel("whoever reads the stream has gone", e)
+        // A socket whose reader left with something unread says "reset".
+        Errno::PIPE | Errno::CONNRESET => Error::kernel("whoever reads the stream has gone", e)
             .on(image(name))
             .help("see what criu-image-streamer, or the program behind the pipe, says"),
         Errno::TIMEDOUT => {

@@ -118,7 +118,7 @@ fn answer_all(listener: RawFd, kernel: Kernel, log: &mut Vec<String>) {
         let mut poll = libc::pollfd { fd: listener, events: libc::POLLIN, revents: 0 };
         // SAFETY: one pollfd; then the kernel writes one notification and reads one answer, both of their own types.
         unsafe {
-            if libc::poll(&raw mut poll, 1, 10_000) <= 0 || poll.revents & libc::POLLIN == 0 {
+            if libc::poll(&raw mut poll, 1, 60_000) <= 0 || poll.revents & libc::POLLIN == 0 {
                 return;
             }
             let mut n: libc::seccomp_notif = std::mem::zeroed();
