@@ -24,7 +24,7 @@ pub(crate) fn run(mut invocation: Invocation) -> Exit {
         Verb::Dump | Verb::PreDump => dump(invocation),
         Verb::Restore => restore(invocation),
         Verb::Check => check(&invocation.settings),
-        Verb::CpuinfoDump | Verb::CpuinfoCheck => cpuinfo(&invocation),
+        Verb::CpuinfoDump | Verb::CpuinfoCheck => cpuinfo(invocation.verb, &invocation.settings).map(|()| Exit::Good),
         Verb::Cleanup => cleanup(&invocation.settings),
         Verb::PageServer => {
             Err(Error::unsupported("page-server is not supported yet", "dump to a directory both machines see"))
@@ -308,17 +308,15 @@ fn restore_rootless(mut s: Settings) -> Result<Exit> {
 }
 
 /// `cpuinfo dump` and `cpuinfo check`.
-fn cpuinfo(invocation: &Invocation) -> Result<Exit> {
+pub(crate) fn cpuinfo(verb: Verb, s: &Settings) -> Result<()> {
     use crust_engine::cpu;
-    let s = &invocation.settings;
     let dir = s.engine.images_dir.as_ref().ok_or_else(|| bad("no image directory was given"))?;
-    if invocation.verb == Verb::CpuinfoDump {
-        return cpu::write(dir.as_fd()).map(|()| Exit::Good);
+    if verb == Verb::CpuinfoDump {
+        return cpu::write(dir.as_fd());
     }
-    cpu::check_dir(dir.as_fd(), s.engine.cpu_cap).map(|()| {
-        log::info!("this processor has what the image asks for");
-        Exit::Good
-    })
+    cpu::check_dir(dir.as_fd(), s.engine.cpu_cap)?;
+    log::info!("this processor has what the image asks for");
+    Ok(())
 }
 
 /// `crust cleanup`: what crashed runs left in the image directory, in tasks, and at `--address` and `--pidfile`.

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
-use common::{CRUST, Dir, Process, failure, inside, opts, swrk};
+use common::{CRUST, Dir, Process, activated, connect, failure, inside, listener, opts, swrk};
 use crust_rpc::{Error, Opts};
+use rustix::net::SocketType;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
@@ -136,6 +137,47 @@ fn the_command_of_exec_cmd_becomes_the_parent() {
     let said = String::from_utf8(output.stdout).unwrap();
     let numbers: Vec<&str> = said.split_whitespace().collect();
     assert_eq!(numbers.get(1), numbers.get(3), "{said}");
+}
+
+/// The same by RPC: the reply comes first, then the worker becomes the command, with its output in the log.
+#[test]
+fn the_command_of_a_request_becomes_the_parent() {
+    if !inside("the_command_of_a_request_becomes_the_parent") {
+        return;
+    }
+    let sample = Sample::start("exec-rpc");
+    let images = sample.images();
+    let text = "grep ^PPid: /proc/$CRTOOLS_INIT_PID/status; echo me $$; exit 7";
+    for by_service in [false, true] {
+        let (mut client, _process) = swrk(&sample.dir, &[]);
+        client.dump(Opts { notify_scripts: None, ..dump_opts(&sample, &images) }, |_| true).unwrap();
+        sample.must_be_gone();
+        let (mut client, mut process) = match by_service {
+            false => swrk(&sample.dir, &[]),
+            true => {
+                let path = sample.dir.path("s");
+                let service = activated(&sample.dir, listener(&path, SocketType::SEQPACKET), "1");
+                (connect(&path), service)
+            }
+        };
+        let log = format!("exec{by_service}.log");
+        let exec_cmd = ["sh", "-c", text].map(|w| w.as_bytes().to_vec()).to_vec();
+        let restore = Opts { exec_cmd, log_file: Some(log.clone().into_bytes()), ..opts(&images) };
+        assert_eq!(client.restore(restore, |_| true).unwrap(), sample.pid);
+        if !by_service {
+            assert_eq!(process.code(), Some(7));
+        }
+        let said = || fs::read_to_string(sample.dir.path("images").join(&log)).unwrap();
+        let start = Instant::now();
+        while !said().lines().any(|line| line.starts_with("me ")) {
+            assert!(start.elapsed() < Duration::from_secs(60), "{}", said());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let said = said();
+        let number = |what: &str| said.lines().find_map(|l| l.strip_prefix(what)).unwrap().trim().to_owned();
+        assert_eq!(number("PPid:"), number("me "), "{said}");
+        sample.goes_on();
+    }
 }
 
 #[test]

@@ -346,6 +346,9 @@ fn the_watchdog_is_fed_and_a_deadline_ends_a_connection() {
     for _ in 0..5 {
         manager.wait_for("WATCHDOG=1");
     }
+    // A manager that reads no more would hold the service up.
+    let rest = manager.0.try_clone().unwrap();
+    std::thread::spawn(move || while rest.recv(&mut [0; 4096]).is_ok() {});
     let mut ask = request(RequestType::Version, None);
     ask.keep_open = Some(true);
     // On a machine that is busy enough the time of a connection may be over before it has asked.
@@ -384,5 +387,74 @@ fn hostile_packets_harm_nobody() {
     let fd = crust_rpc::InheritFd { key: "x".into(), fd: 0 };
     assert_eq!(inside(&|o| o.inherit_fd = vec![fd.clone()]).errno, Some(libc::EBADRQC));
     assert!(connect(&path).version().is_ok());
+    assert_eq!(stop(&mut service), Some(0));
+}
+
+/// The calling user may stop its worker, but not keep it for ever: it is killed, and what it had frozen goes on.
+#[test]
+fn a_worker_that_is_overdue_is_killed() {
+    let dir = Dir::new("overdue");
+    let (path, images, victim) = (dir.path("s"), dir.open(), sleeper());
+    let socket = listener(&path, SocketType::SEQPACKET);
+    let mut service = activated_with(&dir, socket, "1", &["--request-timeout", "4"], &[]);
+    let children = format!("/proc/{0}/task/{0}/children", service.0.id());
+    let (start, mut stopped) = (Instant::now(), false);
+    while !stopped {
+        // On a machine that is busy enough the time may be over before the tree is frozen.
+        assert!(start.elapsed() < Duration::from_secs(120), "no dump comes so far");
+        let mut client = connect(&path);
+        let outcome = client.dump(dump_of(&victim, &images), |n| {
+            if n.script == "network-lock" {
+                let workers = fs::read_to_string(&children).unwrap();
+                for pid in
+                    workers.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+                {
+                    // One that served an earlier attempt may be gone by now.
+                    let _gone = rustix::process::kill_process(pid, rustix::process::Signal::STOP);
+                }
+                stopped = true;
+            }
+            true
+        });
+        assert!(outcome.is_err(), "a stopped worker has no answer");
+    }
+    must_sleep_undisturbed(victim.0.id());
+    assert!(connect(&path).version().is_ok());
+    assert_eq!(stop(&mut service), Some(0));
+    assert!(fs::read_to_string(dir.path("stderr")).unwrap().contains("is overdue and killed"));
+    assert!(!dir.path("inventory.img").exists());
+}
+
+#[test]
+fn a_hundred_dumps_at_once() {
+    const CLIENTS: usize = 100;
+    let dir = Dir::new("dumps");
+    let path = dir.path("s");
+    let mut service = activated(&dir, listener(&path, SocketType::SEQPACKET), "1");
+    let victims: Vec<_> = (0..CLIENTS).map(|_| sleeper()).collect();
+    // All have asked before anybody reads an answer.
+    let asked: Vec<_> = victims
+        .iter()
+        .enumerate()
+        .map(|(i, victim)| {
+            let images = dir.path(&format!("images{i}"));
+            fs::create_dir(&images).unwrap();
+            let images = File::open(images).unwrap();
+            let client = connect(&path);
+            let o = Opts { notify_scripts: None, ..dump_of(victim, &images) };
+            client.connection().send(&request(RequestType::Dump, Some(o)), None).unwrap();
+            (client, images)
+        })
+        .collect();
+    for (client, _images) in &asked {
+        match client.connection().receive::<crust_rpc::Response>().unwrap() {
+            crust_rpc::Packet::Message(reply, _) => assert!(reply.success, "{reply:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for (i, victim) in victims.iter().enumerate() {
+        assert!(dir.path(&format!("images{i}/inventory.img")).exists());
+        must_sleep_undisturbed(victim.0.id());
+    }
     assert_eq!(stop(&mut service), Some(0));
 }

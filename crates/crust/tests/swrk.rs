@@ -119,9 +119,7 @@ fn requests_without_what_they_need_are_refused_with_a_reason() {
             assert!(matches!(process.code(), Some(1 | 255)));
         }
     }
-    for kind in
-        [RequestType::PageServer, RequestType::PageServerChld, RequestType::CpuinfoDump, RequestType::CpuinfoCheck]
-    {
+    for kind in [RequestType::PageServer, RequestType::PageServerChld] {
         let (mut client, _process) = swrk(&dir, &[]);
         let images = dir.open();
         assert_eq!(failure(client.call(request(kind, Some(opts(&images))), |_| true)).errno, Some(libc::ENOTSUP));
@@ -268,4 +266,52 @@ fn a_check_without_opts_opens_nothing() {
     let o = Opts { images_dir_fd: Some(-1), log_file: Some(b"a/b".to_vec()), ..Opts::default() };
     let f = failure(client.call(request(RequestType::Check, Some(o)), |_| true));
     assert!(f.message.unwrap().contains("No subdirs are allowed in log_file name"));
+}
+
+#[test]
+fn the_processor_is_written_and_compared() {
+    use crust_image::{ImageKind, encode_one, proto::CpuinfoEntry};
+    let dir = Dir::new("cpuinfo");
+    let images = dir.open();
+    let ask = |kind, change: &dyn Fn(&mut Opts)| {
+        let mut o = opts(&images);
+        o.log_file = Some(b"cpuinfo.log".to_vec());
+        change(&mut o);
+        let mut ask = request(kind, Some(o));
+        ask.keep_open = Some(true);
+        ask
+    };
+    let (mut client, mut process) = swrk(&dir, &[]);
+    // Nothing is there yet.
+    let missing = failure(client.call(ask(RequestType::CpuinfoCheck, &|_| ()), |_| true));
+    assert!(missing.message.unwrap().contains("cpuinfo.img"));
+    for kind in [RequestType::CpuinfoDump, RequestType::CpuinfoCheck] {
+        let reply = client.call(ask(kind, &|_| ()), |_| true).unwrap();
+        assert_eq!((reply.r#type(), reply.success, reply.cr_errno), (kind, true, None));
+    }
+    assert!(client.version().is_ok());
+    assert_eq!(process.code(), Some(0));
+
+    // Another processor: one register set more than any has.
+    let file = dir.path("cpuinfo.img");
+    let mut entry: CpuinfoEntry =
+        crust_image::read_one("cpuinfo.img", &fs::read(&file).unwrap(), ImageKind::Cpuinfo).unwrap();
+    let there = &mut entry.x86_entry[0];
+    there.xfeatures_mask = Some(there.xfeatures_mask.unwrap_or(0) | 1 << 40);
+    fs::write(&file, encode_one(ImageKind::Cpuinfo, &entry).unwrap()).unwrap();
+    let (mut client, _process) = swrk(&dir, &[]);
+    let lacks = failure(client.call(ask(RequestType::CpuinfoCheck, &|_| ()), |_| true));
+    // CRIU's ENOTSUP is for architectures that have no such thing.
+    assert_eq!(lacks.errno, None, "{lacks:?}");
+    assert!(lacks.message.unwrap().contains("XSAVE components 0x10000000000"));
+    // Whoever does not care about it is content.
+    assert!(client.call(ask(RequestType::CpuinfoCheck, &|o| o.cpu_cap = Some(0)), |_| true).is_ok());
+    let (mut client, mut process) = swrk(&dir, &[]);
+    let mut once = ask(RequestType::CpuinfoCheck, &|_| ());
+    once.keep_open = None;
+    failure(client.call(once, |_| true));
+    assert_eq!(process.code(), Some(1));
+    // It needs its directory as any other request does.
+    let (mut client, _process) = swrk(&dir, &[]);
+    assert_eq!(failure(client.call(request(RequestType::CpuinfoDump, None), |_| true)).errno, Some(libc::EBADRQC));
 }

@@ -32,8 +32,11 @@ const MAX_WORKERS: usize = 256;
 const RESERVED_FOR_ROOT: usize = 32;
 /// Workers at once for one ordinary user, so that none can keep the others out.
 const MAX_WORKERS_OF_USER: usize = 32;
-/// How much longer than its own deadline a worker may live. Its caller may have stopped it: they are the same user.
+/// How much longer than its own deadline a worker may live, at the most: as long again. Its caller may have stopped it:
+/// they are the same user.
 const OVERDUE: Duration = Duration::from_secs(60);
+/// And at the least.
+const LEAST_OVERDUE: Duration = Duration::from_secs(5);
 /// How long requests that were told to roll back may need for it.
 const ROLL_BACK_TIME: Duration = Duration::from_secs(20);
 /// How long nothing is accepted after the system had no room for one more client.
@@ -360,7 +363,7 @@ impl Service {
     }
 
     fn overdue(&self) -> Duration {
-        self.times.request + OVERDUE
+        self.times.request + self.times.request.clamp(LEAST_OVERDUE, OVERDUE)
     }
 
     /// A worker ends at its own deadline. One that does not, because its caller has stopped it or a system call hangs,

@@ -51,6 +51,8 @@ struct Surroundings {
     root: bool,
     filters: i64,
     permitted: CapabilitySet,
+    /// What a security module calls the caller, and us.
+    labels: [Option<String>; 2],
 }
 
 impl Surroundings {
@@ -73,6 +75,7 @@ impl Surroundings {
             root: same("root")?,
             filters: filters(&status) - first.as_ref().map_or(0, filters),
             permitted: CapabilitySet::from_bits_retain(status.mask("CapPrm").unwrap_or(0)),
+            labels: [pid.as_raw().to_string().as_str(), "self"].map(label_of),
         })
     }
 }
@@ -80,6 +83,20 @@ impl Surroundings {
 fn status_of(pid: HostTid) -> Result<Status> {
     let text = ProcDir::open(pid).and_then(|dir| dir.read_text("status"));
     text.map(Status::new).during("looking at a status").map_err(|e| e.on(Object::Task(pid.as_raw())))
+}
+
+/// The label that a security module gave a process. None without one that has labels.
+fn label_of(who: &str) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{who}/attr/current")).ok()?;
+    Some(text.trim_end_matches(['\n', '\0']).to_owned()).filter(|label| !label.is_empty())
+}
+
+/// True if our label lets us do something that the caller's forbids: it is another one, and not one without limits.
+fn is_confined([its, ours]: &[Option<String>; 2]) -> bool {
+    let Some(its) = its else { return false };
+    // AppArmor's word, and the type in SELinux's user:role:type:level.
+    let free = its == "unconfined" || its.split(':').nth(2) == Some("unconfined_t");
+    !free && Some(its) != ours.as_ref()
 }
 
 /// Number of seccomp filters; before Linux 5.9 whether there are any.
@@ -91,12 +108,16 @@ impl Peer {
     /// Asks the socket.
     pub(crate) fn of(connection: &Connection) -> Result<Self> {
         let cred = peer_cred(connection).during("asking who the caller is")?;
-        let pidfd = peer_pidfd(connection).or_else(|e| {
+        let pidfd = match peer_pidfd(connection) {
             // Before Linux 6.5 the pid is all there is. Another process that has the number by now gives nothing away
             // that the caller could not take itself: we are the caller when we ask it for anything.
-            let pid = cred.pid.and_then(|p| Pid::from_raw(p.as_raw())).ok_or(e)?;
-            pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from)
-        });
+            Err(e) if e.raw_os_error() == Some(libc::ENOPROTOOPT) => {
+                let pid = cred.pid.and_then(|p| Pid::from_raw(p.as_raw())).ok_or(e);
+                pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).map_err(std::io::Error::from))
+            }
+            // Any other refusal says that it has ended: whoever has its pid now is somebody else.
+            asked => asked,
+        };
         let groups = peer_groups(connection).unwrap_or_default();
         Ok(Self { cred, pidfd: pidfd.ok(), groups })
     }
@@ -129,6 +150,10 @@ impl Peer {
         };
         if !seen.user_ns {
             return no("in another user namespace");
+        }
+        // Root, too, can be confined by a label, and would not be by ours.
+        if is_confined(&seen.labels) {
+            return no("whom a security module confines in another way than us");
         }
         if self.cred.uid == 0 && seen.permitted.contains(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE) {
             return Ok(());
@@ -251,4 +276,27 @@ fn limit_capabilities(permitted: CapabilitySet) -> Result<()> {
         CapabilitySets { effective: kept, permitted: kept, inheritable: own.inheritable & kept },
     )
     .during("giving up capabilities that the caller does not have")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_confined;
+
+    #[test]
+    fn a_label_that_confines_is_no_place_to_call_from() {
+        let labels = |its: &str, ours: &str| [its, ours].map(|l| Some(l.to_owned()).filter(|l| !l.is_empty()));
+        for (its, ours, confined) in [
+            ("", "", false),
+            ("unconfined", "unconfined", false),
+            ("docker-default (enforce)", "unconfined", true),
+            ("docker-default (enforce)", "docker-default (enforce)", false),
+            ("unconfined", "crust (enforce)", false),
+            ("unconfined_u:unconfined_r:unconfined_t:s0", "system_u:system_r:unconfined_service_t:s0", false),
+            ("system_u:system_r:container_t:s0:c1,c2", "system_u:system_r:unconfined_service_t:s0", true),
+            ("system_u:system_r:init_t:s0", "system_u:system_r:init_t:s0", false),
+            ("_", "", true),
+        ] {
+            assert_eq!(is_confined(&labels(its, ours)), confined, "{its} calls {ours}");
+        }
+    }
 }

@@ -52,7 +52,8 @@ pub(super) fn job(
     }
     fields(&mut opts, &mut settings)?;
     settings.detached = true;
-    if verb != Verb::Restore {
+    let dumps = matches!(verb, Verb::Dump | Verb::PreDump);
+    if dumps {
         settings.engine.service_socket_inode =
             Some(rustix::fs::fstat(socket).during("asking for our socket's inode")?.st_ino);
         // A request without a pid is about the caller itself.
@@ -62,7 +63,7 @@ pub(super) fn job(
             Some(pid) => return Err(bad(format!("{pid} is no pid"))),
         };
     }
-    let caller_itself = verb != Verb::Restore && opts.pid.is_none_or(|pid| pid == 0);
+    let caller_itself = dumps && opts.pid.is_none_or(|pid| pid == 0);
     if opts.pidfd_store_sk.is_some() {
         return Err(Error::unsupported(
             "pidfd_store_sk is not supported yet",
@@ -83,7 +84,7 @@ pub(super) fn job(
     directories(&opts, &mut settings, peer, default_work_dir)?;
     open_log(&opts, &mut settings, default_log)?;
     commands::validate(verb, &mut settings)?;
-    if verb != Verb::Restore {
+    if dumps {
         commands::not_ourselves(settings.engine.pid)?;
     }
     Ok(Job {

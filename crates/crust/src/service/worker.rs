@@ -7,7 +7,7 @@ use crate::cli::settings::Settings;
 use crate::cli::{self, Verb};
 use crate::events::Scripts;
 use crate::exit::Exit;
-use crate::{logging, stats};
+use crate::{commands, logging, stats};
 use crust_engine::{Error, Kind, Result, ResultExt, check};
 use crust_rpc::{
     Connection, DumpResponse, Features, MAX_PACKET_BYTES, MAX_REPLY_BYTES, Packet, Request, RequestType, Response,
@@ -238,10 +238,9 @@ impl Worker {
                     "dump to a directory both machines see",
                 )),
             ),
-            RequestType::CpuinfoDump | RequestType::CpuinfoCheck => self.result(
-                kind,
-                Err(Error::unsupported("cpuinfo is not supported yet", "leave it out: restore checks the CPU itself")),
-            ),
+            RequestType::CpuinfoDump | RequestType::CpuinfoCheck => {
+                self.result(kind, self.cpuinfo(kind, request, base))
+            }
             RequestType::Empty | RequestType::Notify => {
                 self.refuse(RequestType::Empty, &bad(format!("request type {} is unknown", request.r#type)));
                 return Next::End(Exit::Minus1);
@@ -277,7 +276,9 @@ impl Worker {
         log::error!("{e}");
         let mut response = reply(kind);
         response.success = false;
-        response.cr_errno = e.kind().cr_errno();
+        // Of cpuinfo CRIU says ENOTSUP only where the architecture has none, not where the processor lacks something.
+        let cpuinfo = matches!(kind, RequestType::CpuinfoDump | RequestType::CpuinfoCheck);
+        response.cr_errno = e.kind().cr_errno().filter(|_| !cpuinfo || e.kind() != Kind::Unsupported);
         // CRIU's callers look for a pid that is none.
         if kind == RequestType::Restore {
             response.restore = Some(RestoreResponse { pid: -1 });
@@ -372,6 +373,14 @@ impl Worker {
             return become_command(&job.exec_cmd, &events.scripts);
         }
         exit
+    }
+
+    /// Writes or compares cpuinfo.img in the image directory.
+    fn cpuinfo(&self, kind: RequestType, request: Request, base: Settings) -> Result<Response> {
+        let verb = if kind == RequestType::CpuinfoDump { Verb::CpuinfoDump } else { Verb::CpuinfoCheck };
+        let job = self.job(verb, request, base)?;
+        commands::cpuinfo(verb, &job.settings)?;
+        Ok(reply(kind))
     }
 
     fn check(&self, request: &Request) -> Result<Response> {
