@@ -386,6 +386,30 @@ fn restore_by_rpc_refuses_what_is_taken_and_leaves_nothing() {
 }
 
 #[test]
+fn who_is_just_dying_does_not_stand_in_the_way() {
+    if !inside("who_is_just_dying_does_not_stand_in_the_way") {
+        return;
+    }
+    let sample = Sample::start("dying");
+    assert_eq!(sample.cli(&["dump", "-t", &sample.pid.to_string(), "-D", "images", "--leave-running"]).0, Some(0));
+    let pid = rustix::process::Pid::from_raw(sample.pid).unwrap();
+    // Killed, and nobody waits for it.
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let (code, err) = sample.cli(&["restore", "-D", "images", "-d"]);
+    assert_eq!(code, Some(1));
+    let named = format!("which ended, but its parent {} has not waited for it", std::process::id());
+    assert!(err.contains(&named), "{err}");
+    // Waited for while the restore runs, or before it looks.
+    let mut command = Command::new(CRUST);
+    command.args(["restore", "-D", "images", "-d"]).current_dir(&sample.dir.0).env_clear();
+    let mut restore = Process(command.spawn().unwrap());
+    std::thread::sleep(Duration::from_millis(50));
+    rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+    assert_eq!(restore.code(), Some(0));
+    sample.goes_on();
+}
+
+#[test]
 fn errnos_are_what_clients_know() {
     let dir = Dir::new("errno");
     let images = dir.open();

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 pub(crate) mod arena;
 mod build;
 mod finish;
+mod ids;
 pub(crate) mod tree;
 mod twins;
 
@@ -338,7 +339,7 @@ fn keep_ids_clear(tree: &Tree) -> bool {
 
 /// Everything that would fail later, asked now and told at once.
 fn check(plan: &Plan, opts: &Options) -> Result<()> {
-    let mut errors = taken_ids(&plan.tree);
+    let mut errors: Vec<Error> = ids::check_free(&plan.tree.all_ids()).into_iter().collect();
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts));
@@ -400,34 +401,6 @@ fn shared_objects(tree: &Tree, errors: &mut Vec<Error>) {
             }
         }
     }
-}
-
-/// Ids of the images that somebody here has: one error that names them all with their holders.
-fn taken_ids(tree: &Tree) -> Vec<Error> {
-    let mut holders: Vec<String> = tree.all_ids().into_iter().filter_map(holder).collect();
-    if holders.is_empty() {
-        return Vec::new();
-    }
-    let n = holders.len();
-    holders.truncate(32);
-    let more = if n > 32 { format!(" and {} more", n - 32) } else { String::new() };
-    vec![Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", holders.join(", ")))]
-}
-
-/// Who has this id: a process, or a thread of one, with its name.
-fn holder(id: NsTid) -> Option<String> {
-    let dir = ProcDir::open(HostTid::new(id.as_raw())?).ok()?;
-    let stat = dir.read("stat").ok().and_then(|s| Stat::parse(&s));
-    let comm = stat.map_or_else(String::new, |s| String::from_utf8_lossy(&s.comm).into_owned());
-    Some(format!("{id} ({comm})"))
-}
-
-/// The error for an id that was free when it was checked and is not when it is needed.
-fn taken_meanwhile(id: NsTid) -> Error {
-    // A process that ended has its id until it is waited for; it may be gone by now.
-    let by = holder(id).unwrap_or_else(|| format!("{id}, by a process that is gone again"));
-    let what = format!("an id that the tree needs was taken while the tree was being built: {by}");
-    Error::new(Kind::Taken, what).help("try again, or restore in a pid namespace of its own (`unshare -p`)")
 }
 
 /// What every wait for the tree needs.
@@ -545,7 +518,7 @@ fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
     };
     let (label, args, id) = describe().unwrap_or_else(|| ("a step of the restorer".into(), [0; 6], None));
     if let Some(id) = id.filter(|_| value == -i64::from(libc::EEXIST)) {
-        return taken_meanwhile(id).on(Object::Task(pid.as_raw())).at(Stage::Swap);
+        return ids::taken_meanwhile(id).on(Object::Task(pid.as_raw())).at(Stage::Swap);
     }
     let error = if (-4095..0).contains(&value) {
         Error::kernel(format!("{label} {args:x?}"), rustix::io::Errno::from_raw_os_error(-value as i32))

@@ -71,7 +71,7 @@ pub(super) fn fork_root(cx: &mut Cx<'_>) -> Result<i32> {
 fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> {
     let pid = cx.tree.tasks[i].pid;
     // SAFETY: the coordinator and every task are single-threaded while they fork.
-    match unsafe { process::fork(Some(pid), flags) } {
+    match super::ids::with_free(pid, || unsafe { process::fork(Some(pid), flags) }) {
         Ok(Fork::Parent(id)) => {
             cx.arena.born(i);
             Ok(id.as_raw())
@@ -86,7 +86,7 @@ fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> 
             cx.arena.fail(i, &error);
             process::exit_now(1);
         }
-        Err(rustix::io::Errno::EXIST) => Err(super::taken_meanwhile(pid)),
+        Err(rustix::io::Errno::EXIST) => Err(super::ids::taken_meanwhile(pid)),
         Err(e) => Err(Error::kernel(format!("clone3 with the id {pid}"), e)
             .help("choosing ids needs CAP_CHECKPOINT_RESTORE over the pid namespace: be root, or use `unshare -Urpf`")),
     }
