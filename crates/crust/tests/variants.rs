@@ -239,6 +239,13 @@ fn cleanup_shows_and_removes_what_crashed_runs_left() {
     if !inside("cleanup_shows_and_removes_what_crashed_runs_left") {
         return;
     }
+    // A signal that came while a thread was in a landing leaves a frame on its stack that names it, and a thread that
+    // gets no other signal keeps that for ever: then nothing is removed, and that is right.
+    assert!((0..5).any(|_| everything_is_cleaned_up()), "five times something led to a landing");
+}
+
+/// False if a landing had to stay.
+fn everything_is_cleaned_up() -> bool {
     let sample = Sample::start("cleanup");
     let images = sample.dir.path("images");
     fs::create_dir(images.join(".crust-partial-1-0")).unwrap();
@@ -278,7 +285,12 @@ fn cleanup_shows_and_removes_what_crashed_runs_left() {
     // A dump that runs holds the lock of its directory.
     let held = File::open(images.join(".crust-partial-1-0")).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let said = sample.good(&["cleanup", "-D", "images", "-t", &pid, "--address", &live]);
+    let output = sample.run(&["cleanup", "-D", "images", "-t", &pid, "--address", &live]);
+    let said = text(&output);
+    if said.contains("NOT removed") && said.contains("something in its memory leads to a landing") {
+        return false;
+    }
+    assert!(output.status.success(), "{said}");
     assert!(!said.contains(".crust-partial-1-0") && !said.contains("live.socket"), "{said}");
     assert!(images.join(".crust-partial-1-0").exists());
     drop(held);
@@ -291,6 +303,7 @@ fn cleanup_shows_and_removes_what_crashed_runs_left() {
     sample.put_away(&[]);
     sample.good(&RESTORE);
     sample.goes_on();
+    true
 }
 
 /// A terminal: our side, and the program's.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// What `crust image` does.
-const IMAGE: &str = "show decode encode info tree ps fds mems rss x verify diff";
+const IMAGE: &str = "show decode encode info tree ps fds mems rss x verify diff pack unpack";
 /// What `crust cpuinfo` does.
 const CPUINFO: &str = "dump check";
 

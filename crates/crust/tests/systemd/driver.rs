@@ -4,7 +4,7 @@ use crust_rpc::{Client, Error};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeSet;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,7 +42,11 @@ pub(crate) fn run() {
     let kills = killed_under_load();
     done(&kills);
     watchdog_fires();
-    done("watchdog");
+    done("watchdog: a daemon that stands still, and one that lives but takes nobody in");
+    match users_pair() {
+        Ok(()) => done("a user's own pair under systemd --user"),
+        Err(why) => crate::skip("users_pair", &why),
+    }
     let idle = idle_exits();
     done(&idle);
     one_unit_for_each_connection();
@@ -328,6 +332,100 @@ fn watchdog_fires() {
     assert_eq!(waiting.version().unwrap().major_number, 4);
     assert_ne!(main_pid(), pid);
     until("the journal has the reason", || journal_of_the_manager().contains("Watchdog timeout"));
+
+    // One that is alive, but has no descriptor left to take a client in with: it does not say that it is well.
+    let (pid, before) = (main_pid(), journal_of_the_manager().matches("Watchdog timeout").count());
+    let limit = tool("prlimit", &["--pid", &pid.to_string(), "--nofile=3:"]);
+    assert!(limit.0, "{}", limit.1);
+    let mut waiting = client();
+    assert_eq!(waiting.version().unwrap().major_number, 4);
+    assert_ne!(main_pid(), pid);
+    until("the journal has it once more", || journal_of_the_manager().matches("Watchdog timeout").count() > before);
+}
+
+const USER: &str = "65534";
+const USERS_MANAGER: &str = "crust-test-user.service";
+pub(crate) const USERS_DIR: &str = "/run/crust-test-user";
+
+/// A command in the name of the user whose manager runs.
+fn as_user(program: &str, args: &[&str]) -> (bool, String) {
+    let runtime = format!("XDG_RUNTIME_DIR={USERS_DIR}");
+    let home = format!("HOME={USERS_DIR}");
+    let prefix = ["--reuid", USER, "--regid", USER, "--clear-groups", "env", &runtime, &home, program];
+    tool("setpriv", &[&prefix[..], args].concat())
+}
+
+/// The pair for `systemctl --user`, with a manager of an ordinary user: activated by the first request, a dump of the
+/// user's own process; it does not serve root.
+fn users_pair() -> Result<(), String> {
+    let unit = format!(
+        "[Service]\nType=notify\nUser={USER}\nGroup={USER}\nDelegate=yes\nKillMode=mixed\nTimeoutStartSec=60\n\
+         RuntimeDirectory=crust-test-user\nRuntimeDirectoryMode=0700\n\
+         Environment=XDG_RUNTIME_DIR={USERS_DIR} HOME={USERS_DIR}\nExecStart=/lib/systemd/systemd --user\n"
+    );
+    fs::write(format!("/etc/systemd/system/{USERS_MANAGER}"), unit).unwrap();
+    must(&["daemon-reload"]);
+    let (good, text) = systemctl(&["start", USERS_MANAGER]);
+    if !good {
+        return Err(format!("no systemd --user can be started: {text}"));
+    }
+    let user = |args: &[&str]| as_user("systemctl", &[&["--user"], args].concat());
+    let good = |args: &[&str]| {
+        let (good, text) = user(args);
+        assert!(good, "systemctl --user {}: {text}", args.join(" "));
+        text
+    };
+    let show = |name: &str| good(&["show", "--property", name, "--value", SERVICE]);
+    good(&["start", "crust.socket"]);
+    assert_eq!(show("ActiveState"), "inactive");
+    let socket = format!("{USERS_DIR}/criu-service.socket");
+    let stat = fs::metadata(&socket).unwrap();
+    assert_eq!((stat.permissions().mode() & 0o777, stat.uid().to_string().as_str()), (0o600, USER));
+
+    let me = std::env::current_exe().unwrap();
+    let client = || {
+        let role = [crate::AS_USER, "--nocapture", "--test-threads=1"];
+        let outcome = as_user(me.to_str().unwrap(), &[&["--exact"], &role[..]].concat());
+        assert!(outcome.0 && outcome.1.contains("a user's process was dumped"), "{}", outcome.1);
+    };
+    client();
+    assert_eq!(show("ActiveState"), "active");
+    let pid = show("MainPID");
+    client();
+    assert_eq!(show("MainPID"), pid, "the same daemon serves both");
+    let program = Program::idle("users-roots");
+    let refused = Client::connect(Path::new(&socket)).unwrap().dump(program.opts(&program.images()), |_| true);
+    match refused {
+        Err(Error::Failed(failure)) => assert!(failure.message.unwrap().contains("does not serve root")),
+        other => panic!("{other:?}"),
+    }
+
+    good(&["stop", SERVICE]);
+    assert_eq!(show("ActiveState"), "inactive");
+    client();
+    assert_ne!(show("MainPID"), pid);
+    must(&["stop", USERS_MANAGER]);
+    Ok(())
+}
+
+/// The user's client, in a process of the user's own.
+pub(crate) fn be_users_client() {
+    let socket = Path::new(USERS_DIR).join("criu-service.socket");
+    let connect = || Client::connect(&socket).unwrap();
+    let program = Program::idle("users");
+    let images = program.images();
+    assert!(!connect().dump(program.opts(&images), |_| true).unwrap());
+    program.must_be_gone();
+    assert!(program.dir.path("images/inventory.img").exists());
+    // Restoring needs a namespace of one's own, and the answer says so.
+    match connect().restore(program.opts(&images), |_| true) {
+        Err(Error::Failed(failure)) => {
+            let text = failure.message.unwrap_or_default();
+            assert!(text.contains("restores for root only") && text.contains("unshare"), "{text}");
+        }
+        other => panic!("{other:?}"),
+    }
+    println!("a user's process was dumped");
 }
 
 fn journal_of_the_manager() -> String {

@@ -23,6 +23,17 @@ fn skip(name: &str, why: &str) {
 /// Set in the copy of this test that runs inside of namespaces.
 const INSIDE: &str = "CRUST_TEST_INSIDE";
 
+/// What an ordinary user does with a service of its own; its process is this program again.
+const AS_USER: &str = "the_client_of_an_ordinary_user";
+
+/// Not a test by itself: called by the one below, inside, as a user with a manager.
+#[test]
+fn the_client_of_an_ordinary_user() {
+    if std::env::var_os("XDG_RUNTIME_DIR").is_some_and(|dir| dir == driver::USERS_DIR) {
+        driver::be_users_client();
+    }
+}
+
 #[test]
 fn a_real_systemd_starts_and_supervises_the_service() {
     if std::env::var_os(INSIDE).is_some() {
