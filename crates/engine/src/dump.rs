@@ -190,7 +190,8 @@ fn save(
     let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
     let mut cx = Collected::new(opts);
     let mut memory = MemoryWriter::new(&out);
-    let looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
+    let mut looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
+    show_files(&mut looked, &mut cx).at(Stage::Look)?;
     fault::point(Stage::Look)?;
     phases.done("look");
 
@@ -374,7 +375,6 @@ impl<'a> MemoryWriter<'a> {
         self.put(ImageKind::Pagemap, ns_pid.as_raw() as u64, |file| {
             memory::dump_pages(&target, mm, file).on_task(p.pid.as_raw())
         })?;
-        self.out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
         self.took += started.elapsed();
         Ok(())
     }
@@ -399,8 +399,25 @@ impl<'a> MemoryWriter<'a> {
     }
 }
 
+/// Anonymous shared memory that descriptors lead to as well becomes the memory of a file everywhere.
+fn show_files(looked: &mut [Looked], cx: &mut Collected<'_>) -> Result<()> {
+    for segment in cx.files.segments_with_files() {
+        let id = cx.files.segment_file(segment)?;
+        for mm in looked.iter_mut().filter_map(|l| l.mm.as_mut()) {
+            mm.show_file(segment, id);
+        }
+        cx.shared.forget(segment);
+    }
+    Ok(())
+}
+
 fn write_records(looked: &[Looked], cx: &Collected<'_>, out: &Partial) -> Result<()> {
     out.put_all(ImageKind::Pstree, 0, looked.iter().map(|l| &l.pstree))?;
+    for l in looked {
+        if let Some((mm, (ns_pid, _))) = l.mm.as_ref().zip(l.cores.first()) {
+            out.put_one(ImageKind::Mm, ns_pid.as_raw() as u64, &mm.record())?;
+        }
+    }
     out.put_one(ImageKind::Seccomp, 0, cx.seccomp.record())
 }
 

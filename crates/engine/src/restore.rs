@@ -162,6 +162,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     ready.release(&stop).map_err(|e| e.at(Stage::Resume))?;
     guard.disarm();
     segments.keep();
+    plan.files.remove_links();
     clock.done("resume");
     if let Err(e) = events.notify(Event::PostResume { pid }, Some(pid), None) {
         log::error!("post-resume failed: {e}");

@@ -7,6 +7,7 @@ pub mod fork;
 pub mod ids;
 pub mod inherited;
 pub mod kcmp;
+pub mod lease;
 pub mod maps;
 pub mod mman;
 pub mod notify;

@@ -1,10 +1,9 @@
 //! Named pipes: a path like a regular file, and content like a pipe. The record points at a regular file's record.
-use super::FdKind;
 use super::look::FdView;
 use super::pipe::{content, fill};
-use super::regular;
 use super::restore::{FileImages, Opener};
 use super::table::Records;
+use super::{FdKind, ghost, regular};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FifoEntry, FileEntry};
 use rustix::fs::OFlags;
@@ -48,7 +47,13 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     }
     let Some((_, pipe_id, first)) = all.first().copied() else { return Ok(Vec::new()) };
     // Open for both directions first: it never waits, and keeps the content while the others are opened.
-    let base = regular::open_entry(first, Some(OFlags::RDWR.bits() | OFlags::NONBLOCK.bits()), cx)?;
+    let both = OFlags::RDWR.bits() | OFlags::NONBLOCK.bits();
+    let base = if cx.images.ghost_of(first.id).is_some() {
+        let (ghost, _) = ghost::base(first, cx)?;
+        cx.reopen_number(ghost, both)?
+    } else {
+        regular::open_entry(first, Some(both), cx)?
+    };
     if let Some(data) = cx.images.fifo_data.get(&pipe_id) {
         if rustix::io::ioctl_fionread(&base).during("asking how much waits in a fifo")? != 0 {
             return Err(Error::new(crate::Kind::Taken, "the fifo is in use: it holds bytes already")

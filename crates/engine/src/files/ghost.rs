@@ -1,17 +1,22 @@
 //! Files without a name: deleted ones travel inside the images, those that still have another name get a link.
+use super::memfd;
 use super::regular::{self, Seen};
 use super::restore::Opener;
 use super::table::{Records, send_range};
-use crate::images::{Partial, Source};
+use crate::images::Partial;
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
-use crust_image::proto::{GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval};
+use crust_image::proto::{
+    CrustXattr, GhostChunkEntry, GhostFileEntry, RegFileEntry, RemapFilePathEntry, RemapType, Timeval,
+};
 use crust_image::{ImageKind, Reader, Writer};
-use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps};
+use crust_kernel::{Backoff, Deadline};
+use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
-/// From this size on CRIU stores only the filled pieces.
-const CHUNKS_FROM: u64 = 3 << 20;
+/// From this size on CRIU stores only the filled pieces. It reads smaller files so, too.
+const CHUNKS_FROM: u64 = 3 * 4096;
 
 /// A deleted file to be written into the images.
 #[derive(Debug)]
@@ -27,6 +32,7 @@ pub(super) struct Ghost {
 pub(super) fn dump(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut Records<'_>) -> Result<()> {
     let stat = seen.stat;
     let shown = String::from_utf8_lossy(name).into_owned();
+    memfd::refuse_foreign(&shown, stat)?;
     let inode = (stat.st_dev, stat.st_ino);
     let id = match out.ghost_of.get(&inode).copied() {
         Some(id) => id,
@@ -64,12 +70,16 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
         ..GhostFileEntry::default()
     };
     let size = stat.st_size as u64;
+    if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
+        entry.crust_xattrs = xattrs(seen.fd)?;
+    }
     let mut content = None;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {
             let fd = regular::reopen_for_reading(seen.fd).during("opening a deleted file to read it")?;
             content = Some(fd);
-            if size >= CHUNKS_FROM {
+            let has_holes = (stat.st_blocks as u64).saturating_mul(512) < size;
+            if size >= CHUNKS_FROM || has_holes {
                 entry.chunks = Some(true);
                 entry.size = Some(size);
             }
@@ -174,15 +184,23 @@ pub(super) fn dump_linked(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut 
         ));
     }
     let dir_end = name.iter().rposition(|b| *b == b'/').map_or(0, |p| p + 1);
-    let remap_id = out.new_id();
-    let mut path = name.get(..dir_end).unwrap_or_default().to_vec();
-    path.extend_from_slice(format!("link_remap.{remap_id}").as_bytes());
     let source = format!("/proc/self/fd/{}", seen.fd.as_raw_fd());
-    let Some(root) = &out.root else { return Err(Error::new(Kind::Internal, "no root directory")) };
-    let relative = path.strip_prefix(b"/").unwrap_or(&path);
-    rustix::fs::linkat(rustix::fs::CWD, source.as_str(), root, relative, AtFlags::SYMLINK_FOLLOW)
-        .during("making a link to a file without a name")
-        .map_err(|e| e.on(Object::Path(String::from_utf8_lossy(&path).into_owned())))?;
+    let (remap_id, path) = loop {
+        let remap_id = out.new_id();
+        let mut path = name.get(..dir_end).unwrap_or_default().to_vec();
+        path.extend_from_slice(format!("link_remap.{remap_id}").as_bytes());
+        let Some(root) = &out.root else { return Err(Error::new(Kind::Internal, "no root directory")) };
+        let relative = path.strip_prefix(b"/").unwrap_or(&path);
+        match rustix::fs::linkat(rustix::fs::CWD, source.as_str(), root, relative, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => break (remap_id, path),
+            // Another checkpoint's name: its images need it.
+            Err(Errno::EXIST) => {}
+            Err(e) => {
+                return Err(Error::kernel("making a link to a file without a name failed", e)
+                    .on(Object::Path(String::from_utf8_lossy(&path).into_owned())));
+            }
+        }
+    };
     out.links_made.push(path.clone());
     let reg = RegFileEntry { id: remap_id, name: path, mode: Some(seen.stat.st_mode), ..RegFileEntry::default() };
     out.files.push(crust_image::proto::FileEntry {
@@ -195,6 +213,19 @@ pub(super) fn dump_linked(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut 
     Ok(())
 }
 
+/// Opens a file by the name that the dump gave it, so that /proc shows the name it had.
+pub(super) fn open_linked(path: &[u8], name: &[u8], flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    if rustix::fs::link(path, name).is_err() {
+        // Another file has the name by now, or its directory is gone.
+        return rustix::fs::open(path, flags, Mode::empty());
+    }
+    let opened = rustix::fs::open(name, flags, Mode::empty());
+    if let Err(e) = rustix::fs::unlink(name) {
+        log::warn!("the name {} stays: {e}", String::from_utf8_lossy(name));
+    }
+    opened
+}
+
 /// A ghost that was made again and is kept for further openers.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -205,18 +236,12 @@ pub(super) struct Made {
 pub(super) fn open<'e>(regs: &[&'e RegFileEntry], cx: &mut Opener<'_>) -> Result<Vec<(&'e RegFileEntry, OwnedFd)>> {
     let mut opened = Vec::new();
     for reg in regs {
-        let Some(id) = cx.images.ghost_of(reg.id) else { continue };
-        if !cx.state.ghosts.contains_key(&id) {
-            let made = make(id, reg, cx)?;
-            // The file made by O_TMPFILE is itself the open file, with its flags.
-            if let Some(fd) = made.1 {
-                cx.state.ghosts.insert(id, made.0);
-                opened.push((*reg, fd));
-                continue;
-            }
-            cx.state.ghosts.insert(id, made.0);
+        let (base, own) = base(reg, cx)?;
+        // The file made by O_TMPFILE is itself the open file, with its flags.
+        if let Some(fd) = own {
+            opened.push((*reg, fd));
+            continue;
         }
-        let base = cx.state.ghosts.get(&id).map(|m| m.fd.as_raw_fd()).unwrap_or(-1);
         let mut flags = reg.flags;
         if regular::is_tmpfile(flags) {
             flags &= !(libc::O_DIRECTORY as u32);
@@ -227,6 +252,21 @@ pub(super) fn open<'e>(regs: &[&'e RegFileEntry], cx: &mut Opener<'_>) -> Result
     Ok(opened)
 }
 
+/// The number of a descriptor for the ghost of `reg`, made if it is not there yet. Second: the open file of `reg` itself,
+/// where making the ghost had to give its flags.
+pub(super) fn base(reg: &RegFileEntry, cx: &mut Opener<'_>) -> Result<(RawFd, Option<OwnedFd>)> {
+    let Some(id) = cx.images.ghost_of(reg.id) else {
+        return Err(Error::new(Kind::Internal, "not the record of a deleted file").on(regular::path_object(reg)));
+    };
+    if let Some(made) = cx.state.ghosts.get(&id) {
+        return Ok((made.fd.as_raw_fd(), None));
+    }
+    let (made, own) = make(id, reg, cx)?;
+    let number = made.fd.as_raw_fd();
+    cx.state.ghosts.insert(id, made);
+    Ok((number, own))
+}
+
 /// Makes the inode with its content. Second: the open file of `reg` itself, where making it had to give its flags.
 fn make(id: u32, reg: &RegFileEntry, cx: &mut Opener<'_>) -> Result<(Made, Option<OwnedFd>)> {
     let image = ImageKind::GhostFile.file_name(u64::from(id));
@@ -234,26 +274,39 @@ fn make(id: u32, reg: &RegFileEntry, cx: &mut Opener<'_>) -> Result<(Made, Optio
     let bytes = cx.source.read(&image)?.ok_or_else(|| Error::bad_image(&image, "the image is missing"))?;
     let mut reader = Reader::open_named(&image, &bytes, ImageKind::GhostFile)?;
     let entry: GhostFileEntry = reader.expect()?;
+    let (base, own) = make_empty(id, reg, &image, &entry, cx).map_err(on)?;
+    fill(&base, &entry, &mut reader).map_err(on)?;
+    Ok((Made { fd: base }, own))
+}
+
+/// The inode, without a name and without content.
+fn make_empty(
+    id: u32,
+    reg: &RegFileEntry,
+    image: &str,
+    entry: &GhostFileEntry,
+    cx: &mut Opener<'_>,
+) -> Result<(OwnedFd, Option<OwnedFd>)> {
     let mode = Mode::from_bits_retain(entry.mode & 0o7777);
     let path = &reg.name;
     let dir_end = path.iter().rposition(|b| *b == b'/').map_or(0, |p| p + 1);
     let dir = path.get(..dir_end).filter(|d| !d.is_empty()).unwrap_or(b".");
+    let _parents = Parents::ensure(dir, cx)?;
     if regular::is_tmpfile(reg.flags) {
         let flags = regular::open_flags(reg.flags) | OFlags::TMPFILE;
         match rustix::fs::open(dir, flags, mode) {
             Ok(fd) => {
-                let base = regular_base(&fd, cx).map_err(on)?;
-                fill(&base, &entry, &mut reader, cx.source).map_err(on)?;
-                return Ok((Made { fd: base }, Some(fd)));
+                let base = regular_base(&fd, cx)?;
+                return Ok((base, Some(fd)));
             }
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {} // this filesystem has no such files: by name
-            Err(e) => return Err(on(Error::kernel("making a nameless file failed", e))),
+            Err(e) => return Err(Error::kernel("making a nameless file failed", e)),
         }
     }
     // The old name if it is free, else one beside it; gone again in an instant either way.
     let mut names = vec![path.clone()];
     for n in 0..16 {
-        names.push([path.as_slice(), format!(".cr.{:x}.{n}.ghost", id).as_bytes()].concat());
+        names.push([path.as_slice(), format!(".cr.{id:x}.{n}.ghost").as_bytes()].concat());
     }
     for name in &names {
         let made = match entry.mode & libc::S_IFMT {
@@ -271,32 +324,92 @@ fn make(id: u32, reg: &RegFileEntry, cx: &mut Opener<'_>) -> Result<(Made, Optio
                 let rdev = u64::from(entry.rdev.unwrap_or(0));
                 rustix::fs::mknodat(rustix::fs::CWD, name, kind, mode, rdev).map(|()| None)
             }
-            other => return Err(Error::bad_image(&image, format!("a deleted file of mode {other:o}"))),
+            other => return Err(Error::bad_image(image, format!("a deleted file of mode {other:o}"))),
         };
         let fd = match made {
             Ok(fd) => fd,
             Err(Errno::EXIST) => continue,
             Err(e) => {
-                return Err(on(Error::kernel("making a deleted file again failed", e)
-                    .help("the directory it was in must exist and be writable")));
+                return Err(Error::kernel("making a deleted file again failed", e)
+                    .help("the directory it was in must be writable"));
             }
         };
-        let result = (|| {
-            let base = match fd {
-                Some(fd) => fd,
-                None => {
-                    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    rustix::fs::open(name, flags, Mode::empty()).during("opening a file just made")?
-                }
-            };
-            fill(&base, &entry, &mut reader, cx.source)?;
-            cx.hold(base)
-        })();
+        let base = match fd {
+            Some(fd) => Ok(fd),
+            None => {
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::open(name, flags, Mode::empty()).during("opening a file just made")
+            }
+        };
         let flags = if entry.mode & libc::S_IFMT == libc::S_IFDIR { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        rustix::fs::unlinkat(rustix::fs::CWD, name, flags).during("removing the name of a deleted file").map_err(on)?;
-        return Ok((Made { fd: result.map_err(on)? }, None));
+        rustix::fs::unlinkat(rustix::fs::CWD, name, flags).during("removing the name of a deleted file")?;
+        return Ok((cx.hold(base?)?, None));
     }
-    Err(on(Error::new(Kind::Taken, "no free name is left for a deleted file")))
+    Err(Error::new(Kind::Taken, "no free name is left for a deleted file"))
+}
+
+/// Directories that a deleted file needs above it for a moment, and that were deleted too. Tasks make and remove them one
+/// after the other: one that stands because another task needs it is gone in an instant.
+struct Parents {
+    /// In the order they were made.
+    made: Vec<Vec<u8>>,
+    _turn: Option<OwnedFd>,
+}
+
+/// How long other tasks may take to make their deleted files.
+const TURN: Duration = Duration::from_secs(60);
+
+impl Parents {
+    fn ensure(dir: &[u8], cx: &Opener<'_>) -> Result<Self> {
+        let mut parents = Self { made: Vec::new(), _turn: turn(cx)? };
+        let ends = dir.iter().enumerate().filter(|(i, b)| *i > 0 && **b == b'/').map(|(i, _)| i);
+        for end in ends.chain([dir.len()]) {
+            let part = dir.get(..end).unwrap_or(dir);
+            if rustix::fs::stat(part).err() != Some(Errno::NOENT) {
+                continue;
+            }
+            match rustix::fs::mkdir(part, Mode::RWXU) {
+                Ok(()) => parents.made.push(part.to_vec()),
+                Err(Errno::EXIST) => {}
+                Err(e) => {
+                    return Err(Error::kernel("making a deleted directory again, for the file in it, failed", e)
+                        .help(format!("make the directory {} before the restore", String::from_utf8_lossy(part))));
+                }
+            }
+        }
+        Ok(parents)
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        for dir in self.made.iter().rev() {
+            if let Err(e) = rustix::fs::rmdir(dir.as_slice()) {
+                log::warn!("the directory {} stays: {e}", String::from_utf8_lossy(dir));
+            }
+        }
+    }
+}
+
+/// Waits until no other task of the tree is making a deleted file.
+fn turn(cx: &Opener<'_>) -> Result<Option<OwnedFd>> {
+    // The images' directory is at hand in every task; opened anew, the lock is this task's own.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = rustix::fs::openat(cx.source.dir(), ".", flags, Mode::empty());
+    let Ok(dir) = dir else { return Ok(None) };
+    let (deadline, mut backoff) = (Deadline::after(TURN), Backoff::new());
+    loop {
+        match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(Some(dir)),
+            Err(Errno::AGAIN | Errno::INTR) if backoff.pause(deadline) => {}
+            Err(e @ (Errno::AGAIN | Errno::INTR)) => {
+                return Err(Error::kernel("waiting for another task's deleted files failed", e)
+                    .help("does another program hold a lock on the image directory?"));
+            }
+            // A filesystem without locks: only deleted directories shared by several tasks need them.
+            Err(_) => return Ok(None),
+        }
+    }
 }
 
 /// A descriptor with full access to a file just made by `O_TMPFILE`, kept out of the way.
@@ -306,7 +419,7 @@ fn regular_base(fd: &OwnedFd, cx: &Opener<'_>) -> Result<OwnedFd> {
 }
 
 /// Content, owner, mode and times.
-fn fill(base: &OwnedFd, entry: &GhostFileEntry, reader: &mut Reader<'_>, _: &Source) -> Result<()> {
+fn fill(base: &OwnedFd, entry: &GhostFileEntry, reader: &mut Reader<'_>) -> Result<()> {
     let is_file = entry.mode & libc::S_IFMT == libc::S_IFREG;
     if is_file && entry.chunks == Some(true) {
         let size = entry.size.unwrap_or(0);
@@ -324,17 +437,63 @@ fn fill(base: &OwnedFd, entry: &GhostFileEntry, reader: &mut Reader<'_>, _: &Sou
         rustix::fs::chownat(base, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH | AtFlags::SYMLINK_NOFOLLOW)
             .during("giving a deleted file to its owner")?;
     }
-    if is_file {
-        rustix::fs::fchmod(base, Mode::from_bits_retain(entry.mode & 0o7777))
-            .during("setting a deleted file's mode")?;
-        let spec = |t: Option<Timeval>| {
-            let t = t.unwrap_or_default();
-            Timespec { tv_sec: t.tv_sec as i64, tv_nsec: (t.tv_usec * 1000) as _ }
-        };
-        if entry.atim.is_some() && entry.mtim.is_some() {
-            let times = Timestamps { last_access: spec(entry.atim), last_modification: spec(entry.mtim) };
-            rustix::fs::futimens(base, &times).during("setting a deleted file's times")?;
+    if entry.mode & libc::S_IFMT == libc::S_IFLNK {
+        return Ok(()); // links have no mode, and nothing but the open file leads to this one
+    }
+    // By this way also descriptors that only name a file (O_PATH) will do.
+    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
+    set_xattrs(&path, &entry.crust_xattrs)?;
+    rustix::fs::chmod(&path, Mode::from_bits_retain(entry.mode & 0o7777)).during("setting a deleted file's mode")?;
+    let spec = |t: Option<Timeval>| {
+        let t = t.unwrap_or_default();
+        Timespec { tv_sec: t.tv_sec as i64, tv_nsec: (t.tv_usec * 1000) as _ }
+    };
+    if entry.atim.is_some() && entry.mtim.is_some() {
+        let times = Timestamps { last_access: spec(entry.atim), last_modification: spec(entry.mtim) };
+        rustix::fs::utimensat(rustix::fs::CWD, &path, &times, AtFlags::empty())
+            .during("setting a deleted file's times")?;
+    }
+    Ok(())
+}
+
+/// The extended attributes of a file, by any descriptor.
+fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<CrustXattr>> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let mut names = vec![0; XATTR_MAX];
+    let len = match rustix::fs::listxattr(&path, &mut names[..]) {
+        Ok(len) => len,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(e) => return Err(Error::kernel("listing a deleted file's extended attributes failed", e)),
+    };
+    let mut found = Vec::new();
+    for name in names.get(..len).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()) {
+        // The label is given by the policy of the system that restores.
+        if name == b"security.selinux" {
+            continue;
         }
+        let mut value = vec![0; XATTR_MAX];
+        match rustix::fs::getxattr(&path, name, &mut value[..]) {
+            Ok(len) => {
+                value.truncate(len);
+                found.push(CrustXattr { name: name.to_vec(), value });
+            }
+            Err(Errno::NODATA) => {}
+            Err(e) => return Err(Error::kernel("reading a deleted file's extended attributes failed", e)),
+        }
+    }
+    Ok(found)
+}
+
+/// Longest list of names, and longest value (XATTR_LIST_MAX, XATTR_SIZE_MAX).
+const XATTR_MAX: usize = 65536;
+
+fn set_xattrs(path: &str, wanted: &[CrustXattr]) -> Result<()> {
+    for attr in wanted {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(path, attr.name.as_slice(), &attr.value, flags).map_err(|e| {
+            let name = String::from_utf8_lossy(&attr.name);
+            Error::kernel(format!("setting a deleted file's extended attribute {name} failed"), e)
+        })?;
     }
     Ok(())
 }

@@ -3,18 +3,20 @@ use super::FdKind;
 use super::look::FdView;
 use super::regular::{self, Seen};
 use super::restore::{FileImages, Opener};
-use super::table::Records;
+use super::table::{FileTable, Records};
 use crate::images::{Partial, Source};
-use crate::{Error, Object, Result, ResultExt, memory};
+use crate::{Error, Kind, Object, Result, ResultExt, memory};
 use crust_image::ImageKind;
 use crust_image::proto::{FdTypes, FileEntry, MemfdFileEntry, MemfdInodeEntry};
-use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom, Stat};
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::OnceLock;
 
 pub(super) static KIND: FdKind = FdKind {
     name: "memfd",
     fd_type: FdTypes::Memfd,
-    recognise: |v| v.file_type() == libc::S_IFREG && is_memfd(&v.link) && v.stat.st_nlink == 0 && !v.is_o_path(),
+    recognise: |v| is_shmem(&v.link, &v.stat) && !v.is_o_path(),
     dump,
     group,
     open,
@@ -24,8 +26,37 @@ pub(super) static KIND: FdKind = FdKind {
 const FIRST_PAGES_ID: u32 = 1 << 20;
 
 /// True for the link of a memfd. A real path could look the same only below a directory of that odd name.
-pub(super) fn is_memfd(link: &[u8]) -> bool {
+fn is_memfd(link: &[u8]) -> bool {
     link.starts_with(b"/memfd:") && link.ends_with(b" (deleted)")
+}
+
+/// What a descriptor for anonymous shared memory leads to. It can be had through /proc/PID/map_files.
+const ANONYMOUS: &[u8] = b"/dev/zero (deleted)";
+
+/// True for a memfd, and for anonymous shared memory that has become a file: CRIU stores both as memfds.
+pub(super) fn is_shmem(link: &[u8], stat: &Stat) -> bool {
+    let nameless = stat.st_nlink == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    nameless && (is_memfd(link) || link == ANONYMOUS && Some(stat.st_dev) == shmem_device())
+}
+
+/// Deleted files of the kernel's own tmpfs that have no path to be made again at.
+pub(super) fn refuse_foreign(name: &str, stat: &Stat) -> Result<()> {
+    if Some(stat.st_dev) != shmem_device() {
+        return Ok(());
+    }
+    Err(Error::unsupported(
+        format!("{name} is a descriptor of shared memory that is no memfd"),
+        "close it before the dump",
+    ))
+}
+
+/// The device of the kernel's own tmpfs, where memfds and shared anonymous memory live.
+fn shmem_device() -> Option<u64> {
+    static DEVICE: OnceLock<Option<u64>> = OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let file = rustix::fs::memfd_create("crust-probe", MemfdFlags::CLOEXEC).ok()?;
+        Some(rustix::fs::fstat(&file).ok()?.st_dev)
+    })
 }
 
 /// A memfd whose content is to be written.
@@ -61,7 +92,8 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     if let Some(known) = out.memfd_of.get(&(stat.st_dev, stat.st_ino)) {
         return Ok(*known);
     }
-    let name = seen.link.strip_prefix(b"/memfd:").and_then(|n| n.strip_suffix(b" (deleted)")).unwrap_or(seen.link);
+    let name = seen.link.strip_suffix(b" (deleted)").unwrap_or(seen.link);
+    let name = name.strip_prefix(b"/memfd:").or_else(|| name.strip_prefix(b"/")).unwrap_or(name);
     if stat.st_blksize as u64 != crust_kernel::ids::PAGE_SIZE {
         return Err(Error::unsupported(
             format!("the memfd {} has huge pages, which is not supported yet", String::from_utf8_lossy(name)),
@@ -86,6 +118,31 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     out.memfds.push(Inode { entry, content });
     out.memfd_of.insert((stat.st_dev, stat.st_ino), inode_id);
     Ok(inode_id)
+}
+
+impl FileTable<'_> {
+    /// Numbers of anonymous shared segments that descriptors or private mappings lead to as well. Their mappings must be
+    /// those of a file then, or they would show another segment after the restore.
+    pub(crate) fn segments_with_files(&self) -> BTreeSet<u64> {
+        let anonymous = ANONYMOUS.strip_prefix(b"/").and_then(|n| n.strip_suffix(b" (deleted)"));
+        let memfds = self.memfds().iter().filter(|m| Some(m.entry.name.as_slice()) == anonymous);
+        memfds.map(|m| u64::from(m.entry.shmid)).collect()
+    }
+
+    /// The id of a file for mappings of such a segment.
+    ///
+    /// # Errors
+    /// There is none of that number.
+    pub(crate) fn segment_file(&mut self, segment: u64) -> Result<u32> {
+        let found = self.memfds().iter().find(|m| u64::from(m.entry.shmid) == segment);
+        let missing = || Error::new(Kind::Internal, format!("no file for shared segment {segment}"));
+        let inode_id = found.and_then(|m| u32::try_from(m.entry.inode_id).ok()).ok_or_else(missing)?;
+        let out = self.records();
+        let id = out.new_id();
+        let memfd = MemfdFileEntry { id, inode_id, ..MemfdFileEntry::default() };
+        out.files.push(FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(memfd), ..FileEntry::default() });
+        Ok(id)
+    }
 }
 
 /// Writes memfd.img and the content of each; tells how many pages that was.

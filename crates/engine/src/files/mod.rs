@@ -19,8 +19,10 @@ mod locks;
 mod look;
 mod memfd;
 mod netlink;
+mod nsfs;
 mod pidfd;
 mod pipe;
+mod procfs;
 mod regular;
 mod restore;
 mod signalfd;
@@ -75,6 +77,7 @@ static KINDS: &[&FdKind] = &[
     &unix::KIND,
     &inet::KIND,
     &netlink::KIND,
+    &nsfs::KIND,
     &memfd::KIND,
     &regular::KIND,
 ];

@@ -5,7 +5,7 @@ use super::FdKind;
 use super::look::FdView;
 use super::restore::{FileImages, Opener};
 use super::table::{FileTable, Records};
-use super::{ghost, memfd};
+use super::{ghost, memfd, procfs};
 use crate::options::FileValidation;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
@@ -119,13 +119,7 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
     let stripped = path.strip_suffix(b" (deleted)");
     let fs_type = rustix::fs::fstatfs(seen.fd).during("statfs")?.f_type as u64 & 0xffff_ffff;
     if fs_type == rustix::fs::PROC_SUPER_MAGIC as u64 {
-        return match stripped {
-            Some(_) => Err(Error::unsupported(
-                format!("{} belongs to a task that is gone", shown()),
-                "close it before the dump",
-            )),
-            None => Ok(path.to_vec()),
-        };
+        return procfs::resolve(path, id, out);
     }
     const DEVPTS_SUPER_MAGIC: u64 = 0x1cd1;
     if fs_type == DEVPTS_SUPER_MAGIC {
@@ -289,7 +283,7 @@ pub(super) fn special(
     }
     let id = out.new_id();
     let seen = Seen { link, stat: &stat, mnt_id: -1, fd, flags, pos: 0, fown: FownEntry::default(), code: true };
-    if memfd::is_memfd(link) && stat.st_nlink == 0 {
+    if memfd::is_shmem(link, &stat) {
         let entry = memfd::entry(&seen, id, out)?;
         out.files.push(entry);
         out.special.insert(key, id);
@@ -432,16 +426,16 @@ pub(super) fn open_entry(reg: &RegFileEntry, flags: Option<u32>, cx: &Opener<'_>
         flags.remove(OFlags::DIRECTORY);
     }
     let path = cx.images.path_of(reg)?;
-    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-        // Only the owner may ask for untouched access times; the flag cannot be had otherwise.
-        Err(e) => {
-            return Err(Error::kernel("opening the file failed", e)
-                .on(path_object(reg))
-                .help("put the file back where it was at the dump"));
-        }
-        Ok(fd) => fd,
+    let opened = if path == reg.name {
+        procfs::when_born(path, cx.images, || rustix::fs::open(path, flags, Mode::empty()))
+    } else {
+        ghost::open_linked(path, &reg.name, flags)
     };
-    Ok(fd)
+    opened.map_err(|e| {
+        Error::kernel("opening the file failed", e)
+            .on(path_object(reg))
+            .help("put the file back where it was at the dump")
+    })
 }
 
 pub(super) fn missing_external(key: &str) -> Error {
@@ -468,7 +462,11 @@ pub(super) fn check<'a>(
         }
         return;
     }
-    if given(name.strip_prefix('/').unwrap_or(&name)) || images.ghost_of(reg.id).is_some() || is_proc(&reg.name) {
+    if given(name.strip_prefix('/').unwrap_or(&name)) || images.ghost_of(reg.id).is_some() {
+        return;
+    }
+    if is_proc(&reg.name) {
+        errors.extend(procfs::check(reg, images));
         return;
     }
     let mut problem = |e: Error| errors.push(e.on(path_object(reg)));

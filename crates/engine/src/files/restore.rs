@@ -4,7 +4,7 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, pidfd, regular, tty, watch};
+use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, pidfd, procfs, regular, tty, watch};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -56,6 +56,8 @@ pub(super) struct OpenState {
     /// Memfds made again, by inode id, to open them through.
     pub(super) memfds: HashMap<u32, OwnedFd>,
     pub(super) inherited: HashMap<String, OwnedFd>,
+    /// For tasks that are gone; in the root task alone.
+    stand_ins: Vec<procfs::StandIn>,
     /// Tables whose descriptors are in place in this process.
     built: BTreeSet<u32>,
 }
@@ -74,6 +76,7 @@ pub struct FileImages {
     locks: Vec<FileLockEntry>,
     /// Table of each process.
     table_of: HashMap<i32, u32>,
+    root: i32,
     pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
     /// What waits in sockets, by the file's id.
     pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
@@ -127,6 +130,7 @@ impl FileImages {
                 }
             }
         }
+        images.root = tasks.first().map_or(0, |t| t.pid);
         images.locks = source.read_all(ImageKind::FileLocks, 0)?;
         for task in tasks {
             images.table_of.insert(task.pid, task.table);
@@ -193,8 +197,9 @@ impl FileImages {
             {
                 u.tables.insert(EARLY);
             }
+            let late = pidfd::must_be_late(entry) || procfs::must_be_late(entry, self);
             if let Some(u) = self.units.get_mut(unit) {
-                u.late |= pidfd::must_be_late(entry);
+                u.late |= late;
             }
             self.unit_of.insert(*id, unit);
         }
@@ -286,7 +291,11 @@ impl FileImages {
     pub fn open_shared(&mut self, source: &Source, opts: &Options) -> Result<()> {
         raise_limit(self.base as u64 + self.files.len() as u64 + 64);
         let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.is_shared()).map(|u| u.ids.clone()).collect();
+        let dead: BTreeSet<i32> = self.dead_pids().collect();
         self.with_opener(source, opts, |cx| {
+            for pid in dead {
+                cx.state.stand_ins.push(procfs::StandIn::bear(pid)?);
+            }
             cx.take_inherited()?;
             tty::keep_own(cx)?;
             for ids in units {
@@ -356,6 +365,14 @@ impl FileImages {
                 }
             }
             cx.state.built.insert(table);
+            let fown_at = |fd: i32| {
+                let entry = entries.iter().find(|e| e.fd as i32 == fd)?;
+                Some(cx.images.files.get(&entry.id)?.reg.as_ref()?.fown)
+            };
+            let leases = cx.images.locks.iter().filter(|l| locks::is_lease(l));
+            for lease in leases.filter(|l| cx.images.table_of.get(&l.pid) == Some(&table)) {
+                locks::restore_lease(lease, &fown_at(lease.fd).unwrap_or_default(), cx)?;
+            }
             Ok(())
         })?;
         self.watch_all(table, &entries)
@@ -468,7 +485,7 @@ impl FileImages {
     /// A lock is held by somebody else.
     pub fn close_shared(&mut self) -> Result<()> {
         let built = std::mem::take(&mut self.state).built;
-        for lock in &self.locks {
+        for lock in self.locks.iter().filter(|l| !locks::is_lease(l)) {
             if self.table_of.get(&lock.pid).is_some_and(|table| built.contains(table)) {
                 locks::restore(lock)?;
             }
@@ -508,16 +525,46 @@ impl FileImages {
         (remap.remap_type.unwrap_or(RemapType::Ghost as i32) == RemapType::Ghost as i32).then_some(remap.remap_id)
     }
 
+    /// Processes that were gone while files of theirs below /proc were open.
+    pub(super) fn dead_pids(&self) -> impl Iterator<Item = i32> {
+        let remaps = self.remaps.values().filter(|r| r.remap_type == Some(RemapType::Procfs as i32));
+        remaps.filter_map(|r| i32::try_from(r.remap_id).ok())
+    }
+
+    /// True if stand-ins for tasks that are gone live until [`FileImages::close_shared`]: it must come in the root task when
+    /// every other has opened its files.
+    pub fn has_stand_ins(&self) -> bool {
+        self.dead_pids().next().is_some()
+    }
+
+    /// True for a living process of the tree.
+    pub(super) fn has_task(&self, pid: i32) -> bool {
+        self.table_of.contains_key(&pid)
+    }
+
+    /// True for the tree's first process.
+    pub(super) fn is_root(&self, pid: i32) -> bool {
+        self.root == pid
+    }
+
+    /// Removes the names that `--link-remap` made for the dump: the tree is complete, and has the files open.
+    pub fn remove_links(&self) {
+        let links = self.remaps.values().filter(|r| r.remap_type == Some(RemapType::Linked as i32));
+        for reg in links.filter_map(|r| self.regular(r.remap_id).ok()) {
+            match rustix::fs::unlink(reg.name.as_slice()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(e) => log::warn!("the link {} stays: {e}", String::from_utf8_lossy(&reg.name)),
+            }
+        }
+    }
+
     /// The path that file can be opened by now.
     pub(super) fn path_of<'a>(&'a self, reg: &'a RegFileEntry) -> Result<&'a [u8]> {
         let Some(remap) = self.remaps.get(&reg.id) else { return Ok(&reg.name) };
         match RemapType::try_from(remap.remap_type.unwrap_or(RemapType::Ghost as i32)) {
             Ok(RemapType::Linked) => Ok(&self.regular(remap.remap_id)?.name),
-            Ok(RemapType::Ghost) => Ok(&reg.name),
-            _ => Err(Error::unsupported(
-                format!("file {} belonged to a task that was gone at the dump", reg.id),
-                "such files cannot be restored yet",
-            )),
+            Ok(RemapType::Ghost | RemapType::Procfs) => Ok(&reg.name),
+            Err(_) => Err(Error::bad_image("remap-fpath.img", format!("file {} is remapped in no known way", reg.id))),
         }
     }
 
@@ -592,10 +639,14 @@ impl Opener<'_> {
 
     /// As [`Opener::reopen`], by number.
     pub(super) fn reopen_number(&self, fd: RawFd, flags: u32) -> Result<OwnedFd> {
+        self.reopen_raw(fd, flags).during("opening a file again through /proc")
+    }
+
+    /// As [`Opener::reopen_number`], for callers that expect to be refused.
+    pub(super) fn reopen_raw(&self, fd: RawFd, flags: u32) -> rustix::io::Result<OwnedFd> {
         // The way there is a link; the program's O_NOFOLLOW was about its own path.
         let flags = regular::open_flags(flags).difference(OFlags::NOFOLLOW);
         rustix::fs::open(format!("/proc/self/fd/{fd}"), flags, Mode::empty())
-            .during("opening a file again through /proc")
     }
 
     /// Gives a new file its flags and signal owner.

@@ -90,6 +90,8 @@ pub(super) struct Records<'o> {
     pub(super) build_ids: HashMap<(u64, u64), Vec<u32>>,
     /// Root directory that link texts are relative to, for looking up paths.
     pub(super) root: Option<OwnedFd>,
+    /// Processes that are gone while files of theirs below /proc are open.
+    pub(super) dead_pids: BTreeSet<i32>,
     /// Names made by `--link-remap`.
     pub(super) links_made: Vec<Vec<u8>>,
 }
@@ -148,6 +150,7 @@ impl<'o> FileTable<'o> {
             special: HashMap::new(),
             build_ids: HashMap::new(),
             root: None,
+            dead_pids: BTreeSet::new(),
             links_made: Vec::new(),
         };
         Self {
@@ -267,6 +270,10 @@ impl<'o> FileTable<'o> {
 
     pub(super) fn records(&mut self) -> &mut Records<'o> {
         &mut self.records
+    }
+
+    pub(super) fn memfds(&self) -> &[super::memfd::Inode] {
+        &self.records.memfds
     }
 
     pub(super) fn add_fs(&mut self, pid: i32, entry: FsEntry) {

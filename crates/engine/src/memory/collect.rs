@@ -57,6 +57,19 @@ pub struct Mm {
 }
 
 impl Mm {
+    /// Makes the mappings of an anonymous shared segment those of a file: descriptors lead to it, too.
+    pub fn show_file(&mut self, segment: u64, file_id: u32) {
+        for vma in self.vmas.iter_mut().filter(|v| v.is(st::ANON_SHARED) && !v.is(st::SYSVIPC)) {
+            let e = &mut vma.entry;
+            if e.shmid == segment {
+                e.status = e.status & !st::ANON_SHARED | st::FILE_SHARED | st::MEMFD;
+                e.flags &= !(libc::MAP_ANONYMOUS as u32);
+                e.fdflags = Some(libc::O_RDWR as u32);
+                e.shmid = u64::from(file_id);
+            }
+        }
+    }
+
     /// The record with all mappings in it.
     pub fn record(&self) -> MmEntry {
         let mut entry = self.entry.clone();

@@ -79,6 +79,11 @@ impl SharedMemory {
         Ok(())
     }
 
+    /// Leaves an anonymous segment out: its content is written with the file that leads to it.
+    pub fn forget(&mut self, segment: u64) {
+        self.segments.remove(&segment);
+    }
+
     /// Notes the System V segments that `t` has attached.
     pub fn note_sysv(&mut self, t: &Target<'_>, mm: &Mm) {
         self.sysv.note(t.pid.as_raw(), mm);

@@ -361,8 +361,8 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
         cx.arena.reached(task, Step::Tables);
     }
+    let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
     if cx.files.has_watches(t.ids.files_id) {
-        let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
         for other in (0..tree.tasks.len()).filter(|&o| lives(&tree.tasks[o])) {
             cx.arena.wait_for(other, Step::Tables, cx.deadline)?;
         }
@@ -376,6 +376,12 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     }
     cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
     cx.arena.reached(i, Step::Files);
+    if i == 0 && cx.files.has_stand_ins() {
+        let opens = |o: &usize| lives(&tree.tasks[*o]) && cx.twins.elder_of(*o).is_none();
+        for other in (1..tree.tasks.len()).filter(opens) {
+            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
+        }
+    }
     cx.files.close_shared()?;
 
     let program = write_plan(cx, i, &boot, staged, &images.mm, &twins)?;
