@@ -117,6 +117,7 @@ macro_rules! programs {
             beyond seccomp_tsync;
             beyond shm_sysv;
             beyond shmem_fd;
+            beyond signal_owners;
             beyond signalfd;
             beyond tcp_listen;
             beyond timerfd;

@@ -144,6 +144,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     if let Some(path) = &opts.pidfile {
         write_pidfile(path, pid)?;
     }
+    plan.files.set_late_owners().map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
     let processes = processes(&plan, &arena)?;
     let part = || {
         arena::open(&arena.control().go);

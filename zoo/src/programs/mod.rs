@@ -111,6 +111,7 @@ mod sigactions;
 mod sigaltstack_none;
 mod sigaltstack_used;
 mod signal_masks;
+mod signal_owners;
 mod signalfd;
 mod stack_deep;
 mod stack_grows;

@@ -23,9 +23,17 @@ const CHUNKS_FROM: u64 = 3 * 4096;
 pub(super) struct Ghost {
     id: u32,
     entry: GhostFileEntry,
-    /// Opened for reading on its own; `None` for what has no content.
-    content: Option<OwnedFd>,
+    /// `None` for what has no content.
+    content: Option<Content>,
     size: u64,
+}
+
+/// Where a deleted file is read from.
+#[derive(Debug)]
+struct Content {
+    fd: OwnedFd,
+    /// Opened by us; else it is the program's own open file, whose position must stay where it is.
+    own: bool,
 }
 
 /// Takes note of a deleted file. Descriptors of one inode share its content.
@@ -76,8 +84,23 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
     let mut content = None;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {
-            let fd = regular::reopen_for_reading(seen.fd).during("opening a deleted file to read it")?;
-            content = Some(fd);
+            let readable = seen.flags & (libc::O_ACCMODE | libc::O_PATH) as u32 != libc::O_WRONLY as u32
+                && seen.flags & libc::O_PATH as u32 == 0;
+            content = Some(match regular::reopen_for_reading(seen.fd) {
+                Ok(fd) => Content { fd, own: true },
+                // Its lease would be broken.
+                Err(Errno::AGAIN) if readable => {
+                    let fd = seen.fd.try_clone_to_owned().during("copying a descriptor")?;
+                    Content { fd, own: false }
+                }
+                Err(Errno::AGAIN) => {
+                    return Err(Error::unsupported(
+                        format!("the deleted file {shown} has a lease, which reading it would break"),
+                        "let the program give up the lease (F_SETLEASE, F_UNLCK), or open the file for reading too",
+                    ));
+                }
+                Err(e) => return Err(Error::kernel("opening a deleted file to read it failed", e)),
+            });
             let has_holes = (stat.st_blocks as u64).saturating_mul(512) < size;
             if size >= CHUNKS_FROM || has_holes {
                 entry.chunks = Some(true);
@@ -129,11 +152,12 @@ impl Ghost {
         match &self.content {
             None => {}
             Some(content) if self.entry.chunks == Some(true) => {
-                for chunk in self.chunks(content) {
-                    parts.push((content, prost_record(&chunk)?, chunk.off, chunk.len));
+                let chunks = if content.own { self.chunks(&content.fd) } else { self.chunks_by_content(&content.fd)? };
+                for chunk in chunks {
+                    parts.push((&content.fd, prost_record(&chunk)?, chunk.off, chunk.len));
                 }
             }
-            Some(content) => parts.push((content, Vec::new(), 0, self.size)),
+            Some(content) => parts.push((&content.fd, Vec::new(), 0, self.size)),
         }
         let mut file = out.outlet(&name)?;
         file.expect(head.len() as u64 + parts.iter().map(|p| p.1.len() as u64 + p.3).sum::<u64>())?;
@@ -163,6 +187,29 @@ impl Ghost {
             at = end;
         }
         found
+    }
+
+    /// Where the file has anything but zeros: its position is not touched.
+    fn chunks_by_content(&self, content: &OwnedFd) -> Result<Vec<GhostChunkEntry>> {
+        let mut found: Vec<GhostChunkEntry> = Vec::new();
+        let mut block = vec![0; 1 << 16];
+        let mut at = 0;
+        while at < self.size {
+            let n = rustix::io::pread(content, &mut block[..], at).during("reading a deleted file")?;
+            if n == 0 {
+                break;
+            }
+            for (i, part) in block.get(..n).unwrap_or_default().chunks(4096).enumerate() {
+                let (off, len) = (at + 4096 * i as u64, part.len() as u64);
+                match found.last_mut() {
+                    _ if part.iter().all(|b| *b == 0) => {}
+                    Some(last) if last.off + last.len == off => last.len += len,
+                    _ => found.push(GhostChunkEntry { len, off }),
+                }
+            }
+            at += n as u64;
+        }
+        Ok(found)
     }
 }
 
@@ -276,7 +323,14 @@ fn make(id: u32, reg: &RegFileEntry, cx: &mut Opener<'_>) -> Result<(Made, Optio
     let entry: GhostFileEntry = reader.expect()?;
     let (base, own) = make_empty(id, reg, &image, &entry, cx).map_err(on)?;
     fill(&base, &entry, &mut reader).map_err(on)?;
-    Ok((Made { fd: base }, own))
+    // What is kept must not count as an opener: a lease may have to be taken on the file.
+    if entry.mode & libc::S_IFMT != libc::S_IFREG {
+        return Ok((Made { fd: base }, own));
+    }
+    let path = format!("/proc/self/fd/{}", base.as_raw_fd());
+    let kept =
+        rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).during("keeping a deleted file")?;
+    Ok((Made { fd: cx.hold(kept)? }, own))
 }
 
 /// The inode, without a name and without content.

@@ -20,6 +20,7 @@ mod look;
 mod memfd;
 mod netlink;
 mod nsfs;
+mod owners;
 mod pidfd;
 mod pipe;
 mod procfs;

@@ -172,7 +172,11 @@ fn root_of(t: &Target<'_>) -> Result<OwnedFd> {
 }
 
 /// Opens a file again for reading, whatever the given descriptor can do. Access times stay where the kernel allows.
+/// Where that would break the program's own lease it is not done, and the error is the one that the kernel would give.
 pub(super) fn reopen_for_reading(fd: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    if crust_kernel::lease::get(fd) == Ok(libc::F_WRLCK) {
+        return Err(Errno::AGAIN);
+    }
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
     match rustix::fs::open(&path, flags | OFlags::NOATIME, Mode::empty()) {
@@ -187,7 +191,12 @@ fn cached_build_id(seen: &Seen<'_>, out: &mut Records<'_>) -> Vec<u32> {
         return known.clone();
     }
     // A file that cannot be opened for reading is known by its size alone, as with CRIU.
-    let id = reopen_for_reading(seen.fd).ok().and_then(|fd| build_id(&fd)).unwrap_or_default();
+    let id = match reopen_for_reading(seen.fd) {
+        Ok(fd) => build_id(&fd),
+        Err(Errno::AGAIN) => build_id(seen.fd),
+        Err(_) => None,
+    };
+    let id = id.unwrap_or_default();
     out.build_ids.insert(key, id.clone());
     id
 }

@@ -4,7 +4,7 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, pidfd, procfs, regular, tty, watch};
+use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, watch};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -537,6 +537,16 @@ impl FileImages {
         self.dead_pids().next().is_some()
     }
 
+    /// Files with a process and a number that they can be found at.
+    pub(super) fn placed(&self) -> impl Iterator<Item = (i32, RawFd, &FileEntry)> {
+        let pids: HashMap<u32, i32> = self.table_of.iter().map(|(pid, table)| (*table, *pid)).collect();
+        self.tables.iter().filter_map(move |(table, entries)| Some((*pids.get(table)?, entries))).flat_map(
+            move |(pid, entries)| {
+                entries.iter().filter_map(move |e| Some((pid, number(e).ok()?, self.files.get(&e.id)?.as_ref())))
+            },
+        )
+    }
+
     /// True for a living process of the tree.
     pub(super) fn has_task(&self, pid: i32) -> bool {
         self.table_of.contains_key(&pid)
@@ -669,29 +679,9 @@ impl Opener<'_> {
         self.set_owner(fd, fown)
     }
 
-    /// Sets who gets SIGIO, as the user who had set it.
+    /// Sets who gets SIGIO, as the user who had set it; an owner that is not born yet gets it when the tree stands.
     pub(super) fn set_owner(&self, fd: impl AsFd, fown: &FownEntry) -> Result<()> {
-        if fown.pid == 0 && fown.signum == 0 {
-            return Ok(());
-        }
-        let (uid, euid) = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
-        let other = fown.pid != 0 && (fown.uid, fown.euid) != (uid, euid);
-        if other {
-            kfd::set_thread_uids(fown.uid, fown.euid).during("becoming the owner of a file's signals")?;
-        }
-        let owner = kfd::Owner { kind: fown.pid_type as i32, id: fown.pid as i32, signal: fown.signum as i32 };
-        let set = kfd::set_owner(fd, owner);
-        if other {
-            kfd::set_thread_uids(uid, euid).during("becoming ourselves again")?;
-        }
-        match set {
-            // The owner is gone, or not there yet: the kernel would send nothing to it either.
-            Err(Errno::SRCH) => {
-                log::warn!("task {} that got signals of a file is not there: nobody gets them now", fown.pid);
-                Ok(())
-            }
-            other => other.during("setting the owner of a file's signals"),
-        }
+        owners::set(fd, fown).map(drop)
     }
 
     /// The descriptor the caller gave us for `key` (`--inherit-fd`), a copy.
