@@ -159,7 +159,9 @@ fn inside(name: &str) -> bool {
         return true;
     }
     let exe = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
+    // A job in the background of a script has SIGINT ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
     command.args(["-pf", "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
     good(&command.env("CRUST_TEST_INSIDE", "1").output().unwrap());
     false

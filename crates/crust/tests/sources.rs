@@ -21,7 +21,9 @@ fn inside(name: &str) -> bool {
     if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
         return true;
     }
-    let mut command = Command::new("unshare");
+    // A job in the background of a script has SIGINT ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
     command.args(if rustix::process::geteuid().is_root() {
         ["-mpf", "--mount-proc"]
     } else {

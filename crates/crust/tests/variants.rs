@@ -23,7 +23,9 @@ fn inside(name: &str) -> bool {
     }
     let exe = std::env::current_exe().unwrap();
     let kind = if rustix::process::geteuid().is_root() { "-pf" } else { "-Urpf" };
-    let mut command = Command::new("unshare");
+    // A job in the background of a script has SIGINT ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
     command.args([kind, "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
     let output = command.env("CRUST_TEST_INSIDE", "1").output().unwrap();
     assert!(output.status.success(), "{}", text(&output));

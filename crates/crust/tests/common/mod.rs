@@ -174,7 +174,10 @@ impl Manager {
     pub(crate) fn wait_for(&self, part: &str) -> String {
         let mut bytes = [0u8; 4096];
         loop {
-            let n = self.0.recv(&mut bytes).unwrap_or_else(|e| panic!("no message with {part}: {e}"));
+            let n = match self.0.recv(&mut bytes) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                n => n.unwrap_or_else(|e| panic!("no message with {part}: {e}")),
+            };
             let text = String::from_utf8(bytes[..n].to_vec()).unwrap();
             if text.contains(part) {
                 return text;
@@ -251,7 +254,9 @@ pub(crate) fn inside(name: &str) -> bool {
         return true;
     }
     let exe = std::env::current_exe().unwrap();
-    let mut command = Command::new("unshare");
+    // A job in the background of a script has SIGINT ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
     if rustix::process::geteuid().is_root() {
         command.args(["-pf", "--mount-proc"]);
     } else {

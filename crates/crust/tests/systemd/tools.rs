@@ -17,7 +17,9 @@ fn inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let mut command = Command::new("unshare");
+    // A job in the background of a script has SIGINT ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
     match rustix::process::geteuid().is_root() {
         true => command.args(["-pf", "--kill-child", "--mount-proc"]),
         false => command.args(["-Urpf", "--kill-child", "--mount-proc"]),
