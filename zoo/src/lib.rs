@@ -7,6 +7,7 @@ pub mod bpf;
 pub mod calls;
 pub mod harness;
 pub mod mem;
+pub mod net;
 pub mod proc;
 pub mod sys;
 mod table;

@@ -107,11 +107,14 @@ macro_rules! programs {
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";
             beyond memfd;
+            beyond multicast;
             beyond netlink;
+            beyond packet_sockets;
             beyond pidfd;
             beyond pipe_packets;
             beyond proc_files;
             beyond pty_pair;
+            beyond raw_sockets;
             beyond seccomp_filter;
             beyond seccomp_strict;
             beyond seccomp_tsync;
@@ -119,8 +122,13 @@ macro_rules! programs {
             beyond shmem_fd;
             beyond signal_owners;
             beyond signalfd;
+            beyond socket_options;
+            beyond socket_options_all;
+            beyond tcp_closed;
             beyond tcp_listen;
             beyond timerfd;
+            beyond udp_places;
+            beyond udp_shut;
             beyond unix_listen;
             beyond unix_pair;
             beyond unlinked_file;

@@ -28,15 +28,15 @@ pub struct UnixSocket {
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x10; // name, vfs, peer, queues
 
-fn last() -> Errno {
+pub(crate) fn last() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// All unix sockets of our network namespace, by inode.
+/// Asks sock_diag(7) for all sockets that `request` (the part behind the netlink header) describes; gives each answer.
 ///
 /// # Errors
-/// `ENOENT` if the kernel has no CONFIG_UNIX_DIAG.
-pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
+/// `ENOENT` if the kernel cannot list such sockets; what the kernel says to the request.
+pub(crate) fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
     // SAFETY: plain numbers.
     let raw = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_SOCK_DIAG) };
     if raw < 0 {
@@ -44,19 +44,13 @@ pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
     }
     // SAFETY: the kernel has just opened it; nothing else knows the number.
     let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-    // nlmsghdr, then unix_diag_req: family, protocol, pad, states, ino, show, cookie[2].
-    let mut request = Vec::with_capacity(40);
-    request.extend_from_slice(&40u32.to_ne_bytes());
-    request.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request.extend_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
-    request.extend_from_slice(&[0; 8]);
-    request.extend_from_slice(&[libc::AF_UNIX as u8, 0, 0, 0]);
-    request.extend_from_slice(&u32::MAX.to_ne_bytes());
-    request.extend_from_slice(&0u32.to_ne_bytes());
-    request.extend_from_slice(&SHOW.to_ne_bytes());
-    request.extend_from_slice(&[0; 8]);
-    rustix::io::write(&fd, &request)?;
-    let mut found = HashMap::new();
+    let mut message = Vec::with_capacity(16 + request.len());
+    message.extend_from_slice(&(16 + request.len() as u32).to_ne_bytes());
+    message.extend_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(request);
+    rustix::io::write(&fd, &message)?;
     let mut buf = vec![0u8; 1 << 16];
     loop {
         let n = rustix::io::read(&fd, &mut buf)?;
@@ -65,16 +59,12 @@ pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
             let len = u32_at(rest, 0).unwrap_or(0) as usize;
             let Some(message) = rest.get(..len).filter(|m| m.len() >= 16) else { return Err(Errno::BADMSG) };
             match u16_at(message, 4) {
-                Some(3) => return Ok(found), // NLMSG_DONE
+                Some(3) => return Ok(()), // NLMSG_DONE
                 Some(2) => {
                     let code = u32_at(message, 16).unwrap_or(0) as i32;
                     return Err(Errno::from_raw_os_error(-code));
                 }
-                Some(SOCK_DIAG_BY_FAMILY) => {
-                    if let Some((ino, socket)) = parse(message.get(16..).unwrap_or_default()) {
-                        found.insert(ino, socket);
-                    }
-                }
+                Some(SOCK_DIAG_BY_FAMILY) => each(message.get(16..).unwrap_or_default()),
                 _ => {}
             }
             rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
@@ -85,11 +75,37 @@ pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
     }
 }
 
-fn u32_at(b: &[u8], at: usize) -> Option<u32> {
+/// The netlink attributes in `rest`: number and value of each.
+pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let len = usize::from(u16_at(rest, 0)?);
+        let found = (u16_at(rest, 2)? & 0x3fff, rest.get(4..len)?);
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(found)
+    })
+}
+
+/// All unix sockets of our network namespace, by inode.
+///
+/// # Errors
+/// `ENOENT` if the kernel has no CONFIG_UNIX_DIAG.
+pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
+    // unix_diag_req: family, protocol, pad, states, ino, show, cookie[2].
+    let mut request = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    request.extend_from_slice(&u32::MAX.to_ne_bytes());
+    request.extend_from_slice(&0u32.to_ne_bytes());
+    request.extend_from_slice(&SHOW.to_ne_bytes());
+    request.extend_from_slice(&[0; 8]);
+    let mut found = HashMap::new();
+    dump(&request, |m| found.extend(parse(m)))?;
+    Ok(found)
+}
+
+pub(crate) fn u32_at(b: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn u16_at(b: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(b: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(b.get(at..at + 2)?.try_into().ok()?))
 }
 
@@ -97,11 +113,8 @@ fn u16_at(b: &[u8], at: usize) -> Option<u16> {
 fn parse(m: &[u8]) -> Option<(u32, UnixSocket)> {
     let mut s = UnixSocket { kind: *m.get(1)?, state: *m.get(2)?, ..UnixSocket::default() };
     let ino = u32_at(m, 4)?;
-    let mut rest = m.get(16..)?;
-    while rest.len() >= 4 {
-        let len = usize::from(u16_at(rest, 0)?);
-        let value = rest.get(4..len)?;
-        match u16_at(rest, 2)? {
+    for (number, value) in attributes(m.get(16..)?) {
+        match number {
             0 => s.name = value.to_vec(),
             1 => s.file = Some((u32_at(value, 0)?, u32_at(value, 4)?)),
             2 => s.peer = u32_at(value, 0)?,
@@ -109,7 +122,6 @@ fn parse(m: &[u8]) -> Option<(u32, UnixSocket)> {
             6 => s.shutdown = *value.first()?,
             _ => {}
         }
-        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     // A path's closing NUL is not part of it.
     if s.name.first() != Some(&0) {
@@ -292,6 +304,7 @@ mod tests {
     fn garbage_is_none() {
         assert_eq!(parse(&[]), None);
         assert_eq!(parse(&[1; 17]).map(|(ino, _)| ino), Some(0x0101_0101));
-        assert_eq!(parse(&[[1u8; 16].as_slice(), &[3, 0, 0, 0]].concat()), None);
+        assert_eq!(parse(&[[1u8; 16].as_slice(), &[6, 0, 2, 0, 1, 1]].concat()), None);
+        assert_eq!(attributes(&[3, 0, 0, 0]).count(), 0);
     }
 }

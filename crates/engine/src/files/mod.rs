@@ -21,6 +21,7 @@ mod memfd;
 mod netlink;
 mod nsfs;
 mod owners;
+mod packet;
 mod pidfd;
 mod pipe;
 mod procfs;
@@ -79,6 +80,7 @@ static KINDS: &[&FdKind] = &[
     &inet::KIND,
     &netlink::KIND,
     &nsfs::KIND,
+    &packet::KIND,
     &memfd::KIND,
     &regular::KIND,
 ];

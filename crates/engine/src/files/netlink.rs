@@ -55,7 +55,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         // The number of the first group, as the kernel keeps it.
         dst_group: if peer.groups() == 0 { 0 } else { peer.groups().trailing_zeros() + 1 },
         fown: v.fown()?,
-        opts: sockopt::dump(fd, false)?,
+        opts: sockopt::dump(fd, &mut out.fresh)?,
         ns_id: None,
         crust_options: (options != 0).then_some(options),
         crust_type: (kind != libc::SOCK_RAW).then_some(kind as u32),
@@ -98,6 +98,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
             rustix::net::connect(&fd, &SocketAddrNetlink::new(r.dst_portid, group))
                 .during("giving a netlink socket its destination")?;
         }
+        sockopt::restore_filter(&fd, &r.opts)?;
         cx.settle(&fd, r.flags, &r.fown)?;
         opened.push((e.id, fd));
     }

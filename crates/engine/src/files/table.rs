@@ -81,6 +81,13 @@ pub(super) struct Records<'o> {
     pub(super) unix: Option<HashMap<u32, UnixSocket>>,
     /// Inode and peer of each unix socket of the tree, and where it was seen.
     pub(super) unix_seen: Vec<(u32, u32, Object)>,
+    /// What options new sockets have.
+    pub(super) fresh: super::sockopt::Fresh,
+    /// Internet sockets of the namespace by family and protocol, and packet sockets, asked for once.
+    pub(super) inet: HashMap<(i32, i32), HashMap<u32, crust_kernel::inet_diag::InetSocket>>,
+    /// Multicast groups of the machine: device and address.
+    pub(super) multicast: Option<Vec<(String, Vec<u8>)>>,
+    pub(super) packet_sockets: Option<HashMap<u32, crust_kernel::inet_diag::PacketSocket>>,
     /// What waits in sockets.
     pub(super) packets: Vec<(SkPacketEntry, Vec<u8>)>,
     /// Where each terminal was seen, and its name, for errors.
@@ -146,6 +153,10 @@ impl<'o> FileTable<'o> {
             irmap: None,
             unix: None,
             unix_seen: Vec::new(),
+            fresh: super::sockopt::Fresh::default(),
+            inet: HashMap::new(),
+            multicast: None,
+            packet_sockets: None,
             packets: Vec::new(),
             special: HashMap::new(),
             build_ids: HashMap::new(),

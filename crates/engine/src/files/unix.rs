@@ -69,7 +69,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         backlog: if state == LISTEN { s.backlog } else { 0 },
         peer: s.peer,
         fown: v.fown()?,
-        opts: sockopt::dump(v.copy(), true)?,
+        opts: sockopt::dump(v.copy(), &mut out.fresh)?,
         name: s.name.clone(),
         ..UnixSkEntry::default()
     };
@@ -436,6 +436,7 @@ fn bind_here(
 
 fn shut(fd: &OwnedFd, s: &UnixSkEntry) -> Result<()> {
     use rustix::net::Shutdown;
+    sockopt::restore_filter(fd, &s.opts)?;
     let how = match s.shutdown.and_then(|v| SkShutdown::try_from(v).ok()) {
         Some(SkShutdown::Read) => Shutdown::Read,
         Some(SkShutdown::Write) => Shutdown::Write,
