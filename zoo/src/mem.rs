@@ -57,6 +57,41 @@ impl Map {
         failed.map_or(Ok((id, Self { at: at.cast(), len })), Err)
     }
 
+    /// Private memory with room behind it that nothing else takes, and a page without permissions before it.
+    pub fn guarded(len: usize, room: usize) -> Self {
+        let all = Self::new(PAGE + room, libc::PROT_NONE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None);
+        all.protect(PAGE, len, libc::PROT_READ | libc::PROT_WRITE);
+        let at = all.at.wrapping_add(PAGE);
+        std::mem::forget(all);
+        Self { at, len }
+    }
+
+    /// Makes it longer where it is, into the room that [`Self::guarded`] left.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn grow(&mut self, len: usize) {
+        assert!(len > self.len);
+        // SAFETY: the room behind belongs to this mapping and holds nothing.
+        let got = unsafe {
+            libc::munmap(self.at.add(self.len).cast(), len - self.len);
+            libc::mremap(self.at.cast(), self.len, len, 0)
+        };
+        assert_ne!(got, libc::MAP_FAILED, "mremap: {}", io::Error::last_os_error());
+        self.len = len;
+    }
+
+    /// Unmaps all but these bytes.
+    pub fn cut(&mut self, from: usize, to: usize) {
+        assert!(from < to && to <= self.len);
+        // SAFETY: parts of this mapping, which nothing borrows.
+        unsafe {
+            libc::munmap(self.at.cast(), from);
+            libc::munmap(self.at.add(to).cast(), self.len - to);
+        }
+        (self.at, self.len) = (self.at.wrapping_add(from), to - from);
+    }
+
     /// Where it is.
     pub fn addr(&self) -> u64 {
         self.at as u64
@@ -122,6 +157,16 @@ impl Map {
     pub fn advise(&self, advice: i32) -> io::Result<()> {
         // SAFETY: the whole of this mapping; advice that drops pages is only used where the content is not needed.
         crate::sys::cvt(unsafe { libc::madvise(self.at.cast(), self.len, advice) }).map(|_| ())
+    }
+
+    /// madvise on `len` bytes from `offset`.
+    ///
+    /// # Errors
+    /// As the kernel says.
+    pub fn advise_at(&self, offset: usize, len: usize, advice: i32) -> io::Result<()> {
+        assert!(offset + len <= self.len);
+        // SAFETY: inside this mapping; advice that drops pages is only used where the content is not needed.
+        crate::sys::cvt(unsafe { libc::madvise(self.at.add(offset).cast(), len, advice) }).map(|_| ())
     }
 
     /// True for each page that the kernel could read here: a write(2) from it into a pipe does not fail with EFAULT.
@@ -200,6 +245,16 @@ pub fn vmas() -> Vec<Vma> {
 pub fn vmas_of(map: &Map) -> Vec<Vma> {
     let (start, end) = (map.addr(), map.addr() + map.len() as u64);
     vmas().into_iter().filter(|v| v.start < end && v.end > start).collect()
+}
+
+/// Where the kernel has page number `page` of `map` in process `pid`: its frame, or its place in swap. `None` if it does not say.
+pub fn frames(pid: i32, map: &Map, page: usize) -> Option<u64> {
+    use std::os::unix::fs::FileExt;
+    let pagemap = std::fs::File::open(format!("/proc/{pid}/pagemap")).ok()?;
+    let mut word = [0; 8];
+    pagemap.read_exact_at(&mut word, (map.addr() / PAGE as u64 + page as u64) * 8).ok()?;
+    let place = u64::from_ne_bytes(word) & ((1 << 55) - 1);
+    (place != 0).then_some(place)
 }
 
 /// Kilobytes of `map` that are in memory.

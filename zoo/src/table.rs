@@ -41,6 +41,8 @@ macro_rules! programs {
             first mem_file_private;
             first mem_file_shared;
             first mem_fork_cow;
+            first mem_fork_reshaped;
+            first mem_fork_shares;
             first mem_guard;
             first mem_madvise;
             first mem_mlock;
@@ -48,6 +50,7 @@ macro_rules! programs {
             first mem_shared_devzero;
             first mem_shared_fork;
             first mem_shared_parts;
+            first mem_twins;
             first nanosleep;
             first oom_score_adj;
             first orphans;

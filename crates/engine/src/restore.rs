@@ -101,6 +101,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
 
     let arena = Arena::new(plan.tree.tasks.len())?;
     let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
+    let common = build::common(&plan.tree, &twins, &plan.memory);
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
     clock.done("shared memory");
@@ -122,6 +123,8 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         duties: &plan.duties,
         busy: memory::prepare()?,
         fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
+        common: &common,
+        held: memory::Held::default(),
     };
     let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
@@ -260,7 +263,7 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<Plan> {
         return Err(Error::bad_image("inventory.img", format!("has version {}", inventory.img_version)));
     }
     let tree = Tree::read(&source, opts.shell_job)?;
-    let mut memory = Vec::with_capacity(tree.tasks.len());
+    let mut memory: Vec<Option<memory::Images>> = Vec::with_capacity(tree.tasks.len());
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     for t in &tree.tasks {
         if !t.is_live() {
@@ -275,6 +278,12 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<Plan> {
         memory.push(Some(images));
     }
     let files = FileImages::read(&source, &tasks)?;
+    // CRIU may list a file twice. Whoever compares mappings compares ids.
+    let same = files.same_files();
+    let mapped = memory.iter_mut().flatten().flat_map(|i| &mut i.mm.vmas);
+    for vma in mapped.filter(|v| v.status & memory::status::FILE_PRIVATE != 0) {
+        vma.shmid = same.get(&vma.shmid).copied().unwrap_or(vma.shmid);
+    }
     // The directory must stay open while tables are rebuilt around it.
     let high = rustix::io::fcntl_dupfd_cloexec(source.dir(), files.first_service_fd())
         .during("moving a descriptor above all that the images use")

@@ -444,7 +444,9 @@ fn rebuild(dir: &str, park_all: bool) -> crust_engine::Result<()> {
     assert_eq!(at as u64, boot);
     let keep = [(boot, boot + boot_len)];
     let mut paths = Paths(names.collect());
-    let staged = memory::stage(&source, &images, &segments, &mut paths, &keep, StageOptions { park_all, threads: 0 })?;
+    let held = memory::Held::default();
+    let staged =
+        memory::stage(&source, &images, &segments, &mut paths, &keep, &held, StageOptions { park_all, threads: 0 })?;
     let mut program = Program::new();
     let plan = program.plan("task");
     staged.plan(&mut program, plan, &keep);

@@ -212,6 +212,19 @@ pub unsafe fn mremap(from: u64, old_len: u64, new_len: u64, to: u64) -> Result<(
     if got == libc::MAP_FAILED { Err(last_errno()) } else { Ok(()) }
 }
 
+/// mremap(2) that makes a mapping longer where it is, or fails.
+///
+/// # Errors
+/// As mremap(2); `ENOMEM` if something is in the way.
+///
+/// # Safety
+/// `from` and `old_len` are a mapping to its end, which may grow.
+pub unsafe fn grow(from: u64, old_len: u64, new_len: u64) -> Result<()> {
+    // SAFETY: by this function's own contract; without MREMAP_MAYMOVE nothing is moved or replaced.
+    let got = unsafe { libc::mremap(from as *mut _, old_len as usize, new_len as usize, 0) };
+    if got == libc::MAP_FAILED { Err(last_errno()) } else { Ok(()) }
+}
+
 /// madvise(2).
 ///
 /// # Errors

@@ -168,6 +168,16 @@ impl FileImages {
                 images.packets.entry(packet.id_for).or_default().push(bytes);
             }
         }
+        let same = images.same_files();
+        let known = |id: &mut u32| {
+            if let Some(first) = same.get(&u64::from(*id)) {
+                *id = *first as u32;
+            }
+        };
+        for fs in images.fs.values_mut() {
+            known(&mut fs.cwd_id);
+            known(&mut fs.root_id);
+        }
         images.find_watched_ghosts(source)?;
         images.unix_inodes = images.files.values().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.id)).collect();
         images.plan(tasks)?;
@@ -517,6 +527,22 @@ impl FileImages {
         tables.is_some_and(|(x, y)| x == y && x.iter().all(fits))
             && self.fs.get(&a.0) == self.fs.get(&b.0)
             && !self.locks.iter().any(|l| l.pid == a.0 || l.pid == b.0)
+    }
+
+    /// For each regular file that is listed again under its name, the id it is listed by first.
+    pub fn same_files(&self) -> HashMap<u64, u64> {
+        let mut first: HashMap<(&[u8], Option<i32>), u32> = HashMap::new();
+        let mut same = HashMap::new();
+        for (id, reg) in self.files.iter().filter_map(|(id, f)| Some((id, f.reg.as_ref()?))) {
+            if self.remaps.contains_key(id) {
+                continue;
+            }
+            let known = *first.entry((&reg.name, reg.mnt_id)).or_insert(*id);
+            if known != *id {
+                same.insert(u64::from(*id), u64::from(known));
+            }
+        }
+        same
     }
 
     /// The ghost file that holds the content of file `id`.

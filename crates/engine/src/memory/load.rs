@@ -66,6 +66,11 @@ impl Pages {
         Ok(merged)
     }
 
+    #[cfg(test)]
+    pub(super) fn of_extents(extents: Vec<Extent>) -> Self {
+        Self { extents, files: Vec::new() }
+    }
+
     /// Bytes of all pages.
     pub fn bytes(&self) -> u64 {
         self.extents.iter().map(|e| e.end - e.start).sum()

@@ -5,11 +5,12 @@
 //! Everything is seen from outside: nothing runs in the target.
 //!
 //! Restore: [`Images::read`] checks the records; [`Segments`] makes shared memory before the first fork; in each task
-//! [`stage()`] maps and fills everything that may already stand at its final address and parks the rest; the plan then
+//! [`hold()`] maps what its children share with it before they are forked, [`stage()`] maps and fills everything that may already stand at its final address and parks the rest; the plan then
 //! clears and moves.
 mod collect;
 mod dump;
 mod fill;
+mod held;
 pub mod layout;
 mod load;
 mod pages;
@@ -20,6 +21,7 @@ pub mod twin;
 
 pub use collect::{FileIds, Mm, Vma, collect};
 pub use dump::{PageCount, PagesDump, dump_pages};
+pub use held::{Held, hold, mark_common};
 pub use load::{Images, Pages, needs_file};
 pub use shared::{Segments, SharedMemory, dump_file, fill_file};
 pub use stage::{MapFiles, StageOptions, Staged, stage};

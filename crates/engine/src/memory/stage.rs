@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "maps, fills and moves memory by address")]
 use super::collect::{LOCK_ON_FAULT, MAP_DROPPABLE, SEALED};
 use super::fill::{Filler, huge_pages_allowed};
+use super::held::Held;
 use super::layout::{self, Special};
 use super::load::{Extent, Images};
 use super::shared::Segments;
@@ -49,6 +50,8 @@ struct Place {
     at: u64,
     /// Its protection now.
     prot: u32,
+    /// It stands there with its content: held for children, or inherited.
+    ready: bool,
 }
 
 /// Memory that stands ready; [`Staged::plan`] says what is left to do.
@@ -67,7 +70,8 @@ pub struct Staged {
     pub filled_bytes: u64,
 }
 
-/// Maps and fills the memory of one task in this process. `keep` are ranges that the plan itself needs to the end.
+/// Maps and fills the memory of one task in this process. `keep` are ranges that the plan itself needs to the end, `held`
+/// is what stands already.
 ///
 /// # Errors
 /// With the mapping and the reason. The process is of no use then but to report.
@@ -77,6 +81,7 @@ pub fn stage(
     segments: &Segments,
     files: &mut dyn MapFiles,
     keep: &[(u64, u64)],
+    held: &Held,
     options: StageOptions,
 ) -> Result<Staged> {
     let own = layout::own()?;
@@ -90,10 +95,12 @@ pub fn stage(
         if vma.status & (st::VSYSCALL | st::VDSO | st::VVAR | st::GUARD | st::UPROBES) != 0 {
             continue;
         }
-        places.push(Place { vma: *vma, at: vma.start, prot: vma.prot });
+        let held = held.whole(vma);
+        let prot = held.map_or(vma.prot, |h| h.prot);
+        places.push(Place { vma: *vma, at: vma.start, prot, ready: held.is_some() });
     }
     let mut parked = 0;
-    for place in &mut places {
+    for place in places.iter_mut().filter(|p| !p.ready) {
         if options.park_all || !layout::is_free(&busy, place.vma.start, place.vma.end) {
             place.at = 0;
             // Room to keep the position inside a huge page, and a distance for stacks that grow.
@@ -123,7 +130,7 @@ pub fn stage(
         wanted,
         mm: images.mm.clone(),
         exe: None,
-        filled_bytes: 0,
+        filled_bytes: held.bytes,
     };
     staged.mm.vmas.clear();
     staged.map_all(images, segments, files)?;
@@ -165,7 +172,11 @@ impl Staged {
         let mut last_file: Option<(u64, u32, OwnedFd)> = None;
         let mut i = 0;
         while i < self.places.len() {
-            let Place { vma, at, .. } = self.places[i];
+            let Place { vma, at, ready, .. } = self.places[i];
+            if ready {
+                i += 1;
+                continue;
+            }
             while extents.get(extent).is_some_and(|e| e.end <= vma.start) {
                 extent += 1;
             }
@@ -224,7 +235,8 @@ impl Staged {
         let Place { vma, at, .. } = self.places[first];
         let mut end = vma.end;
         let next = |p: &&Place| {
-            let fits = is_plain(&p.vma) && p.vma.start == end && p.at.wrapping_sub(at) == p.vma.start - vma.start;
+            let fits =
+                !p.ready && is_plain(&p.vma) && p.vma.start == end && p.at.wrapping_sub(at) == p.vma.start - vma.start;
             if fits {
                 end = p.vma.end;
             }
@@ -285,7 +297,7 @@ impl Staged {
             }
             for place in self.places[next..].iter().take_while(|p| p.vma.start < e.end) {
                 let vma = &place.vma;
-                if !is_private(vma) {
+                if place.ready || !is_private(vma) {
                     continue;
                 }
                 let start = e.start.max(vma.start);
@@ -300,7 +312,7 @@ impl Staged {
             let open = images.pages.open(source)?;
             filler.run(&images.pages, &open, threads)?;
         }
-        self.filled_bytes = filler.bytes();
+        self.filled_bytes += filler.bytes();
         Ok(())
     }
 
@@ -488,7 +500,7 @@ const SYS_MSEAL: i64 = 462;
 const PR_SET_MM: u64 = 35;
 const PR_SET_MM_MAP: u64 = 14;
 const PR_SET_THP_DISABLE: u64 = 41;
-const MAP_FIXED_NOREPLACE: u32 = libc::MAP_FIXED_NOREPLACE as u32;
+pub(super) const MAP_FIXED_NOREPLACE: u32 = libc::MAP_FIXED_NOREPLACE as u32;
 /// Advice after which the content is gone: DONTNEED, FREE, REMOVE, DONTNEED_LOCKED, HWPOISON, SOFT_OFFLINE.
 const DROPS: [i32; 6] = [4, 8, 9, 24, 100, 101];
 

@@ -65,14 +65,18 @@ pub fn alike(a: &Images, b: &Images) -> bool {
 }
 
 /// Extents of one image, cut to what lies in one mapping.
-struct Cursor<'a> {
+pub(super) struct Cursor<'a> {
     extents: &'a [Extent],
     next: usize,
 }
 
-impl Cursor<'_> {
+impl<'a> Cursor<'a> {
+    pub(super) fn new(images: &'a Images) -> Self {
+        Self { extents: &images.pages.extents, next: 0 }
+    }
+
     /// Whether there are bytes for `at`, from which file and offset, and up to where that answer holds.
-    fn at(&mut self, at: u64, end: u64) -> (Option<(u32, u64)>, u64) {
+    pub(super) fn at(&mut self, at: u64, end: u64) -> (Option<(u32, u64)>, u64) {
         while self.extents.get(self.next).is_some_and(|e| e.end <= at) {
             self.next += 1;
         }
@@ -97,8 +101,7 @@ pub fn changes(source: &Source, a: &Images, b: &Images) -> Result<Changes> {
     let mut found = Changes::default();
     let (open_a, open_b) = (a.pages.open(source)?, b.pages.open(source)?);
     let mut buffers = [vec![0; WINDOW], vec![0; WINDOW]];
-    let mut in_a = Cursor { extents: &a.pages.extents, next: 0 };
-    let mut in_b = Cursor { extents: &b.pages.extents, next: 0 };
+    let (mut in_a, mut in_b) = (Cursor::new(a), Cursor::new(b));
     for vma in a.mm.vmas.iter().filter(|v| is_filled(v)) {
         let (reads, mut at) = (found.bytes(), vma.start);
         while at < vma.end {
@@ -167,7 +170,9 @@ impl Changes {
         while at < end {
             let len = ((end - at) as usize).min(WINDOW);
             for ((files, (file, offset), images), buffer) in sides.iter().zip([&mut *left, &mut *right]) {
-                read_whole(files, *file, offset + (at - start), &mut buffer[..len], images)?;
+                let fd = files.get(*file as usize);
+                let fd = fd.ok_or_else(|| Error::new(crate::Kind::Internal, "a pages image is not open"))?;
+                read_whole(fd, *file, offset + (at - start), &mut buffer[..len], images)?;
             }
             let pages = left[..len].chunks(PAGE_SIZE as usize).zip(right[..len].chunks(PAGE_SIZE as usize));
             for (i, (x, y)) in pages.enumerate() {
@@ -217,9 +222,9 @@ impl Changes {
     }
 }
 
-fn read_whole(files: &[OwnedFd], file: u32, offset: u64, into: &mut [u8], images: &Images) -> Result<()> {
+/// Reads from pages image number `file` of `images`, which is open as `fd`.
+pub(super) fn read_whole(fd: &OwnedFd, file: u32, offset: u64, into: &mut [u8], images: &Images) -> Result<()> {
     let named = |e: Error| e.on(Object::Image(images.pages.file_name(file).to_owned()));
-    let fd = files.get(file as usize).ok_or_else(|| Error::new(crate::Kind::Internal, "a pages image is not open"))?;
     let mut done = 0;
     while done < into.len() {
         let n = rustix::io::retry_on_intr(|| rustix::io::pread(fd, &mut into[done..], offset + done as u64))

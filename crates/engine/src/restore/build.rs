@@ -44,6 +44,10 @@ pub(super) struct Cx<'a> {
     pub(super) busy: Vec<(u64, u64)>,
     /// Threads that may fill one task's memory; 0 leaves it to the memory module.
     pub(super) fill_threads: usize,
+    /// By task: its mappings from which children may take pages.
+    pub(super) common: &'a [Vec<bool>],
+    /// What stands of this process's memory to come, own or inherited.
+    pub(super) held: memory::Held,
 }
 
 /// Where the pieces of a task's bootstrap region lie; the coordinator removes it from outside at the end.
@@ -114,6 +118,7 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     if i == 0 {
         cx.files.open_shared(cx.source, cx.opts).at(Stage::Build)?;
     }
+    hold(cx, i)?;
     let mut reap = Vec::new();
     bear(cx, i, |b| b == Birth::BeforeSetsid, &mut reap)?;
     if t.sid == t.pid.as_raw() {
@@ -182,6 +187,39 @@ fn tie_to(parent: i32) -> Result<()> {
 
 fn parent_id() -> i32 {
     rustix::process::getppid().map_or(0, |p| p.as_raw_nonzero().get())
+}
+
+/// Before children are born: the memory that they share with this task, and that this task shares with whom it is born from.
+fn hold(cx: &mut Cx<'_>, i: usize) -> Result<()> {
+    let tree = cx.tree;
+    let Some(images) = cx.memory.get(i).and_then(Option::as_ref).filter(|_| tree.tasks[i].is_live()) else {
+        return Ok(());
+    };
+    let before = cx.held.owner().and_then(|owner| cx.memory.get(owner)).and_then(Option::as_ref);
+    let marks = cx.common.get(i).map_or(&[][..], Vec::as_slice);
+    let first_service = cx.files.first_service_fd();
+    let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
+    memory::hold(&mut cx.held, (i, images), before, marks, cx.source, &mut opener, cx.fill_threads)
+}
+
+/// By task: its mappings from which its children may take pages, twins excepted: they are forked from their elder.
+pub(super) fn common(tree: &Tree, twins: &Twins, memory: &[Option<memory::Images>]) -> Vec<Vec<bool>> {
+    let mut found = vec![Vec::new(); tree.tasks.len()];
+    // For tests: what is parked is not shared.
+    if cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some() {
+        return found;
+    }
+    for (i, t) in tree.tasks.iter().enumerate().filter(|(i, t)| t.is_live() && twins.elder_of(*i).is_none()) {
+        let mut above = t.born_by;
+        while let Some(p) = above.filter(|&p| !tree.tasks[p].is_live()) {
+            above = tree.tasks[p].born_by;
+        }
+        let Some(p) = above else { continue };
+        if let (Some(Some(ours)), Some(Some(theirs))) = (memory.get(p), memory.get(i)) {
+            memory::mark_common(ours, theirs, &mut found[p]);
+        }
+    }
+    found
 }
 
 /// Forks those of `i`'s children whose birth is wanted now. Orphans come through a short-lived process in between.
@@ -347,7 +385,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
     let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
     let options = memory::StageOptions { park_all, threads: cx.fill_threads };
-    let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, options)?;
+    let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, &cx.held, options)?;
     let exe = opener.exe;
     let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
     cx.arena.control().pages.fetch_add(filled / PAGE, Ordering::Relaxed);

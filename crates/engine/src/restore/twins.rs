@@ -14,6 +14,9 @@ use crust_image::proto::TaskCoreEntry;
 const CANDIDATES: usize = 8;
 /// A group as small as this is not divided.
 const SMALL: usize = 16;
+/// Children fewer than this are built by themselves. That takes longer, but then they share with their parent also those
+/// pages that their elder changed.
+const FEW: usize = 8;
 
 /// Who is forked from whose plan.
 #[derive(Debug, Default)]
@@ -50,7 +53,7 @@ impl Twins {
                     None => groups.push(vec![c]),
                 }
             }
-            for group in groups {
+            for group in groups.into_iter().filter(|g| g.len() >= FEW) {
                 for part in group.chunks(group.len().div_ceil(processors).max(SMALL)) {
                     let [elder, others @ ..] = part else { continue };
                     for &t in others {
