@@ -94,6 +94,16 @@ pub fn fork(body: impl FnOnce() -> i32) -> i32 {
     }
 }
 
+/// As [`fork`], with flags of clone(2) that say what the child shares: `CLONE_FILES`, `CLONE_FS`.
+pub fn fork_sharing(flags: i32, body: impl FnOnce() -> i32) -> i32 {
+    assert_eq!(flags & !(libc::CLONE_FILES | libc::CLONE_FS), 0);
+    // SAFETY: without a new stack and without sharing memory this is fork; as there.
+    match unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) } {
+        0 => exit_now(std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(101)),
+        pid => i32::try_from(pid).unwrap_or(-1),
+    }
+}
+
 /// Ends this process at once.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: takes no pointers and does not come back.

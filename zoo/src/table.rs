@@ -29,9 +29,12 @@ macro_rules! programs {
             first fd_dup;
             first fd_fork_shared;
             first fd_path;
+            first fd_table_family;
+            first fd_table_shared;
             first fd_twice;
             first fifo;
             first files_regular;
+            first fs_shared;
             first itimer_fires;
             first itimers;
             first leader_dead_group;
@@ -97,7 +100,6 @@ macro_rules! programs {
             beyond ctty;
             beyond dir_deleted;
             beyond epoll_closed_target;
-            beyond fd_table_shared;
             beyond eventfd_semaphore;
             beyond fanotify;
             beyond fifo_deleted;

@@ -124,9 +124,14 @@ impl Zoo {
 
     /// Forks a member that takes part in every round under `name`; returns its pid.
     pub fn fork(&mut self, name: &str, body: impl FnOnce(Zoo)) -> i32 {
+        self.fork_sharing(0, name, body)
+    }
+
+    /// As [`Self::fork`], with `CLONE_FILES` or `CLONE_FS`.
+    pub fn fork_sharing(&mut self, flags: i32, name: &str, body: impl FnOnce(Zoo)) -> i32 {
         self.expect(name);
         let (base, round, name) = (self.base.clone(), self.round, name.to_owned());
-        crate::sys::fork(|| {
+        crate::sys::fork_sharing(flags, || {
             body(Zoo { base, name, round, members: Vec::new(), seats: Vec::new(), faults: Vec::new() });
             0
         })

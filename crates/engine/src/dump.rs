@@ -319,18 +319,36 @@ pub(crate) fn foreign_session(tree: &[PstreeEntry], opts: &Options) -> Option<Er
     Some(Error::new(Kind::BadRequest, what).help(help).on(Object::Task(root.pid as i32)))
 }
 
-/// Processes that share what restore cannot share between processes yet.
+/// Processes that share what restore cannot share between processes.
 fn shared_objects(looked: &[Looked]) -> Vec<Error> {
     let mut errors = Vec::new();
-    let mut seen: [HashMap<u32, u32>; 3] = Default::default();
+    let mut seen: [HashMap<u32, u32>; 2] = Default::default();
+    let mut first: [HashMap<u32, u32>; 2] = Default::default();
+    let live: HashMap<u32, &Looked> = looked.iter().filter(|l| l.ids.is_some()).map(|l| (l.pstree.pid, l)).collect();
     for l in looked {
         let Some(ids) = &l.ids else { continue };
-        let kinds = [(ids.vm_id, "memory"), (ids.files_id, "descriptor table"), (ids.sighand_id, "signal handlers")];
-        for (map, (id, what)) in seen.iter_mut().zip(kinds) {
+        let on = |e: Error| e.on(Object::Task(l.pstree.pid as i32));
+        for (map, (id, what)) in seen.iter_mut().zip([(ids.vm_id, "memory"), (ids.sighand_id, "signal handlers")]) {
             if let Some(other) = map.insert(id, l.pstree.pid) {
                 let text = format!("shares its {what} with process {other}");
-                let help = "processes that share such objects (vfork in progress, CLONE_VM, CLONE_FILES) are not supported yet";
-                errors.push(Error::unsupported(text, help).on(Object::Task(l.pstree.pid as i32)));
+                let help = "processes that share memory (vfork in progress, CLONE_VM) are not supported";
+                errors.push(on(Error::unsupported(text, help)));
+            }
+        }
+        // These a child has from its parent, if it was born into the same session.
+        let parent = live.get(&l.pstree.ppid);
+        let from = parent.filter(|p| p.pstree.sid == l.pstree.sid || l.pstree.sid == l.pstree.pid);
+        let theirs = from.and_then(|p| p.ids.as_ref());
+        let kinds = [
+            (ids.files_id, theirs.map(|t| t.files_id), "descriptor table"),
+            (ids.fs_id, theirs.map(|t| t.fs_id), "directories and umask"),
+        ];
+        for (map, (id, parents, what)) in first.iter_mut().zip(kinds) {
+            let other = *map.entry(id).or_insert(l.pstree.pid);
+            if other != l.pstree.pid && parents != Some(id) {
+                let text = format!("shares its {what} with process {other}, which is not its parent");
+                let help = "only what parent and child share (CLONE_FILES, CLONE_FS) can be restored as shared";
+                errors.push(on(Error::unsupported(text, help)));
             }
         }
     }

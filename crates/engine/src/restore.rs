@@ -19,10 +19,12 @@ pub(crate) mod arena;
 mod build;
 mod finish;
 mod ids;
+mod sharing;
 pub(crate) mod tree;
 mod twins;
 
 use arena::Arena;
+use sharing::Sharing;
 use tree::{Fate, Tree};
 use twins::Twins;
 
@@ -101,6 +103,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
 
     let arena = Arena::new(plan.tree.tasks.len())?;
     let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
+    let sharing = Sharing::find(&plan.tree);
     let common = build::common(&plan.tree, &twins, &plan.memory);
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
@@ -109,6 +112,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let mut cx = build::Cx {
         tree: &plan.tree,
         twins: &twins,
+        sharing: &sharing,
         arena: &arena,
         files: &mut plan.files,
         memory: &plan.memory,
@@ -396,22 +400,20 @@ fn may_choose_ids(own: &crust_image::proto::CredsEntry) -> Option<Error> {
     })
 }
 
-/// Processes that share more than memory-free objects are not built yet; say so before anything is created.
+/// Processes that share what cannot be restored; say so before anything is created.
 fn shared_objects(tree: &Tree, errors: &mut Vec<Error>) {
     use std::collections::HashMap;
-    let mut seen: [HashMap<u32, i32>; 3] = Default::default();
+    let mut seen: [HashMap<u32, i32>; 2] = Default::default();
     for t in tree.tasks.iter().filter(|t| t.is_live()) {
-        let ids =
-            [(t.ids.vm_id, "memory"), (t.ids.files_id, "descriptor table"), (t.ids.sighand_id, "signal handlers")];
-        for (map, (id, what)) in seen.iter_mut().zip(ids) {
+        for (map, (id, what)) in seen.iter_mut().zip([(t.ids.vm_id, "memory"), (t.ids.sighand_id, "signal handlers")]) {
             if let Some(other) = map.insert(id, t.pid.as_raw()) {
                 let text = format!("shares its {what} with task {other}");
-                let help =
-                    "this version restores threads, but not processes that share such objects (CLONE_VM, CLONE_FILES)";
+                let help = "this version restores threads, but not processes that share memory (CLONE_VM)";
                 errors.push(Error::unsupported(text, help).on(Object::Task(t.pid.as_raw())));
             }
         }
     }
+    errors.extend(Sharing::find(tree).check(tree));
 }
 
 /// What every wait for the tree needs.

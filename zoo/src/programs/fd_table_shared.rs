@@ -1,19 +1,9 @@
 //! Two processes with one descriptor table (`CLONE_FILES`): what one opens, the other has.
-#![allow(unsafe_code, reason = "clone with chosen flags")]
 use std::os::fd::{IntoRawFd, RawFd};
-
-fn clone_sharing_files(body: impl FnOnce() -> i32) -> i32 {
-    let flags = libc::CLONE_FILES | libc::SIGCHLD;
-    // SAFETY: without a new stack and without sharing memory this is fork; the child leaves through _exit.
-    match unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) } {
-        0 => zoo::sys::exit_now(body()),
-        pid => i32::try_from(pid).unwrap_or(-1),
-    }
-}
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    let child = clone_sharing_files(|| {
+    let child = zoo::sys::fork_sharing(libc::CLONE_FILES, || {
         for n in 1_u32.. {
             while !std::path::Path::new(&format!("look.{n}")).exists() {
                 if std::path::Path::new("quit").exists() {

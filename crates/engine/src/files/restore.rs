@@ -226,7 +226,12 @@ impl FileImages {
                 }
             }
         }
+        let mut users: HashMap<u32, usize> = HashMap::new();
         for task in tasks {
+            *users.entry(task.table).or_default() += 1;
+        }
+        for task in tasks {
+            let several = users.get(&task.table).is_some_and(|&n| n > 1);
             let fs = self.fs.get(&task.pid);
             let ids = task.also.iter().copied().chain(fs.into_iter().flat_map(|f| [f.cwd_id, f.root_id]));
             for id in ids {
@@ -234,6 +239,10 @@ impl FileImages {
                 let is_named = self.files.get(&id).is_some_and(|f| f.reg.is_some()) && self.ghost_of(id).is_none();
                 if !is_named && let Some(u) = self.unit_of.get(&id).and_then(|u| self.units.get_mut(*u)) {
                     u.tables.insert(task.table);
+                    if several {
+                        // Several processes with one table would each open it for itself.
+                        u.tables.insert(EARLY);
+                    }
                 }
             }
         }
@@ -501,6 +510,11 @@ impl FileImages {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of what is left of shared files without closing it: the table's first user will.
+    pub fn leave_shared(&mut self) {
+        std::mem::forget(std::mem::take(&mut self.state));
     }
 
     pub(super) fn with_opener<T>(

@@ -43,12 +43,14 @@ pub(crate) enum Step {
     Grouped = 1,
     /// It is in its process group.
     Joined = 2,
+    /// Its memory stands, as far as its own code can make it. The executable is the only file it holds open for itself.
+    Staged = 3,
     /// Its descriptors are in place; none of them watches files yet.
-    Tables = 3,
+    Tables = 4,
     /// It has all that it needs of the filesystem.
-    Files = 4,
+    Files = 5,
     /// It jumps into the interpreter next.
-    Leaving = 5,
+    Leaving = 6,
 }
 
 const TEXT: usize = 944;
@@ -68,6 +70,10 @@ pub(crate) struct TaskSlot {
     text_len: AtomicU32,
     /// 1 once it was forked: from then on it is missed if it is not there.
     born: AtomicU32,
+    /// Its own descriptor for the executable, plus one.
+    exe: AtomicI32,
+    /// Where those who share a descriptor table meet: this is the first of them.
+    meeting: AtomicU32,
     text: [AtomicU64; TEXT / 8],
 }
 
@@ -172,6 +178,15 @@ impl Arena {
 
     /// Waits until another task has come to `step`.
     pub(crate) fn wait_for(&self, task: usize, step: Step, deadline: Instant) -> Result<()> {
+        self.wait(task, step, deadline, || self.coordinator_lives())
+    }
+
+    /// As [`Arena::wait_for`], and opens no file meanwhile. The end of the coordinator is not seen here.
+    pub(crate) fn wait_quietly(&self, task: usize, step: Step, deadline: Instant) -> Result<()> {
+        self.wait(task, step, deadline, || true)
+    }
+
+    fn wait(&self, task: usize, step: Step, deadline: Instant, goes_on: impl Fn() -> bool) -> Result<()> {
         let word = &self.slot(task).step;
         loop {
             let now = word.load(Ordering::Acquire);
@@ -185,7 +200,7 @@ impl Arena {
                 return Err(Error::new(Kind::Timeout, format!("another task did not reach {step:?} in time")));
             }
             sleep_on(word, now);
-            if word.load(Ordering::Relaxed) == now && !self.coordinator_lives() {
+            if word.load(Ordering::Relaxed) == now && !goes_on() {
                 return Err(Error::new(Kind::Cancelled, "the process that builds the tree is gone"));
             }
         }
@@ -271,6 +286,22 @@ impl Arena {
     /// True if [`Arena::born`] was said of it.
     pub(crate) fn is_born(&self, task: usize) -> bool {
         self.slot(task).born.load(Ordering::Acquire) != 0
+    }
+
+    /// A task tells the number by which it holds the executable.
+    pub(crate) fn set_exe(&self, task: usize, exe: Option<i32>) {
+        self.slot(task).exe.store(exe.map_or(0, |fd| fd + 1), Ordering::Release);
+    }
+
+    /// What [`Arena::set_exe`] was told.
+    pub(crate) fn exe(&self, task: usize) -> Option<i32> {
+        let exe = self.slot(task).exe.load(Ordering::Acquire);
+        (exe > 0).then(|| exe - 1)
+    }
+
+    /// Offset from the arena's base of the word at which those meet who share this task's descriptor table.
+    pub(crate) fn meeting_offset(&self, task: usize) -> u64 {
+        (SLOTS + task * size_of::<TaskSlot>() + std::mem::offset_of!(TaskSlot, meeting)) as u64
     }
 
     /// A task tells where its bootstrap region lies.

@@ -2,6 +2,7 @@
 //! and leaves our code for the interpreter. All of this is ordinary Rust in a single-threaded process.
 #![allow(unsafe_code, reason = "forks, and leaves Rust for the interpreter at the end")]
 use super::arena::{Arena, Step};
+use super::sharing::Sharing;
 use super::tree::{Birth, Fate, Task, Tree};
 use super::twins::Twins;
 use crate::error::{Error, Kind, OnObject, ResultExt};
@@ -25,6 +26,7 @@ use std::time::Instant;
 pub(super) struct Cx<'a> {
     pub(super) tree: &'a Tree,
     pub(super) twins: &'a Twins,
+    pub(super) sharing: &'a Sharing,
     pub(super) arena: &'a Arena,
     pub(super) files: &'a mut FileImages,
     /// By task; `None` for zombies and helpers.
@@ -235,7 +237,7 @@ fn bear(cx: &mut Cx<'_>, i: usize, now: impl Fn(Birth) -> bool, reap: &mut Vec<i
             reap.push(bear_orphan(cx, c)?);
             continue;
         }
-        fork_task(cx, c, 0, me)?;
+        fork_task(cx, c, cx.sharing.clone_flags(tree, c), me)?;
         if child.fate == Fate::Helper {
             reap.push(child.pid.as_raw());
         }
@@ -393,14 +395,31 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
         cx.arena.set_boot(task, boot.start, boot.len);
     }
 
-    let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
-    keep.extend(exe);
-    cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
+    cx.arena.set_exe(i, exe);
+    cx.arena.reached(i, Step::Staged);
+    let (table, dirs) = (cx.sharing.files.with(i), cx.sharing.fs.with(i));
+    let (opens, enters) = (cx.sharing.files.first(i) == i, cx.sharing.fs.first(i) == i);
+    if opens {
+        for &other in table {
+            cx.arena.wait_for(other, Step::Staged, cx.deadline)?;
+        }
+        if let Some(before) = cx.sharing.fs.before(i) {
+            // Sockets are given their names from the directories they had: one after the other goes there.
+            cx.arena.wait_for(before, Step::Tables, cx.deadline)?;
+        }
+        let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
+        keep.extend(exe);
+        keep.extend(table.iter().filter_map(|&other| cx.arena.exe(other)));
+        cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
+    } else {
+        // Numbers are about to be filled: whatever we opened now might be lost, or closed by us when it is the program's.
+        cx.arena.wait_quietly(cx.sharing.files.first(i), Step::Tables, cx.deadline)?;
+    }
     for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
         cx.arena.reached(task, Step::Tables);
     }
     let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
-    if cx.files.has_watches(t.ids.files_id) {
+    if opens && cx.files.has_watches(t.ids.files_id) {
         for other in (0..tree.tasks.len()).filter(|&o| lives(&tree.tasks[o])) {
             cx.arena.wait_for(other, Step::Tables, cx.deadline)?;
         }
@@ -412,15 +431,27 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     if let Some(settings) = &tc.crust_settings {
         settings::set_coredump_filter(settings)?;
     }
-    cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
+    if enters {
+        for &other in dirs.iter().filter(|&&o| o != i) {
+            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
+        }
+        cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
+    }
     cx.arena.reached(i, Step::Files);
     if i == 0 && cx.files.has_stand_ins() {
-        let opens = |o: &usize| lives(&tree.tasks[*o]) && cx.twins.elder_of(*o).is_none();
-        for other in (1..tree.tasks.len()).filter(opens) {
+        let by_itself = |o: &usize| lives(&tree.tasks[*o]) && cx.twins.elder_of(*o).is_none();
+        for other in (1..tree.tasks.len()).filter(by_itself) {
             cx.arena.wait_for(other, Step::Files, cx.deadline)?;
         }
     }
-    cx.files.close_shared()?;
+    if opens {
+        for &other in table {
+            cx.arena.wait_quietly(other, Step::Files, cx.deadline)?;
+        }
+        cx.files.close_shared()?;
+    } else {
+        cx.files.leave_shared();
+    }
 
     let program = write_plan(cx, i, &boot, staged, &images.mm, &twins)?;
     let linked_len = program.linked_len() as u64;
@@ -568,8 +599,16 @@ fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boo
     let tc = task_record(t)?;
     let plans: Vec<PlanId> = std::iter::once(main).chain(t.threads.iter().skip(1).map(|_| p.plan("thread"))).collect();
 
-    let services = [cx.files.first_service_fd().into(), u32::MAX.into(), 0.into()];
-    p.syscall(main, "close_range", libc::SYS_close_range, &services);
+    let table = cx.sharing.files.with(i);
+    if !table.is_empty() {
+        // Every one of them has closed its executable.
+        let meeting = boot.arena + cx.arena.meeting_offset(cx.sharing.files.first(i));
+        p.barrier(main, meeting, table.len() as u32, meeting, table.len() as u32);
+    }
+    if cx.sharing.files.first(i) == i {
+        let services = [cx.files.first_service_fd().into(), u32::MAX.into(), 0.into()];
+        p.syscall(main, "close_range", libc::SYS_close_range, &services);
+    }
     thread::plan_process(p, main, tc, mm.thp_disabled(), &cx.own);
     if let Some(settings) = &tc.crust_settings {
         settings::plan_process(p, main, settings);
