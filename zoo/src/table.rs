@@ -96,6 +96,7 @@ macro_rules! programs {
             first vdso_clock;
             first vmas_5000;
             first zombies;
+            beyond aio;
             beyond blocked_epoll;
             beyond ctty;
             beyond dir_deleted;
@@ -140,6 +141,7 @@ macro_rules! programs {
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;
+            refused refused_mqueue;
             refused refused_perf;
             refused refused_pidfd_outside;
             refused refused_shared_mm;

@@ -1,4 +1,5 @@
 //! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
+pub mod aio;
 pub mod cpuid;
 pub mod deadline;
 pub mod fd;

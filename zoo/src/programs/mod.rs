@@ -1,4 +1,5 @@
 //! One module per program. A new one costs a file, a line here, and a row in `table.rs`.
+mod aio;
 mod blocked_epoll;
 mod blocked_futex;
 mod blocked_poll;
@@ -87,6 +88,7 @@ mod raw_sockets;
 mod refused_inotify_events;
 mod refused_io_uring;
 mod refused_landlock;
+mod refused_mqueue;
 mod refused_perf;
 mod refused_pidfd_outside;
 mod refused_seccomp_listener;

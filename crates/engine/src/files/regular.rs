@@ -125,6 +125,7 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
     if fs_type == DEVPTS_SUPER_MAGIC {
         return Ok(stripped.unwrap_or(path).to_vec());
     }
+    refuse_kernel_objects(fs_type, &shown())?;
     if seen.stat.st_nlink == 0 {
         let name = stripped.unwrap_or(path).to_vec();
         ghost::dump(seen, id, &name, out)?;
@@ -157,6 +158,20 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
         )),
         Err(e) => Err(Error::kernel(format!("looking up {} failed", shown()), e)),
     }
+}
+
+/// Files that are no content but objects of the kernel: a copy of what they read as would be another thing.
+fn refuse_kernel_objects(fs_type: u64, shown: &str) -> Result<()> {
+    const MQUEUE_MAGIC: u64 = 0x1980_0202;
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    const SECRETMEM_MAGIC: u64 = 0x5345_434d;
+    let (what, help) = match fs_type {
+        MQUEUE_MAGIC => ("a POSIX message queue", "let the program close it (mq_close) before the dump"),
+        HUGETLBFS_MAGIC => ("a file of huge pages", "let the program use transparent huge pages instead"),
+        SECRETMEM_MAGIC => ("secret memory (memfd_secret)", "it is secret also from us: close it before the dump"),
+        _ => return Ok(()),
+    };
+    Err(Error::unsupported(format!("{shown} is {what}, which cannot be saved"), help))
 }
 
 /// The directory that link texts of this task are relative to: our root, or that of the task's mount namespace.

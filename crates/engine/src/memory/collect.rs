@@ -1,4 +1,5 @@
 //! What a frozen process has mapped, as CRIU's records; and what of it cannot be saved, by name.
+use super::aio;
 use super::pages::{Run, select};
 use super::status as st;
 use crate::error::{Error, Kind, Object, ResultExt};
@@ -108,7 +109,13 @@ fn read(t: &Target<'_>, files: &mut dyn FileIds) -> Result<Mm> {
     let mut refused = Vec::new();
     let mut ids = FileCache { known: HashMap::new(), last: None };
     for mapping in mappings {
-        let mut entry = match classify(&mapping) {
+        let classified = classify(&mapping).and_then(|entry| {
+            if entry.status & st::AIORING != 0 {
+                aio::look(t, &entry)?;
+            }
+            Ok(entry)
+        });
+        let mut entry = match classified {
             Ok(entry) => entry,
             Err(error) => {
                 let object = Object::Vma(t.pid.as_raw(), mapping.start, mapping.end);
@@ -252,6 +259,11 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         }
         return Ok(entry);
     }
+    if m.shared && m.name.starts_with(b"/[aio]") {
+        entry.status = st::AIORING;
+        entry.fdflags = Some(libc::O_RDWR as u32);
+        return Ok(entry);
+    }
     let on_shmem = shmem_device().is_some_and(|dev| dev == m.dev);
     if on_shmem && m.shared && (m.name.starts_with(b"/dev/zero") || m.name.starts_with(b"[anon_shmem:")) {
         entry.status |= st::ANON_SHARED;
@@ -310,9 +322,6 @@ fn refuse(m: &Mapping) -> Result<()> {
     }
     if has(VmFlag::ShadowStack) {
         return Err(unsupported("a shadow stack", "start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
-    }
-    if m.name.starts_with(b"/[aio]") {
-        return Err(unsupported("an AIO context (io_setup)", "call io_destroy before the dump, or switch to threads"));
     }
     if name.contains("[io_uring]") {
         return Err(unsupported("an io_uring ring", "close the ring before the dump"));
@@ -389,6 +398,7 @@ fn mm_fields(t: &Target<'_>, vmas: &[Vma], files: &mut dyn FileIds) -> Result<Mm
         mm_env_end: stat.env_end,
         exe_file_id: files.exe(t)?,
         mm_saved_auxv: saved,
+        aios: vmas.iter().filter(|v| v.is(st::AIORING)).map(|v| aio::record(&v.entry)).collect(),
         crust_names: vmas
             .iter()
             .filter_map(|v| {

@@ -303,7 +303,6 @@ fn check(vma: &VmaEntry) -> Result<()> {
     }
     for (bit, what) in [
         (st::SOCKET, "a packet socket's ring"),
-        (st::AIORING, "an AIO context"),
         (st::SHADOW_STACK, "a shadow stack"),
         (st::PLUGIN, "device memory that a CRIU plugin saved"),
     ] {

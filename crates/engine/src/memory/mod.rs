@@ -7,6 +7,7 @@
 //! Restore: [`Images::read`] checks the records; [`Segments`] makes shared memory before the first fork; in each task
 //! [`hold()`] maps what its children share with it before they are forked, [`stage()`] maps and fills everything that may already stand at its final address and parks the rest; the plan then
 //! clears and moves.
+mod aio;
 mod collect;
 mod dump;
 mod fill;

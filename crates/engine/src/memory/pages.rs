@@ -38,7 +38,7 @@ pub(super) struct Selection {
 impl How {
     pub(super) fn of(vma: &Vma) -> Self {
         let anonymous = vma.is(st::ANON_PRIVATE);
-        let special = vma.entry.status & (st::VDSO | st::VVAR) != 0;
+        let special = vma.entry.status & (st::VDSO | st::VVAR | st::AIORING) != 0;
         // Without smaps nobody says what fork shares.
         let shared = vma.mapping.detail.is_none_or(|d| d.shared_kib > 0);
         Self {
@@ -90,8 +90,8 @@ pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
         })
         .during("reading the page map")?;
     for vma in user {
-        if vma.is(st::VDSO) {
-            // Saved whole: restore compares it with its own.
+        if vma.entry.status & (st::VDSO | st::AIORING) != 0 {
+            // Saved whole: restore compares a vDSO with its own, and a ring has events that the program never looked at.
             found.runs.push(Run { start: vma.entry.start, end: vma.entry.end, how: How::of(vma) });
         }
         if !at_once && has_copies(vma) {

@@ -1,6 +1,7 @@
 //! A task's memory is built around the program that builds it: mapped and filled at the final address where that is free,
 //! else parked in a hole and moved by the plan. Ordinary code does all but the moving.
 #![allow(unsafe_code, reason = "maps, fills and moves memory by address")]
+use super::aio;
 use super::collect::{LOCK_ON_FAULT, MAP_DROPPABLE, SEALED};
 use super::fill::{Filler, huge_pages_allowed};
 use super::held::Held;
@@ -133,7 +134,7 @@ pub fn stage(
         filled_bytes: held.bytes,
     };
     staged.mm.vmas.clear();
-    staged.map_all(images, segments, files)?;
+    staged.map_all(source, images, segments, files)?;
     staged.fill(source, images, options.threads)?;
     staged.finish(images)?;
     staged.exe = staged.executable(files)?;
@@ -166,7 +167,13 @@ fn make_writable(at: u64, len: u64) -> rustix::io::Result<()> {
 }
 
 impl Staged {
-    fn map_all(&mut self, images: &Images, segments: &Segments, files: &mut dyn MapFiles) -> Result<()> {
+    fn map_all(
+        &mut self,
+        source: &Source,
+        images: &Images,
+        segments: &Segments,
+        files: &mut dyn MapFiles,
+    ) -> Result<()> {
         let extents = &images.pages.extents;
         let mut extent = 0;
         let mut last_file: Option<(u64, u32, OwnedFd)> = None;
@@ -198,7 +205,12 @@ impl Staged {
                 let error = Error::kernel(format!("{what} failed"), e).on(on(&vma));
                 if e == Errno::EXIST { error.kind_is(Kind::Internal) } else { error }
             };
-            if is(&vma, st::ANON_SHARED) {
+            if is(&vma, st::AIORING) {
+                aio::make(source, images, &vma, at).map_err(|e| e.on(on(&vma)))?;
+                self.places[i].prot = libc::PROT_READ as u32 | WRITE;
+                i += 1;
+                continue;
+            } else if is(&vma, st::ANON_SHARED) {
                 segments.place(&vma, at).map_err(|e| e.on(on(&vma)))?;
                 self.places[i].prot = libc::PROT_READ as u32 | WRITE;
                 i += 1;
