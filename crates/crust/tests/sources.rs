@@ -373,3 +373,83 @@ fn through_an_image_streamer() {
     streamer.join().unwrap();
     sample.goes_on();
 }
+
+/// Errors that a disk may answer with, one after the other.
+const ERRNOS: [i32; 4] = [libc::ENOSPC, libc::EIO, libc::EDQUOT, libc::EROFS];
+
+/// Whichever call on an archive or a streamer fails, the sample runs on, and there is no checkpoint that looks good.
+#[test]
+fn errors_while_it_streams_cost_nothing() {
+    // Failure on demand is in debug builds only.
+    if !cfg!(debug_assertions) || !inside("errors_while_it_streams_cost_nothing") {
+        return;
+    }
+    let sample = Sample::start("faults");
+    let images = sample.dir.path("images");
+    let fault = |nth: u32, round: usize| format!("{nth}:{}", ERRNOS[round % ERRNOS.len()]);
+    // Calls at growing distances, and then the last ones: the archive's end, its sync, its name, its directory's sync.
+    let (mut nth, mut rounds, mut good_at) = (1, 0, None);
+    let mut failed_at = 0;
+    while good_at.is_none_or(|good| good > failed_at + 1) {
+        let mut dump = sample.dump(&["--images-tar", "a.tar", "--leave-running"]);
+        let output = dump.env("CRUST_FAULT_IO", fault(nth, rounds)).output().unwrap();
+        rounds += 1;
+        if output.status.success() {
+            good_at = Some(nth);
+            fs::remove_file(sample.dir.path("a.tar")).unwrap();
+        } else {
+            assert!(said(&output).contains("Error"), "call {nth}: {}", said(&output));
+            let left: Vec<String> = names(&sample.dir.0).into_iter().filter(|name| name.contains("a.tar")).collect();
+            assert!(left.is_empty(), "call {nth}: {left:?}");
+            failed_at = failed_at.max(nth);
+        }
+        sample.goes_on();
+        nth = match good_at {
+            None => nth * 3,
+            Some(good) => failed_at + (good - failed_at).div_ceil(2).min(good - failed_at - 1).max(1),
+        };
+    }
+    assert!(failed_at > 20, "only {failed_at} calls can fail");
+    for nth in failed_at - 4..=failed_at {
+        let mut dump = sample.dump(&["--images-tar", "a.tar", "--leave-running"]);
+        let output = dump.env("CRUST_FAULT_IO", fault(nth, nth as usize)).output().unwrap();
+        // How many there are depends on what the sample had in memory.
+        match output.status.success() {
+            true => fs::remove_file(sample.dir.path("a.tar")).unwrap(),
+            false => assert!(!names(&sample.dir.0).iter().any(|name| name.contains("a.tar")), "call {nth}"),
+        }
+        sample.goes_on();
+    }
+
+    for (round, nth) in [1, 2, 3, 9, 20].into_iter().enumerate() {
+        let streamer = capture(&images, usize::MAX);
+        let mut dump = sample.dump(&["--stream", "--leave-running"]);
+        let output = dump.env("CRUST_FAULT_IO", fault(nth, round)).output().unwrap();
+        assert!(!output.status.success(), "call {nth}");
+        // If the dump failed before it connected, somebody else must.
+        let _connected = UnixStream::connect(images.join(streamer::CAPTURE_SOCKET));
+        // What the streamer got is cut off anywhere: between a name and its pipe, too.
+        if let Ok(files) = streamer.join() {
+            assert!(!files.contains_key("inventory.img"), "call {nth}");
+        }
+        fs::remove_file(images.join(streamer::CAPTURE_SOCKET)).unwrap();
+        sample.goes_on();
+    }
+
+    // Writes that take a little at a time are no error.
+    let mut dump = sample.dump(&["--images-tar", "a.tar"]);
+    dump.env("CRUST_FAULT_IO", "0:0");
+    good(dump);
+    sample.reap();
+    good(sample.crust("restore", &["-d", "--images-tar", "a.tar"]));
+    sample.goes_on();
+    let streamer = capture(&images, usize::MAX);
+    let mut dump = sample.dump(&["--stream"]);
+    dump.env("CRUST_FAULT_IO", "0:0");
+    good(dump);
+    sample.reap();
+    let streamer = serve(&images, streamer.join().unwrap());
+    good(sample.crust("restore", &["-d", "--stream"]));
+    streamer.join().unwrap();
+    sample.goes_on();
+}

@@ -5,7 +5,7 @@ use crate::manifest::{MANIFEST_NAME, Manifest, is_pages};
 use crate::pagemap::{PAGE_BYTES, Pagemap};
 use crate::proto::FdTypes;
 use crate::set::ImageSet;
-use crate::view::{MAP_GROWSDOWN, View, status};
+use crate::view::{MAP_GROWSDOWN, Parts, View, status};
 use crate::{Error, ImageKind, Reader, Result, encode_image};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
@@ -63,7 +63,7 @@ pub fn info(name: &str, bytes: &[u8]) -> Result<String> {
 /// # Errors
 /// With the image that is missing or broken.
 pub fn ps(set: &dyn ImageSet) -> Result<String> {
-    let view = View::load(set)?;
+    let view = View::load_parts(set, Parts::default())?;
     let mut out = format!("{:>7}{:>7}{:>7}   {}\n", "PID", "PGID", "SID", "COMM");
     for (at, depth) in view.walk() {
         let Some(task) = view.tasks.get(at) else { continue };
@@ -78,7 +78,7 @@ pub fn ps(set: &dyn ImageSet) -> Result<String> {
 /// # Errors
 /// With the image that is missing or broken.
 pub fn fds(set: &dyn ImageSet) -> Result<String> {
-    let view = View::load(set)?;
+    let view = View::load_parts(set, Parts { descriptors: true, ..Parts::default() })?;
     let mut out = String::new();
     for task in &view.tasks {
         line!(out, "{}", task.entry.pid);
@@ -98,7 +98,7 @@ pub fn fds(set: &dyn ImageSet) -> Result<String> {
 /// # Errors
 /// With the image that is missing or broken.
 pub fn mems(set: &dyn ImageSet) -> Result<String> {
-    let view = View::load(set)?;
+    let view = View::load_parts(set, Parts { memory: true, ..Parts::default() })?;
     let mut shared: HashMap<u64, usize> = HashMap::new();
     let mut out = String::new();
     for task in &view.tasks {
@@ -152,7 +152,7 @@ pub(crate) fn prot(bits: u32) -> String {
 /// # Errors
 /// With the image that is missing or broken.
 pub fn rss(set: &dyn ImageSet) -> Result<String> {
-    let view = View::load(set)?;
+    let view = View::load_parts(set, Parts { memory: true, pages: true, ..Parts::default() })?;
     let mut out = String::new();
     for task in &view.tasks {
         line!(out, "{}", task.entry.pid);

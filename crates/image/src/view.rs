@@ -7,6 +7,7 @@ use crate::proto::{
 use crate::set::{ImageSet, record, records};
 use crate::{Error, ImageKind, Message, Reader, Result, schema, text};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// `vma_entry.status`.
 pub(crate) mod status {
@@ -64,48 +65,118 @@ impl Task {
     }
 }
 
+/// What of each process is to be read. The rest is left empty.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Parts {
+    /// Mappings.
+    pub(crate) memory: bool,
+    /// Runs of saved pages.
+    pub(crate) pages: bool,
+    /// Descriptors, root and working directory.
+    pub(crate) descriptors: bool,
+}
+
+impl Parts {
+    pub(crate) const ALL: Self = Self { memory: true, pages: true, descriptors: true };
+}
+
 /// The whole checkpoint, without the bytes of pages.
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) inventory: InventoryEntry,
     pub(crate) tasks: Vec<Task>,
-    /// Encoded, by id: decoded, a file description takes a hundred times as much room.
-    files: HashMap<u32, Box<[u8]>>,
+    files: Files,
+}
+
+/// Open file descriptions by id, encoded: decoded, each takes a hundred times as much room.
+#[derive(Debug, Default)]
+struct Files {
+    bytes: Vec<u8>,
+    at: HashMap<u32, Range<usize>>,
+}
+
+/// What every file description has, and what most of them are: the rest is skipped, not decoded.
+#[derive(Clone, PartialEq, Message)]
+struct PlainFile {
+    #[prost(uint32, tag = "2")]
+    id: u32,
+    #[prost(message, optional, tag = "3")]
+    reg: Option<Path>,
+}
+
+/// Of a file opened by path only that path.
+#[derive(Clone, PartialEq, Message)]
+struct Path {
+    #[prost(bytes = "vec", tag = "6")]
+    name: Vec<u8>,
+}
+
+impl Files {
+    /// Those of files.img.
+    fn read(bytes: Vec<u8>, name: &str) -> Result<Self> {
+        let mut at = HashMap::new();
+        let mut r = Reader::open_named(name, &bytes, ImageKind::Files)?;
+        while let Some(body) = r.next_bytes()? {
+            let file = PlainFile::decode(body).map_err(|e| r.impossible(format!("file_entry: {e}")))?;
+            let end = usize::try_from(r.offset()).map_err(|_| r.impossible("it is too large"))?;
+            at.insert(file.id, end - body.len()..end);
+        }
+        Ok(Self { bytes, at })
+    }
+
+    fn get(&self, id: u32) -> Option<&[u8]> {
+        self.bytes.get(self.at.get(&id)?.clone())
+    }
+
+    /// One of an older image, unless there is a newer one.
+    fn add(&mut self, file: &FileEntry) {
+        if !self.at.contains_key(&file.id) {
+            let start = self.bytes.len();
+            self.bytes.extend(file.encode_to_vec());
+            self.at.insert(file.id, start..self.bytes.len());
+        }
+    }
 }
 
 impl View {
     /// Reads all that belongs to the process tree.
     pub(crate) fn load(set: &dyn ImageSet) -> Result<Self> {
+        Self::load_parts(set, Parts::ALL)
+    }
+
+    /// Reads the process tree, and these parts of its processes.
+    pub(crate) fn load_parts(set: &dyn ImageSet, parts: Parts) -> Result<Self> {
         let missing = |kind: ImageKind, id: u32| {
             Error::text(kind.file_name(id.into()), "the image is missing, so this is no whole checkpoint")
         };
         let inventory = record(set, ImageKind::Inventory, 0)?.ok_or_else(|| missing(ImageKind::Inventory, 0))?;
         let pstree: Vec<PstreeEntry> =
             records(set, ImageKind::Pstree, 0)?.ok_or_else(|| missing(ImageKind::Pstree, 0))?;
-        let mut files = HashMap::new();
-        let name = ImageKind::Files.file_name(0);
-        if let Some(bytes) = set.read(&name)? {
-            let mut r = Reader::open_named(&name, &bytes, ImageKind::Files)?;
-            while let Some(body) = r.next_bytes()? {
-                let file = FileEntry::decode(body).map_err(|e| r.impossible(format!("file_entry: {e}")))?;
-                files.insert(file.id, body.into());
+        let mut files = Files::default();
+        if parts.memory || parts.descriptors {
+            let name = ImageKind::Files.file_name(0);
+            if let Some(bytes) = set.read(&name)? {
+                files = Files::read(bytes, &name)?;
             }
+            load_older_files(set, &mut files)?;
         }
-        load_older_files(set, &mut files)?;
         let mut tables: HashMap<u32, Vec<FdinfoEntry>> = HashMap::new();
         let mut tasks = Vec::with_capacity(pstree.len());
         for entry in pstree {
             let id = u64::from(entry.pid);
             let core: CoreEntry =
                 record(set, ImageKind::Core, id)?.ok_or_else(|| missing(ImageKind::Core, entry.pid))?;
-            let ids: Option<TaskKobjIdsEntry> = record(set, ImageKind::Ids, id)?.or(core.ids);
-            let mut mm: Option<MmEntry> = record(set, ImageKind::Mm, id)?;
+            let ids: Option<TaskKobjIdsEntry> = match parts.descriptors {
+                true => record(set, ImageKind::Ids, id)?.or(core.ids),
+                false => core.ids,
+            };
+            let mut mm: Option<MmEntry> = if parts.memory { record(set, ImageKind::Mm, id)? } else { None };
             if let Some(mm) = &mut mm
                 && mm.vmas.is_empty()
             {
                 mm.vmas = records(set, ImageKind::Vmas, id)?.unwrap_or_default();
             }
-            let fds = match ids.map(|ids| ids.files_id) {
+            let fds = match ids.map(|ids| ids.files_id).filter(|_| parts.descriptors) {
                 None => Vec::new(),
                 Some(table) => match tables.get(&table) {
                     Some(fds) => fds.clone(),
@@ -117,11 +188,11 @@ impl View {
                 },
             };
             let name = ImageKind::Pagemap.file_name(id);
-            let pagemap = match set.read(&name)? {
+            let pagemap = match if parts.pages { set.read(&name)? } else { None } {
                 Some(bytes) => Some(Pagemap::parse(&name, &bytes, ImageKind::Pagemap)?),
                 None => None,
             };
-            let fs = record(set, ImageKind::Fs, id)?;
+            let fs = if parts.descriptors { record(set, ImageKind::Fs, id)? } else { None };
             tasks.push(Task { entry, core, ids, mm, fs, fds, pagemap });
         }
         Ok(Self { inventory, tasks, files })
@@ -156,40 +227,46 @@ impl View {
 
     /// Whether there is such a file.
     pub(crate) fn has_file(&self, id: u32) -> bool {
-        self.files.contains_key(&id)
+        self.files.at.contains_key(&id)
     }
 
     /// An open file description.
     fn file(&self, id: u32) -> Option<FileEntry> {
-        // It was decoded once already, when the checkpoint was loaded.
-        FileEntry::decode(&**self.files.get(&id)?).ok()
+        // One that is broken has no description; `verify` says what is wrong with it.
+        FileEntry::decode(self.files.get(id)?).ok()
     }
 
     /// A regular file's path.
     pub(crate) fn path(&self, id: u32) -> Option<String> {
-        self.file(id)?.reg.as_ref().map(|reg| lossy(&reg.name))
+        let name = PlainFile::decode(self.files.get(id)?).ok()?.reg?.name;
+        Some(String::from_utf8(name).unwrap_or_else(|e| lossy(e.as_bytes())))
     }
 
     /// What crit prints for a file: a path, `pipe[N]`, `unix[N (PEER) NAME]`, or type and id.
     pub(crate) fn crit_name(&self, ty: i32, id: u32) -> String {
-        let type_name = FdTypes::try_from(ty).map_or_else(|_| ty.to_string(), |t| t.as_str_name().to_owned());
-        let file = self.file(id);
         match FdTypes::try_from(ty) {
             Ok(FdTypes::Reg) => self.path(id).unwrap_or_else(|| "unknown path".to_owned()),
-            Ok(FdTypes::Pipe) => match file.and_then(|f| f.pipe) {
+            Ok(FdTypes::Pipe) => match self.file(id).and_then(|f| f.pipe) {
                 Some(pipe) => format!("pipe[{}]", pipe.pipe_id),
                 None => "pipe[?]".to_owned(),
             },
-            Ok(FdTypes::Unixsk) => match file.and_then(|f| f.usk) {
+            Ok(FdTypes::Unixsk) => match self.file(id).and_then(|f| f.usk) {
                 Some(usk) => format!("unix[{} ({}){}]", usk.ino, usk.peer, unix_name(&usk)),
                 None => "unix[?]".to_owned(),
             },
-            _ => format!("{type_name}.{id}"),
+            Ok(other) => format!("{}.{id}", other.as_str_name()),
+            Err(_) => format!("{ty}.{id}"),
         }
     }
 
     /// What people want to know about a file.
     pub(crate) fn describe(&self, ty: i32, id: u32) -> String {
+        // What most are needs no more than its path.
+        if ty == FdTypes::Reg as i32
+            && let Some(path) = self.path(id)
+        {
+            return path;
+        }
         let Some(file) = self.file(id) else { return self.crit_name(ty, id) };
         if let Some(isk) = &file.isk {
             return inet(isk);
@@ -266,21 +343,21 @@ impl View {
 }
 
 /// Images before files.img had a file for each type.
-fn load_older_files(set: &dyn ImageSet, files: &mut HashMap<u32, Box<[u8]>>) -> Result<()> {
+fn load_older_files(set: &dyn ImageSet, files: &mut Files) -> Result<()> {
     for reg in records::<RegFileEntry>(set, ImageKind::RegFiles, 0)?.unwrap_or_default() {
         let id = reg.id;
         let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() };
-        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
+        files.add(&entry);
     }
     for pipe in records::<crate::proto::PipeEntry>(set, ImageKind::Pipes, 0)?.unwrap_or_default() {
         let id = pipe.id;
         let entry = FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(pipe), ..FileEntry::default() };
-        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
+        files.add(&entry);
     }
     for usk in records::<UnixSkEntry>(set, ImageKind::Unixsk, 0)?.unwrap_or_default() {
         let id = usk.id;
         let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() };
-        files.entry(id).or_insert_with(|| entry.encode_to_vec().into());
+        files.add(&entry);
     }
     Ok(())
 }

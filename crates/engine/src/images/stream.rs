@@ -378,8 +378,12 @@ impl Stream {
                         .and_then(|()| fs::renameat(&a.dir, &a.temporary, &a.dir, &a.name))
                         .map_err(|e| cannot("cannot be given its name", e))?;
                     self.lock().done = true;
-                    if sync {
-                        super::sync_file(a.dir.as_fd()).map_err(|e| cannot("cannot be made durable", e))?;
+                    if sync && let Err(e) = super::sync_file(a.dir.as_fd()) {
+                        // The dump fails, so there must be no checkpoint.
+                        if let Err(e) = fs::unlinkat(&a.dir, &a.name, AtFlags::empty()) {
+                            log::warn!("{} cannot be removed: {e}", a.name.display());
+                        }
+                        return Err(cannot("cannot be made durable", e));
                     }
                 }
             }
