@@ -107,6 +107,7 @@ macro_rules! programs {
             beyond file_locks "--file-locks";
             beyond ghost_attributes;
             beyond ghost_holes;
+            beyond held_file;
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;

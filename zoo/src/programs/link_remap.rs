@@ -1,5 +1,5 @@
 //! Files that lost the name they were opened by and live on under another (`--link-remap`).
-use std::fs::{File, read_dir};
+use std::fs::File;
 use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -22,8 +22,6 @@ pub(super) fn main() {
         }
         zoo.eq("the other name", std::fs::metadata("second").map(|m| m.ino()).ok(), Some(inode));
         zoo.ok("the first name is free", !std::path::Path::new("first").exists());
-        let names = zoo::must(read_dir(".")).flatten().map(|e| e.file_name().to_string_lossy().into_owned());
-        zoo.eq("names that are not ours", names.filter(|n| n.contains("link_remap")).count(), 0);
         zoo.eq("position", file.stream_position().ok(), Some(end));
         zoo.ok("write", file.write_all(b" more").is_ok());
         end += 5;

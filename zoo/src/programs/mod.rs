@@ -38,6 +38,7 @@ mod files_regular;
 mod fs_shared;
 mod ghost_attributes;
 mod ghost_holes;
+mod held_file;
 mod in_flight;
 mod inotify;
 mod inotify_deleted;

@@ -1,0 +1,252 @@
+//! Options about files: what is given to the restore from outside, what changed meanwhile, what is too large to be saved.
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::time::Instant;
+use zoo::harness::{
+    Case, End, Outcome, Proc, Room, Tool, check_round, expect_gone, expect_no_images, finish, skipped, step_limit,
+};
+
+/// Runs a test with a program that waits for its first round.
+fn with(program: &'static str, test: impl FnOnce(&Case, &mut Room, Proc, &Tool) -> Outcome) {
+    let (case, tool) = (Case::new(program), Tool::ours());
+    let Some((mut room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
+    let outcome = test(&case, &mut room, root, &tool);
+    room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
+}
+
+/// Dumps the tree with more options and sees it gone.
+fn dump(case: &Case, room: &mut Room, root: Proc, tool: &Tool, more: &[&str]) -> Outcome {
+    case.dump(room, root, tool, "images", more, &[])?;
+    expect_gone(room, root)
+}
+
+/// A dump that must be refused with this text; the program runs on and checks itself.
+fn refused(case: &Case, room: &mut Room, root: Proc, tool: &Tool, more: &[&str], text: &str, round: u32) -> Outcome {
+    let images = format!("images.refused.{round}");
+    if case.try_dump(room, root, tool, &images, more, &[])? == 0 {
+        return Err(format!("the dump with {more:?} was not refused"));
+    }
+    expect_no_images(&room.dir.join(&images))?;
+    expect_text(room, &format!("{images}.dump.out"), text)?;
+    check_round(room, round)?;
+    room.await_file(&format!("ready.{}", round + 1), &[]).map(drop)
+}
+
+fn expect_text(room: &Room, log: &str, text: &str) -> Outcome {
+    let said = room.read(log);
+    if said.contains(text) { Ok(()) } else { Err(format!("{log} does not say {text:?}:\n{said}")) }
+}
+
+/// Restores with more options; `given` is a file that the tool gets as descriptor 9.
+fn restore(room: &mut Room, tool: &Tool, more: &[&str], given: Option<&str>, log: &str) -> Result<i32, String> {
+    let dir = room.dir.join("images").display().to_string();
+    let path = tool.path.display().to_string();
+    let given = given.map_or("/dev/null".to_owned(), |name| room.dir.join(name).display().to_string());
+    let fixed = ["/bin/sh", "-c", r#"f=$1; shift; exec "$@" 9<>"$f""#, "sh", &given];
+    let mut argv: Vec<&str> = fixed.to_vec();
+    argv.extend([path.as_str(), "restore", "-d", "-D", &dir]);
+    argv.extend(more);
+    room.run(&argv, &[], log)
+}
+
+/// A restore that must fail with this text and leave nothing.
+fn restore_fails(room: &mut Room, tool: &Tool, more: &[&str], text: &str) -> Outcome {
+    if restore(room, tool, more, None, "restore.fails.out")? == 0 {
+        return Err(format!("the restore did not fail, but should: {text}"));
+    }
+    expect_text(room, "restore.fails.out", text)?;
+    match room.ps()?.as_slice() {
+        [] => Ok(()),
+        left => Err(format!("left over: {left:?}")),
+    }
+}
+
+fn restores(room: &mut Room, tool: &Tool, more: &[&str], given: Option<&str>) -> Outcome {
+    match restore(room, tool, more, given, "restore.out")? {
+        0 => Ok(()),
+        code => Err(format!("the restore with {more:?} exited with {code}: {}", room.read("restore.out"))),
+    }
+}
+
+fn sees(room: &mut Room, round: u32, text: &str) -> Outcome {
+    check_round(room, round)?;
+    let seen = room.read(&format!("seen.{round}"));
+    if seen == text { Ok(()) } else { Err(format!("the program reads {seen:?}, not {text:?}")) }
+}
+
+fn write(room: &Room, name: &str, text: &str) -> Outcome {
+    fs::write(room.dir.join(name), text).map_err(|e| format!("{name}: {e}"))
+}
+
+#[test]
+fn an_external_file_is_given_to_the_restore() {
+    with("held_file", |case, room, root, tool| {
+        let key = room.read("key");
+        dump(case, room, root, tool, &["--external", &key])?;
+        write(room, "other", "from outside")?;
+        // Nobody asks for it by its name.
+        fs::remove_file(room.dir.join("held")).map_err(|e| e.to_string())?;
+        restore_fails(room, tool, &[], "--inherit-fd fd[N]:file[")?;
+        restores(room, tool, &["--inherit-fd", &format!("fd[9]:{key}")], Some("other"))?;
+        sees(room, 1, "from outside")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_descriptor_takes_the_place_of_a_path() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        write(room, "other", "from outside")?;
+        let path = room.dir.join("held").display().to_string();
+        let key = path.trim_start_matches('/');
+        restore_fails(room, tool, &["--inherit-fd", &format!("fd[77]:{key}")], "--inherit-fd")?;
+        restores(room, tool, &["--inherit-fd", &format!("fd[9]:{key}")], Some("other"))?;
+        sees(room, 1, "from outside")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_file_of_another_size_is_refused() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        write(room, "held", "first and more")?;
+        restore_fails(room, tool, &[], "the file had 5 bytes at the dump, now it has 14")?;
+        write(room, "held", "other")?;
+        restores(room, tool, &[], None)?;
+        sees(room, 1, "other")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_program_of_another_build_is_refused() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        let path = room.dir.join("program");
+        let good = fs::read(&path).map_err(|e| e.to_string())?;
+        // The note's name and type stand before the id.
+        let Some(at) = good.windows(8).position(|w| w == b"\x03\0\0\0GNU\0") else {
+            skipped("build ids", "the programs of this test have none");
+            restores(room, tool, &[], None)?;
+            return finish(room, root, 1);
+        };
+        let mut other = good.clone();
+        other[at + 8] ^= 0xff;
+        let put = |bytes: &[u8]| fs::write(&path, bytes).map_err(|e| e.to_string());
+        put(&other)?;
+        restore_fails(room, tool, &[], "another build id")?;
+        restores(room, tool, &["--file-validation", "filesize"], None)?;
+        sees(room, 1, "first")?;
+        put(&good)?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn another_mode_is_refused_unless_it_may_differ() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        let mode = fs::Permissions::from_mode(0o611);
+        fs::set_permissions(room.dir.join("held"), mode).map_err(|e| e.to_string())?;
+        restore_fails(room, tool, &[], "--skip-file-rwx-check")?;
+        restores(room, tool, &["--skip-file-rwx-check"], None)?;
+        sees(room, 1, "first")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_deleted_file_may_be_too_large() {
+    with("unlinked_file", |case, room, root, tool| {
+        refused(case, room, root, tool, &["--ghost-limit", "10K"], "--ghost-limit", 1)?;
+        // The program itself moved the position to the end.
+        dump(case, room, root, tool, &["--ghost-limit", "100K"])?;
+        restores(room, tool, &[], None)?;
+        check_round(room, 2)?;
+        finish(room, root, 3)
+    });
+}
+
+#[test]
+fn links_made_for_a_dump_go_with_its_restore() {
+    with("link_remap", |case, room, root, tool| {
+        let links = |room: &Room| {
+            let names = fs::read_dir(&room.dir).into_iter().flatten().flatten().map(|e| e.file_name());
+            names.filter(|n| n.to_string_lossy().starts_with("link_remap.")).count()
+        };
+        let expect = |room: &Room, n: usize, when: &str| match links(room) {
+            found if found == n => Ok(()),
+            found => Err(format!("{found} links {when}, and not {n}")),
+        };
+        refused(case, room, root, tool, &[], "--link-remap", 1)?;
+        expect(room, 0, "after a dump that was refused")?;
+        let fault = [("CRUST_FAULT", "commit")];
+        if case.try_dump(room, root, tool, "images.fault", &["--link-remap"], &fault)? == 0 {
+            return Err("the dump did not fail at its commit".to_owned());
+        }
+        expect(room, 0, "after a dump that failed")?;
+        // A name that is taken already is not ours to remove.
+        write(room, "link_remap.1", "not ours")?;
+        dump(case, room, root, tool, &["--link-remap"])?;
+        expect(room, 3, "after the dump")?;
+        restores(room, tool, &[], None)?;
+        expect(room, 1, "after the restore")?;
+        check_round(room, 2)?;
+        finish(room, root, 3)
+    });
+}
+
+#[test]
+fn watched_files_are_found_by_searching() {
+    with("inotify", |case, room, root, tool| {
+        refused(case, room, root, tool, &["--force-irmap"], "--irmap-scan-path", 1)?;
+        let dir = room.dir.display().to_string();
+        dump(case, room, root, tool, &["--force-irmap", "--irmap-scan-path", &dir])?;
+        restores(room, tool, &[], None)?;
+        check_round(room, 2)?;
+        finish(room, root, 3)
+    });
+}
+
+#[test]
+fn an_inherited_descriptor_is_closed_first() {
+    with("counter", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        let fifo = room.dir.join("fifo");
+        let name = fifo.display().to_string();
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .map_err(|e| format!("mkfifo: {e}"))?;
+        let reader = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo);
+        let mut reader = reader.map_err(|e| format!("{name}: {e}"))?;
+        let (images, path) = (room.dir.join("images").display().to_string(), tool.path.display().to_string());
+        let script = r#"f=$1; shift; exec 9>"$f"; echo begun >&9; exec "$@""#;
+        // In the foreground: the tool lives as long as its tree.
+        let argv = ["/bin/sh", "-c", script, "sh", &name, &path, "restore", "-D", &images, "--close", "9"];
+        let restorer = room.start(&argv, &[], "restore.out")?;
+        let (end, mut said) = (Instant::now() + step_limit(), Vec::new());
+        // The writer's text, then the end of it: nobody has the other end open any more.
+        loop {
+            let mut part = [0; 64];
+            match reader.read(&mut part) {
+                Ok(0) if said == b"begun\n" => break,
+                Ok(n) => said.extend_from_slice(&part[..n]),
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(format!("{name}: {e}")),
+            }
+            if Instant::now() > end {
+                return Err(format!("the descriptor was not closed; read so far: {said:?}"));
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        check_round(room, 1)?;
+        room.await_file("ready.2", &[])?;
+        room.touch("quit")?;
+        match room.wait(restorer, step_limit())? {
+            End::Exit(0) => Ok(()),
+            other => Err(format!("the restore ended with {other:?}: {}", room.read("restore.out"))),
+        }
+    });
+}
