@@ -82,10 +82,17 @@ fn places(args: &[String]) -> Result<Places, String> {
     })
 }
 
+/// The release build, which lies beside the directory of this program wherever cargo was told to build.
+fn built() -> Result<PathBuf, String> {
+    let me = std::env::current_exe().map_err(|e| format!("this program: {e}"))?;
+    let target = me.parent().and_then(Path::parent).ok_or("this program lies nowhere")?;
+    Ok(target.join("release/crust"))
+}
+
 fn install(args: &[String]) -> Result<(), String> {
     let places = places(args)?;
     cargo(&["build", "--release", "--package", "crust"], &[])?;
-    install::install(&root(), &root().join("target/release/crust"), &places)?;
+    install::install(&root(), &built()?, &places)?;
     if places.destdir == Path::new("/") {
         println!("next: systemctl daemon-reload && systemctl enable --now crust.socket");
     }
