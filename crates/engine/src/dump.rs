@@ -1,4 +1,6 @@
 //! The dump, readable top to bottom: find → freeze → look → write → commit → kill or resume.
+use crate::cgroup::freezer::{AsFound, Freezer};
+use crate::cgroup::look::OWN_SET;
 use crate::error::ResultExt;
 use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
@@ -112,12 +114,15 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     phases.done("find");
 
     let freezing = Instant::now();
-    let mut tree = FrozenTree::freeze(root, deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
+    let mut freezer = opts.freeze_cgroup.as_deref().map(Freezer::open).transpose().at(Stage::Freeze)?;
+    let mut tree =
+        FrozenTree::freeze(root, freezer.as_mut(), deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
     tree.set_deadline(Deadline::after(LOOK_LIMIT));
     let mut report = DumpReport { pid: opts.pid, freezing: freezing.elapsed(), ..Default::default() };
     phases.done("freeze");
 
-    let saved = save(&mut tree, opts, out, events, &mut report, &mut phases);
+    let found = freezer.as_ref().map(Freezer::as_found);
+    let saved = save(&mut tree, opts, out, found, events, &mut report, &mut phases);
     let committed = match saved {
         Ok(committed) => committed,
         // Whatever went wrong: the tree first, then the words.
@@ -181,6 +186,7 @@ fn save(
     tree: &mut FrozenTree,
     opts: &Options,
     out: Partial,
+    freezer: Option<&AsFound>,
     events: &mut dyn Events,
     report: &mut DumpReport,
     phases: &mut Phases,
@@ -199,6 +205,9 @@ fn save(
     memory.write_shared(&cx.shared).at(Stage::Write)?;
     phases.done("shared memory");
     write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
+    if let Some(groups) = cx.groups.record(freezer).at(Stage::Look)? {
+        out.put_one(ImageKind::Cgroup, 0, &groups).at(Stage::Write)?;
+    }
     write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
     let (links, memfds) = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
     memory.shared += memfds;
@@ -460,7 +469,7 @@ fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {
         fdinfo_per_id: Some(true),
         root_ids: Some(our_ids(looked)),
         ns_per_id: Some(true),
-        root_cg_set: Some(1),
+        root_cg_set: Some(OWN_SET),
         lsmtype: Some(0),
         network_lock_method: Some(0),
         plugins_entry: Some(Default::default()),

@@ -1,4 +1,5 @@
 //! The engine: dump and restore of process trees. One module per kernel resource, both halves in it.
+pub(crate) mod cgroup;
 pub mod check;
 pub mod cleanup;
 pub mod cpu;

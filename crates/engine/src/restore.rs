@@ -1,4 +1,5 @@
 //! The restore, readable top to bottom: read → check → plan → build → swap → line up → resume.
+use crate::cgroup::rebuild::Groups;
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
@@ -94,14 +95,17 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let mut clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
     refuse_options(opts)?;
-    let mut plan = read(opts, events).map_err(|e| e.at(Stage::Read))?;
+    let (mut plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
     clock.done("read");
-    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    check(&plan, groups.as_ref(), opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
     clock.done("check");
     events.notify(Event::PreRestore, None, None)?;
     let pid = plan.tree.tasks[0].pid.as_raw();
 
     let arena = Arena::new(plan.tree.tasks.len())?;
+    if let Some(groups) = &mut groups {
+        groups.create(plan.files.first_service_fd()).map_err(|e| e.at(Stage::Build))?;
+    }
     let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
     let sharing = Sharing::find(&plan.tree);
     let common = build::common(&plan.tree, &twins, &plan.memory);
@@ -125,6 +129,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         own: plan.own,
         filters: &plan.filters,
         duties: &plan.duties,
+        groups: groups.as_ref(),
         busy: memory::prepare()?,
         fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
         common: &common,
@@ -144,6 +149,10 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let traced = take_filtered(&lines, events)
         .and_then(|traced| line_up(&lines, events).map(|()| traced))
         .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;
+    if let Some(groups) = &mut groups {
+        settle(groups, &plan.tree)
+            .map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
+    }
     let forking = started.elapsed();
     clock.done("build");
 
@@ -167,8 +176,17 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         }
     }
     let stop = finish::to_stop(&plan.tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
+    // A thread that is to end first could not in a frozen group.
+    let late = ready.has_to_end();
+    if let Some(groups) = groups.as_mut().filter(|_| !late) {
+        groups.set_late();
+    }
     ready.release(&stop).map_err(|e| e.at(Stage::Resume))?;
     guard.disarm();
+    if let Some(mut groups) = groups {
+        groups.set_late();
+        groups.keep();
+    }
     segments.keep();
     plan.files.remove_links();
     clock.done("resume");
@@ -250,7 +268,7 @@ fn descendants(root: i32) -> Vec<i32> {
     all
 }
 
-fn read(opts: &Options, events: &mut dyn Events) -> Result<Plan> {
+fn read(opts: &Options, events: &mut dyn Events) -> Result<(Plan, Option<Groups>)> {
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
     let (dir, work_dir) = (dir.as_fd(), opts.work_dir.as_ref().map(|d| d.as_fd()));
     let source = match &opts.images_tar {
@@ -310,21 +328,18 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<Plan> {
         duties.push(duty);
     }
     let own = thread::Own::look()?;
-    Ok(Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids })
+    let groups = Groups::read(&source, opts, inventory.root_cg_set)?;
+    Ok((Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids }, groups))
 }
 
 /// Options whose work is not built yet are refused, not ignored.
 fn refuse_options(opts: &Options) -> Result<()> {
-    use crate::options::ManageCgroups;
     let asked = [
         (opts.root.is_some(), "--root"),
         (!opts.join_ns.is_empty(), "--join-ns"),
         (opts.empty_ns != 0, "--empty-ns"),
         (opts.lsm_profile.is_some(), "--lsm-profile"),
         (opts.lsm_mount_context.is_some(), "--lsm-mount-context"),
-        (matches!(opts.manage_cgroups, ManageCgroups::Full | ManageCgroups::Strict), "--manage-cgroups=full|strict"),
-        (!opts.cgroup_roots.is_empty(), "--cgroup-root"),
-        (opts.cgroup_yard.is_some(), "--cgroup-yard"),
         (opts.auto_dedup, "--auto-dedup"),
         (opts.lazy_pages, "--lazy-pages"),
     ];
@@ -352,12 +367,22 @@ fn keep_ids_clear(tree: &Tree) -> bool {
     }
 }
 
+/// All threads are there: those in other groups than their process go into them, and the groups get their settings.
+fn settle(groups: &mut Groups, tree: &Tree) -> Result<()> {
+    for t in tree.tasks.iter().filter(|t| t.is_live()) {
+        groups.place_threads(t.threads.iter().map(|t| t.as_raw()).zip(&t.cores))?;
+    }
+    groups.set_properties()
+}
+
 /// Everything that would fail later, asked now and told at once.
-fn check(plan: &Plan, opts: &Options) -> Result<()> {
+fn check(plan: &Plan, groups: Option<&Groups>, opts: &Options) -> Result<()> {
     let mut errors: Vec<Error> = ids::check_free(&plan.tree.all_ids()).into_iter().collect();
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts));
+    let cores = plan.tree.tasks.iter().flat_map(|t| &t.cores);
+    errors.extend(groups.map_or_else(Vec::new, |g| g.check(cores)));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {
         errors.extend(seccomp::check());

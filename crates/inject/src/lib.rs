@@ -22,5 +22,5 @@ pub use reclaim::{Leftovers, leftovers};
 pub use remote::Remote;
 pub use run::{PlanFailure, Ran};
 pub use seccomp::CrashSafety;
-pub use seize::{SeizedProcess, SeizedThread};
+pub use seize::{Asked, SeizedProcess, SeizedThread};
 pub use site::elf_content_len;

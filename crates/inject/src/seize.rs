@@ -149,6 +149,26 @@ fn rseq_abort_ip(section: &[u8; 32], ip: u64) -> Option<u64> {
     (ip.wrapping_sub(start) < length).then_some(abort)
 }
 
+/// A process whose threads were asked to stop.
+#[derive(Debug)]
+#[must_use = "dropping it waits for its threads to stop and lets them run again"]
+pub struct Asked {
+    process: SeizedProcess,
+    asked: Result<()>,
+}
+
+impl Asked {
+    /// The second half of [`SeizedProcess::seize_with`].
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::seize`].
+    pub fn await_stop(mut self) -> Result<SeizedProcess> {
+        self.asked?;
+        self.process.collect()?;
+        Ok(self.process)
+    }
+}
+
 /// A process all of whose threads stand still. Dropping it lets them run on; [`SeizedProcess::release`] reports how that went.
 #[derive(Debug)]
 #[must_use = "dropping a seized process lets it run again"]
@@ -204,6 +224,14 @@ impl SeizedProcess {
                 Ok(process)
             })
             .collect()
+    }
+
+    /// The first half of [`SeizedProcess::seize_with`], for threads that may be unable to stop at once: all threads that
+    /// there are now are asked to.
+    pub fn ask_to_stop(pid: HostTid, options: Options, deadline: Deadline) -> Asked {
+        let mut process = Self::ask(pid, options, deadline);
+        let asked = process.rescan();
+        Asked { process, asked: asked.map(drop) }
     }
 
     fn ask(pid: HostTid, options: Options, deadline: Deadline) -> Self {

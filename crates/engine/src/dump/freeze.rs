@@ -1,7 +1,8 @@
 //! The tree found and frozen: every process below the root, every thread of it, until nothing new appears.
+use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
 use crate::{Error, Kind, Object, Result, Stage};
-use crust_inject::{SeizedProcess, SeizedThread};
+use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::{Deadline, HostTid, ptrace};
@@ -83,16 +84,42 @@ pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
     Ok(root)
 }
 
+/// Asks all threads of all processes below `root` to stop, as far as they are seen now, and does not wait. Processes with
+/// their parents, and what became of each.
+fn ask_below(root: HostTid, deadline: Deadline) -> (Vec<(HostTid, i32)>, Vec<Asked>) {
+    let mut all = vec![(root, 0)];
+    let mut i = 0;
+    while let Some(&(pid, _)) = all.get(i) {
+        // What is gone by now has no children, and whatever is missed is looked for again when all stand still.
+        let children = ProcDir::open(pid).and_then(|p| p.children()).unwrap_or_default();
+        all.extend(children.into_iter().map(|c| (c, pid.as_raw())));
+        i += 1;
+    }
+    let asked = all.iter().map(|&(pid, _)| SeizedProcess::ask_to_stop(pid, ptrace::Options::default(), deadline));
+    let asked = asked.collect();
+    (all, asked)
+}
+
 impl FrozenTree {
-    /// Stops every task below `root`.
+    /// Stops every task below `root`. While they are asked to, their control group is frozen if there is a `freezer`: then
+    /// none of its tasks can be born meanwhile.
     ///
     /// # Errors
     /// The task that could not be stopped; everything runs again then.
-    pub(crate) fn freeze(root: HostTid, deadline: Deadline) -> Result<Self> {
+    pub(crate) fn freeze(root: HostTid, freezer: Option<&mut Freezer>, deadline: Deadline) -> Result<Self> {
         let mut tree = Self { processes: Vec::new() };
         let mut known = HashSet::new();
         let mut wanted = vec![(root, 0)];
         let mut parents = Vec::new();
+        if let Some(freezer) = freezer {
+            freezer.freeze(deadline)?;
+            let (all, asked) = ask_below(root, deadline);
+            // First of all: an error below waits for threads to stop, which frozen ones do not.
+            freezer.thaw()?;
+            let seized = asked.into_iter().map(Asked::await_stop).collect();
+            tree.take(&all, seized, &mut known)?;
+            wanted = tree.children(0..tree.processes.len(), &known, Some(&mut parents))?;
+        }
         while !wanted.is_empty() {
             let layer = tree.processes.len();
             tree.add(&wanted, &mut known, deadline)?;
@@ -136,6 +163,15 @@ impl FrozenTree {
     fn add(&mut self, wanted: &[(HostTid, i32)], known: &mut HashSet<HostTid>, deadline: Deadline) -> Result<()> {
         let pids: Vec<HostTid> = wanted.iter().map(|w| w.0).collect();
         let seized = SeizedProcess::seize_all(&pids, ptrace::Options::default(), deadline);
+        self.take(wanted, seized, known)
+    }
+
+    fn take(
+        &mut self,
+        wanted: &[(HostTid, i32)],
+        seized: Vec<crust_inject::Result<SeizedProcess>>,
+        known: &mut HashSet<HostTid>,
+    ) -> Result<()> {
         for (&(pid, ppid), seized) in wanted.iter().zip(seized) {
             let seized = match seized {
                 Ok(s) => Some(s),

@@ -2,6 +2,7 @@
 //! be asked; everything else is read from outside.
 use super::ask::{Answers, Asked, COMM_BYTES, Thread, ThreadQuestions};
 use super::freeze::Seen;
+use crate::cgroup::look::Groups;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
 use crate::files::ids::{SighandIds, TaskIds};
@@ -20,8 +21,6 @@ use std::sync::mpsc::{Receiver, Sender};
 
 /// No signals wait.
 static NO_SIGNALS: SignalQueueEntry = SignalQueueEntry { signals: Vec::new() };
-/// The one control group set of a tree that stays where its restorer is.
-const CG_SET: u32 = 1;
 
 /// A process as records.
 #[derive(Debug)]
@@ -46,6 +45,7 @@ pub(crate) struct Collected<'o> {
     /// The time namespace of the first process, which all must share.
     pub(crate) time: Option<Option<Vec<u8>>>,
     pub(crate) seccomp: seccomp::Chains,
+    pub(crate) groups: Groups<'o>,
     /// What cannot be saved, found so far.
     pub(crate) blockers: Vec<Error>,
 }
@@ -60,6 +60,7 @@ impl<'o> Collected<'o> {
             own: namespaces::Own::look(),
             time: None,
             seccomp: seccomp::Chains::default(),
+            groups: Groups::new(opts),
             blockers: Vec::new(),
         }
     }
@@ -200,7 +201,11 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     };
     let mut cores = Vec::with_capacity(asked.threads.len());
     for (thread, q) in asked.threads.iter().zip(&questions.threads) {
-        cores.push(look_thread(thread, q, answers, &process)?);
+        let (tid, mut core) = look_thread(thread, q, answers, &process)?;
+        if let Some(th) = &mut core.thread_core {
+            th.cg_set = Some(cx.groups.set_of(&p.proc, thread.tid)?);
+        }
+        cores.push((tid, core));
     }
     cx.seccomp.save(&asked.seccomp, cores.iter_mut().map(|c| &mut c.1));
     let mut inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
@@ -307,7 +312,6 @@ fn look_thread(t: &Thread, q: &ThreadQuestions, a: &Answers, process: &TaskCoreE
             signature: rseq.signature,
             rseq_cs_pointer: None,
         }),
-        cg_set: Some(CG_SET),
         crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?),
         ..Default::default()
     };

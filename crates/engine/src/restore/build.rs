@@ -5,6 +5,7 @@ use super::arena::{Arena, Step};
 use super::sharing::Sharing;
 use super::tree::{Birth, Fate, Task, Tree};
 use super::twins::Twins;
+use crate::cgroup::rebuild::{Groups, set_of};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::FileImages;
 use crate::images::Source;
@@ -42,6 +43,8 @@ pub(super) struct Cx<'a> {
     pub(super) filters: &'a seccomp::Filters,
     /// By task: what it installs of them.
     pub(super) duties: &'a [Option<seccomp::Duty>],
+    /// Control groups, if tasks change theirs.
+    pub(super) groups: Option<&'a Groups>,
     /// The coordinator's own mappings.
     pub(super) busy: Vec<(u64, u64)>,
     /// Threads that may fill one task's memory; 0 leaves it to the memory module.
@@ -114,6 +117,10 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     }
     let tree = cx.tree;
     let t = &tree.tasks[i];
+    if let Some(groups) = cx.groups {
+        // Before anything is allocated, and before children are born, so that it is theirs, too.
+        groups.enter(t.born_by.and_then(|b| group_set(tree, b)), group_set(tree, i))?;
+    }
     if i == 0 && tree.needs_subreaper {
         process::set_child_subreaper(true).during("prctl PR_SET_CHILD_SUBREAPER")?;
     }
@@ -176,6 +183,12 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
         cx.files.set_foreground(t.pid.as_raw(), cx.opts)?;
     }
     live(cx, i)
+}
+
+/// The set of control groups that task `i` is in once it is built: zombies and helpers are in their bearer's.
+fn group_set(tree: &Tree, i: usize) -> Option<u32> {
+    let t = &tree.tasks[i];
+    t.core().and_then(set_of).or_else(|| t.born_by.and_then(|b| group_set(tree, b)))
 }
 
 /// From here on the end of the parent is ours; `parent` is 0 if it cannot be seen from here.

@@ -159,6 +159,11 @@ fn unmap(processes: &[Process<'_>], deadline: Deadline) -> Result<()> {
 }
 
 impl Ready {
+    /// True if some thread ends before anything else happens, for which it has to run.
+    pub(super) fn has_to_end(&self) -> bool {
+        !self.ended.is_empty()
+    }
+
     /// Lets every thread run. `stop` has the processes that are to be stopped (SIGSTOP) instead.
     pub(super) fn release(self, stop: &[HostTid]) -> Result<()> {
         let failed = |pid: HostTid, e: Errno| {
