@@ -97,15 +97,16 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     refuse_options(opts)?;
     let (mut plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
     clock.done("read");
-    check(&plan, groups.as_ref(), opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    if let Some(groups) = &mut groups {
+        // Files in them are looked for below. What is made here goes again if anything fails.
+        prepare(groups, &plan).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    }
+    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
     clock.done("check");
     events.notify(Event::PreRestore, None, None)?;
     let pid = plan.tree.tasks[0].pid.as_raw();
 
     let arena = Arena::new(plan.tree.tasks.len())?;
-    if let Some(groups) = &mut groups {
-        groups.create(plan.files.first_service_fd()).map_err(|e| e.at(Stage::Build))?;
-    }
     let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
     let sharing = Sharing::find(&plan.tree);
     let common = build::common(&plan.tree, &twins, &plan.memory);
@@ -367,6 +368,13 @@ fn keep_ids_clear(tree: &Tree) -> bool {
     }
 }
 
+/// Makes the control groups of the tree.
+fn prepare(groups: &mut Groups, plan: &Plan) -> Result<()> {
+    let cores = plan.tree.tasks.iter().flat_map(|t| &t.cores);
+    Error::all(groups.check(cores)).map_or(Ok(()), Err)?;
+    groups.create(plan.files.first_service_fd())
+}
+
 /// All threads are there: those in other groups than their process go into them, and the groups get their settings.
 fn settle(groups: &mut Groups, tree: &Tree) -> Result<()> {
     for t in tree.tasks.iter().filter(|t| t.is_live()) {
@@ -376,13 +384,11 @@ fn settle(groups: &mut Groups, tree: &Tree) -> Result<()> {
 }
 
 /// Everything that would fail later, asked now and told at once.
-fn check(plan: &Plan, groups: Option<&Groups>, opts: &Options) -> Result<()> {
+fn check(plan: &Plan, opts: &Options) -> Result<()> {
     let mut errors: Vec<Error> = ids::check_free(&plan.tree.all_ids()).into_iter().collect();
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts));
-    let cores = plan.tree.tasks.iter().flat_map(|t| &t.cores);
-    errors.extend(groups.map_or_else(Vec::new, |g| g.check(cores)));
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {
         errors.extend(seccomp::check());
