@@ -5,6 +5,7 @@
 //! until there is a file `quit`. Dump and restore happen between `ready.N` and `go.N`. The other side is [`harness`].
 pub mod bpf;
 pub mod calls;
+pub mod cgroups;
 pub mod harness;
 pub mod mem;
 pub mod net;

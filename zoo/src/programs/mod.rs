@@ -5,6 +5,7 @@ mod blocked_futex;
 mod blocked_poll;
 mod blocked_read;
 mod brk_heap;
+mod cgroups;
 mod children_1000;
 mod chroot_root;
 mod comm_names;

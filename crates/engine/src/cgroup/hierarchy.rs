@@ -1,5 +1,6 @@
 //! A hierarchy by its name in /proc/PID/cgroup: membership parsed, its root opened without a mount that anybody could see.
 use crate::error::{Error, Kind, Object, OnObject, Result};
+use crust_kernel::{Backoff, Deadline};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -7,6 +8,7 @@ use rustix::mount::{
 };
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::Duration;
 
 /// Where a task is in one hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,8 +22,12 @@ pub(super) struct Member {
 /// Parses /proc/PID/cgroup. In CRIU's order: by name, then path.
 pub(super) fn parse(text: &[u8]) -> Vec<Member> {
     let line = |line: &[u8]| {
-        let mut parts = line.splitn(3, |&b| b == b':').skip(1);
-        let name = String::from_utf8(parts.next()?.to_vec()).ok()?;
+        let mut parts = line.splitn(3, |&b| b == b':');
+        let (id, name) = (parts.next()?, String::from_utf8(parts.next()?.to_vec()).ok()?);
+        // One of version 1 that is being made or unmade has no name at this moment, and nobody in it.
+        if name.is_empty() && id != b"0" {
+            return None;
+        }
         Some(Member { name, path: parts.next()?.to_vec() })
     };
     let mut members: Vec<Member> = text.split(|&b| b == b'\n').filter_map(line).collect();
@@ -47,9 +53,14 @@ pub(super) fn open(name: &str, yard: Option<&Path>) -> Result<OwnedFd> {
             .map_err(|e| Error::kernel("opening a hierarchy in the cgroup yard failed", e))
             .on_path(&dir.to_string_lossy());
     }
-    let refused = match attach(name) {
-        Ok(dir) => return Ok(dir),
-        Err(e) => e,
+    // A controller whose last hierarchy was unmounted a moment ago is busy until the kernel has taken that down.
+    let (mut backoff, limit) = (Backoff::new(), Deadline::after(Duration::from_secs(5)));
+    let refused = loop {
+        match attach(name) {
+            Ok(dir) => return Ok(dir),
+            Err(Errno::BUSY) if backoff.pause(limit) => {}
+            Err(e) => break e,
+        }
     };
     // Without the right to mount, what is mounted already must do.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -132,7 +143,7 @@ mod tests {
 
     #[test]
     fn membership_is_read_in_order() {
-        let found = parse(b"9:name=systemd:/a:b\n4:cpu,cpuacct:/\n0::/x\n");
+        let found = parse(b"9:name=systemd:/a:b\n4:cpu,cpuacct:/\n5::/\n0::/x\n");
         let want = [("", "/x"), ("cpu,cpuacct", "/"), ("name=systemd", "/a:b")];
         assert_eq!(found.len(), 3);
         for (m, (name, path)) in found.iter().zip(want) {

@@ -82,6 +82,10 @@ impl<'o> Groups<'o> {
         if let Some(i) = self.sets.iter().position(|s| s.members == members) {
             return Ok(i as u32 + 1);
         }
+        // A hierarchy that somebody has just made, or unmade, says nothing of this thread.
+        if std::fs::read("/proc/self/cgroup").is_ok_and(|text| wanted(&text, self.opts) == members) {
+            return Ok(OWN_SET);
+        }
         if self.opts.manage_cgroups != ManageCgroups::Ignore {
             members.iter().try_for_each(hierarchy::check_inside)?;
         }
@@ -154,6 +158,12 @@ impl<'o> Groups<'o> {
         }
         let starts = self.starts(name);
         if starts.is_empty() {
+            return Ok(entry);
+        }
+        // Of the host's root nothing is saved but its name, so that --cgroup-root can put another in its place; and the
+        // processors, which a group must have before anybody can enter it.
+        if starts.iter().all(|s| ends_here(s)) && !cnames.contains(&"cpuset") {
+            entry.dirs.push(CgroupDirEntry::default());
             return Ok(entry);
         }
         let root = hierarchy::open(name, self.opts.cgroup_yard.as_deref())?;

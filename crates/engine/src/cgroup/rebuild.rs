@@ -79,23 +79,32 @@ impl Groups {
             return Ok(None);
         }
         let entry = rewritten(entry, &opts.cgroup_roots)?;
+        let strangers = entry.sets.iter().flat_map(|s| &s.ctls);
+        let mut strangers =
+            strangers.filter(|m| !entry.controllers.iter().any(|c| names_it(&c.cnames, &c.cnames.join(","), &m.name)));
+        if let Some(m) = strangers.next() {
+            let what = format!("has a set in hierarchy {:?}, which it does not describe", m.name);
+            return Err(Error::bad_image("cgroup.img", what));
+        }
         let text = std::fs::read("/proc/self/cgroup").during("reading /proc/self/cgroup")?;
         let mine = hierarchy::parse(&text);
-        let used: HashSet<&str> = entry.sets.iter().flat_map(|s| &s.ctls).map(|m| m.name.as_str()).collect();
         let (mut hierarchies, mut own) = (Vec::new(), Vec::new());
         for c in entry.controllers {
             let name = c.cnames.join(",");
             if c.cnames.is_empty() {
                 return Err(Error::bad_image("cgroup.img", "has a hierarchy without a name"));
             }
-            if !used.contains(name.as_str()) && c.dirs.is_empty() {
+            let here = mine.iter().find(|m| m.name == name).map_or_else(|| b"/".to_vec(), |m| m.path.clone());
+            let members = entry.sets.iter().flat_map(|s| &s.ctls).filter(|m| names_it(&c.cnames, &name, &m.name));
+            let stays = members.map(|m| &m.path).all(|path| *path == here);
+            if stays && c.dirs.iter().all(|d| d.dir_name.is_empty() && d.children.is_empty()) {
                 continue;
             }
             let root = match &opts.cgroup_yard {
                 Some(yard) if yard.join(hierarchy::yard_name(&name)).is_dir() => hierarchy::open(&name, Some(yard)),
                 _ => hierarchy::open(&name, None),
             }?;
-            own.push(mine.iter().find(|m| m.name == name).map_or_else(|| b"/".to_vec(), |m| m.path.clone()));
+            own.push(here);
             let threaded = c.is_threaded.unwrap_or(false);
             hierarchies.push(Hierarchy { name, controllers: c.cnames, threaded, dirs: c.dirs, root });
         }
@@ -124,17 +133,9 @@ impl Groups {
         ids.sort_unstable();
         ids.dedup();
         for id in ids {
-            let Some(set) = self.sets.get(&id) else {
+            if !self.sets.contains_key(&id) {
                 errors.push(Error::bad_image("cgroup.img", format!("lacks set {id}, which a task is in")));
-                continue;
-            };
-            let stranger = set.ctls.iter().find(|m| self.index(&m.name).is_none());
-            errors.extend(stranger.map(|m| {
-                Error::bad_image(
-                    "cgroup.img",
-                    format!("has a set in hierarchy {:?}, which it does not describe", m.name),
-                )
-            }));
+            }
         }
         errors.truncate(8);
         errors
@@ -168,10 +169,7 @@ impl Groups {
 
     fn index(&self, name: &str) -> Option<usize> {
         // CRIU looks whether the names are among each other's, whatever their order.
-        let wanted: HashSet<&str> = name.split(',').collect();
-        self.hierarchies
-            .iter()
-            .position(|h| h.name == name || h.controllers.iter().all(|c| wanted.contains(c.as_str())))
+        self.hierarchies.iter().position(|h| names_it(&h.controllers, &h.name, name))
     }
 
     fn exists(&self, h: usize, path: &[u8]) -> bool {
