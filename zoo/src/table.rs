@@ -2,7 +2,7 @@
 
 /// Calls `$then!` with a row per program: `circle name options;`.
 /// Circles: `first` must work from the first release on, `beyond` may be on the list of expected failures,
-/// `refused` holds something that no dump may accept. Options go to dump and restore.
+/// `refused` holds something that no dump may accept, `apart` has tests of its own. Options go to dump and restore.
 #[macro_export]
 macro_rules! programs {
     ($then:ident) => {
@@ -140,6 +140,7 @@ macro_rules! programs {
             beyond unix_listen;
             beyond unix_pair;
             beyond unlinked_file;
+            apart fork_storm;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;

@@ -52,11 +52,15 @@ fn asked(case: &Case, tool: &Tool) -> Outcome {
 
 macro_rules! tests {
     ($($circle:ident $program:ident $($option:literal)*;)*) => {
-        $(#[test]
+        $(tests!(@one $circle $program $($option)*);)*
+    };
+    (@one apart $program:ident $($option:literal)*) => {};
+    (@one $circle:ident $program:ident $($option:literal)*) => {
+        #[test]
         fn $program() {
             let outcome = agree(&Case::new(stringify!($program)).options(&[$($option),*]));
             outcome.unwrap_or_else(|text| panic!("{}: {text}", stringify!($program)));
-        })*
+        }
     };
 }
 zoo::programs!(tests);

@@ -11,6 +11,7 @@ macro_rules! tests {
             run_refused(&Case::new(stringify!($program)).options(&[$($option),*]));
         }
     };
+    (@one apart $program:ident $($option:literal)*) => {};
     (@one $circle:ident $program:ident $($option:literal)*) => {
         #[test]
         fn $program() {

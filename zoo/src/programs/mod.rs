@@ -36,6 +36,7 @@ mod fifo;
 mod fifo_deleted;
 mod file_locks;
 mod files_regular;
+mod fork_storm;
 mod fs_shared;
 mod ghost_attributes;
 mod ghost_holes;

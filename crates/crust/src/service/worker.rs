@@ -8,6 +8,7 @@ use crate::cli::{self, Verb};
 use crate::events::Scripts;
 use crate::exit::Exit;
 use crate::{commands, logging, stats};
+use crust_engine::options::ManageCgroups;
 use crust_engine::{Error, Kind, Result, ResultExt, check};
 use crust_rpc::{
     Connection, DumpResponse, Features, MAX_PACKET_BYTES, MAX_REPLY_BYTES, Packet, Request, RequestType, Response,
@@ -98,7 +99,11 @@ impl Worker {
     /// Serves the one request that another service handed over with its connection.
     pub(super) fn serve_taken(self, request: Request) -> Exit {
         let kind = RequestType::try_from(request.r#type).unwrap_or(RequestType::Empty);
-        match self.one(kind, request, self.base()) {
+        let mut base = self.base();
+        // This process's unit is the restored tree's, and lives as long as it: the tree stays in it unless the request says
+        // what is to be done with cgroups.
+        base.engine.manage_cgroups = ManageCgroups::Ignore;
+        match self.one(kind, request, base) {
             Next::End(exit) | Next::More(exit) => exit,
         }
     }

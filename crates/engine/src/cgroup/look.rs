@@ -267,7 +267,12 @@ impl Walk<'_> {
             other => other.during(&format!("looking at {file}"))?,
         };
         let mut value = Vec::new();
-        if !props::has_no_value(file) {
+        if props::has_no_value(file) {
+            let as_made = (st.st_uid, st.st_gid, st.st_mode & 0o7777) == (0, 0, 0o644);
+            if self.name.is_empty() && as_made {
+                return Ok(None);
+            }
+        } else {
             value = match read(dir, file) {
                 Err(Errno::NOENT) => return Ok(None),
                 other => other.during(&format!("reading {file}"))?,

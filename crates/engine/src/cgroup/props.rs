@@ -47,6 +47,8 @@ const V1: [&str; 4] = ["cgroup.clone_children", "notify_on_release", "cgroup.pro
 /// Of every version 2 group.
 const V2: [&str; 5] =
     ["cgroup.subtree_control", "cgroup.max.descendants", "cgroup.max.depth", "cgroup.freeze", "cgroup.type"];
+/// Of version 2, if their owner or mode is not what a new group's is: whom the group is delegated to. CRIU does not save them.
+const V2_DELEGATED: [&str; 2] = ["cgroup.procs", "cgroup.threads"];
 /// Limits of version 2, which CRIU does not save, with what a new group has: only other values are saved, so that a group
 /// without limits can be made where its controllers are off.
 const V2_LIMITS: [(&str, &[&str]); 14] = [
@@ -83,7 +85,7 @@ pub(super) fn is_special(name: &str) -> bool {
 
 /// Files whose content is no setting: only their owner and mode are.
 pub(super) fn has_no_value(name: &str) -> bool {
-    matches!(name, "cgroup.procs" | "tasks")
+    matches!(name, "cgroup.procs" | "cgroup.threads" | "tasks")
 }
 
 /// Settings that take one line at each write.
@@ -130,6 +132,7 @@ impl Lists {
             own.flat_map(|(_, names)| names.iter().map(|n| (n.as_str(), &[][..]))).collect();
         if controllers == [""] {
             all.extend(V2.map(|n| (n, &[][..])));
+            all.extend(V2_DELEGATED.map(|n| (n, &[][..])));
             let listed: Vec<&str> = all.iter().map(|a| a.0).collect();
             all.extend(V2_LIMITS.iter().filter(|l| !listed.contains(&l.0)));
         } else {
