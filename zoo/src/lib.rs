@@ -10,6 +10,7 @@ pub mod harness;
 pub mod mem;
 pub mod net;
 pub mod proc;
+pub mod rights;
 pub mod sys;
 mod table;
 mod zoo;

@@ -137,8 +137,15 @@ macro_rules! programs {
             beyond timerfd;
             beyond udp_places;
             beyond udp_shut;
+            beyond unix_empty;
             beyond unix_listen;
+            beyond unix_names_gone;
+            beyond unix_names_kept;
             beyond unix_pair;
+            beyond unix_rights;
+            beyond unix_rights_nested;
+            beyond unix_waiting;
+            beyond unix_waiting_order;
             beyond unlinked_file;
             apart fork_storm;
             refused refused_inotify_events;
@@ -155,6 +162,7 @@ macro_rules! programs {
             refused refused_tcp_waiting;
             refused refused_traced;
             refused refused_tty_bytes;
+            refused refused_unix_waiting;
             refused refused_userfaultfd;
             refused refused_vfork;
         }

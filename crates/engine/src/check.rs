@@ -41,6 +41,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
     let root = find_root(pid)?;
     let mut blockers = Vec::new();
     let mut cx = Collected::new(opts);
+    cx.files.leave_queues();
     let mut pids = vec![(root, 0)];
     let mut seen = HashSet::from([root]);
     let mut records = Vec::new();

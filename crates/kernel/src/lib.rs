@@ -27,6 +27,7 @@ pub mod sock_diag;
 pub mod sockopt;
 pub mod sysv;
 pub mod tty;
+pub mod unix_msg;
 pub mod unshare;
 pub mod writeback;
 pub use deadline::{Backoff, Deadline};

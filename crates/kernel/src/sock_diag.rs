@@ -23,10 +23,14 @@ pub struct UnixSocket {
     pub backlog: u32,
     /// `SHUT_*` as bits: 1 receiving, 2 sending.
     pub shutdown: u8,
+    /// Of a listener: inodes of the connections that wait to be accepted, in order; 0 for one whose client has closed it.
+    pub pending: Vec<u32>,
+    /// Inode of the listener that has not accepted this connection yet, 0 for none.
+    pub listener: u32,
 }
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x10; // name, vfs, peer, queues
+const SHOW: u32 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10; // name, vfs, peer, connections not accepted, queues
 
 pub(crate) fn last() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -75,6 +79,17 @@ pub(crate) fn dump(request: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
     }
 }
 
+/// Tells every client that waits to be accepted where it waits.
+fn name_listeners(found: &mut HashMap<u32, UnixSocket>) {
+    let waits = found.iter().flat_map(|(ino, s)| s.pending.iter().map(|client| (*client, *ino)));
+    let waits: Vec<(u32, u32)> = waits.filter(|(client, _)| *client != 0).collect();
+    for (client, listener) in waits {
+        if let Some(s) = found.get_mut(&client) {
+            s.listener = listener;
+        }
+    }
+}
+
 /// The netlink attributes in `rest`: number and value of each.
 pub(crate) fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
@@ -98,6 +113,7 @@ pub fn unix_sockets() -> Result<HashMap<u32, UnixSocket>> {
     request.extend_from_slice(&[0; 8]);
     let mut found = HashMap::new();
     dump(&request, |m| found.extend(parse(m)))?;
+    name_listeners(&mut found);
     Ok(found)
 }
 
@@ -118,6 +134,7 @@ fn parse(m: &[u8]) -> Option<(u32, UnixSocket)> {
             0 => s.name = value.to_vec(),
             1 => s.file = Some((u32_at(value, 0)?, u32_at(value, 4)?)),
             2 => s.peer = u32_at(value, 0)?,
+            3 => s.pending = value.chunks_exact(4).filter_map(|c| u32_at(c, 0)).collect(),
             4 => (s.waiting, s.backlog) = (u32_at(value, 0)?, u32_at(value, 4)?),
             6 => s.shutdown = *value.first()?,
             _ => {}
@@ -275,6 +292,25 @@ mod tests {
         let all = unix_sockets().expect("diag");
         assert_eq!(all[&ino(&a)].peer, ino(&b));
         assert_eq!((all[&ino(&b)].kind, all[&ino(&b)].state), (libc::SOCK_STREAM as u8, 1));
+    }
+
+    #[test]
+    fn a_client_that_waits_is_known_on_both_sides() {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+        let name = SocketAddr::from_abstract_name(format!("crust-diag-{}", std::process::id())).expect("a name");
+        let listener = UnixListener::bind_addr(&name).expect("bind");
+        let clients = [0; 2].map(|_| UnixStream::connect_addr(&name).expect("connect"));
+        let ino = |s: &dyn std::os::fd::AsRawFd| {
+            // The borrow ends before the socket does.
+            std::fs::metadata(format!("/proc/self/fd/{}", s.as_raw_fd()))
+                .map(|m| std::os::unix::fs::MetadataExt::ino(&m))
+        };
+        let ino = |s: &dyn std::os::fd::AsRawFd| ino(s).expect("stat") as u32;
+        let all = unix_sockets().expect("diag");
+        assert_eq!(all[&ino(&listener)].pending, clients.each_ref().map(|c| ino(c)));
+        assert_eq!(all[&ino(&clients[1])].listener, ino(&listener));
+        assert_eq!((all[&ino(&clients[0])].peer, all[&ino(&listener)].listener), (0, 0));
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
 /// The number under which the watched file can be reached in the same table.
 fn find(v: &FdView<'_>, target: &EpollTarget, nth: u32) -> Result<u32> {
     let t = v.target;
-    let is = |fd: u32| kcmp::epoll_target((t.pid, TargetFd(fd)), (t.pid, v.fd), TargetFd(target.tfd), nth);
+    let is = |fd: u32| kcmp::epoll_target((t.pid, TargetFd(fd)), v.at(), TargetFd(target.tfd), nth);
     match is(target.tfd) {
         Ok(true) => return Ok(target.tfd),
         Ok(false) | Err(Errno::BADF) => {}

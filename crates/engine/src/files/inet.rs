@@ -4,7 +4,7 @@
 //! Established TCP connections need the kernel's repair mode, which this version does not use yet: they are refused.
 //! Packets that wait in other sockets are dropped with a warning, as they promise no more: a busy server always has some.
 use super::look::FdView;
-use super::restore::{FileImages, Opener};
+use super::restore::{FileImages, Opener, QueuedPacket};
 use super::table::Records;
 use super::{FdKind, sockopt};
 use crate::{Error, Kind, Result, ResultExt};
@@ -582,7 +582,7 @@ fn bind(fd: &OwnedFd, s: &InetSkEntry) -> Result<()> {
 
 /// Gives a socket the data that a closed connection left in it, and its error: it connects to a socket of ours, which sends
 /// the data and resets the connection.
-fn meet_and_part(fd: &OwnedFd, source: SocketAddr, data: &[Vec<u8>], error: bool) -> Result<()> {
+fn meet_and_part(fd: &OwnedFd, source: SocketAddr, data: &[QueuedPacket], error: bool) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(10);
     let wait = |fd: BorrowedFd<'_>, want: PollFlags| -> Result<()> {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -611,7 +611,7 @@ fn meet_and_part(fd: &OwnedFd, source: SocketAddr, data: &[Vec<u8>], error: bool
     let peer = rustix::net::accept_with(&listener, flags).during("accepting a connection of our own")?;
     let mut total = 0;
     for packet in data {
-        let mut rest = &packet[..];
+        let mut rest = &packet.bytes[..];
         while !rest.is_empty() {
             match rustix::net::send(&peer, rest, rustix::net::SendFlags::NOSIGNAL) {
                 Ok(n) => rest = rest.get(n..).unwrap_or_default(),
@@ -619,7 +619,7 @@ fn meet_and_part(fd: &OwnedFd, source: SocketAddr, data: &[Vec<u8>], error: bool
                 Err(e) => return Err(Error::kernel("filling a socket's queue failed", e)),
             }
         }
-        total += packet.len() as u64;
+        total += packet.bytes.len() as u64;
     }
     while rustix::io::ioctl_fionread(fd).during("asking how much waits in a socket")? < total {
         if Instant::now() > deadline {

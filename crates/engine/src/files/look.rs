@@ -2,11 +2,11 @@
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::FownEntry;
-use crust_kernel::TargetFd;
 use crust_kernel::fdinfo::FdInfo;
+use crust_kernel::{HostTid, TargetFd};
 use rustix::fs::{OFlags, Stat};
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The descriptor. The copy shares the open file description with the target: nothing may change its position or flags.
 pub(super) struct FdView<'a> {
@@ -17,6 +17,10 @@ pub(super) struct FdView<'a> {
     pub(super) stat: Stat,
     pub(super) info: FdInfo,
     copy: OwnedFd,
+    /// For a file that is on its way through a socket of the target: our own id, under which `fd` is a copy of it.
+    held: Option<HostTid>,
+    /// The descriptor by which the target gets at the file: `fd`, or that socket.
+    carrier: TargetFd,
 }
 
 impl<'a> FdView<'a> {
@@ -30,7 +34,35 @@ impl<'a> FdView<'a> {
         let stat = rustix::fs::fstat(&copy).during("fstat").map_err(on)?;
         let link = target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link").map_err(on)?;
         let info = read_fdinfo(target, fd).map_err(on)?;
-        Ok(Self { target, fd, link, stat, info, copy })
+        Ok(Self { target, fd, link, stat, info, copy, held: None, carrier: fd })
+    }
+
+    /// Looks at a file that waits in the queue of the target's socket `carrier`; `copy` is our descriptor for it.
+    pub(super) fn held(target: &'a Target<'a>, carrier: TargetFd, copy: OwnedFd) -> Result<Self> {
+        let number = copy.as_raw_fd();
+        let own = HostTid::new(rustix::process::getpid().as_raw_nonzero().get())
+            .ok_or_else(|| Error::new(Kind::Internal, "we have no id"))?;
+        let stat = rustix::fs::fstat(&copy).during("fstat")?;
+        let link = rustix::fs::readlink(format!("/proc/self/fd/{number}"), Vec::new());
+        let link = link.during("reading the fd link")?.into_bytes();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).during("reading fdinfo")?;
+        let info = FdInfo::parse(info).ok_or_else(|| Error::new(Kind::Internal, "fdinfo has an unknown form"))?;
+        Ok(Self { target, fd: TargetFd(number.unsigned_abs()), link, stat, info, copy, held: Some(own), carrier })
+    }
+
+    /// Where the file can be compared with others (kcmp).
+    pub(super) fn at(&self) -> (HostTid, TargetFd) {
+        (self.held.unwrap_or(self.target.pid), self.fd)
+    }
+
+    /// The descriptor of the target by which it gets at the file.
+    pub(super) fn carrier(&self) -> TargetFd {
+        self.carrier
+    }
+
+    /// The copy, to be kept: what was compared with it is known by its number.
+    pub(super) fn into_copy(self) -> OwnedFd {
+        self.copy
     }
 
     /// The copy.
@@ -74,7 +106,7 @@ impl<'a> FdView<'a> {
 
     /// The object for errors.
     pub(super) fn object(&self) -> Object {
-        Object::Fd(self.target.pid.as_raw(), self.fd.0)
+        Object::Fd(self.target.pid.as_raw(), self.carrier.0)
     }
 
     /// Who gets SIGIO for the file, ids as the target sees them.

@@ -4,7 +4,7 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, watch};
+use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, unix, watch};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -46,12 +46,23 @@ impl Unit {
 
 /// No table's id: a unit that has it and a table's is opened before the first fork.
 const EARLY: u32 = u32::MAX;
+/// Another, for units that no table may have.
+const CARRIED: u32 = u32::MAX - 1;
+
+/// What waits in a socket: bytes that came together, and the files they bring.
+#[derive(Debug)]
+pub(super) struct QueuedPacket {
+    pub(super) bytes: Vec<u8>,
+    pub(super) rights: Vec<u32>,
+}
 
 /// What survives between calls: files opened and not yet in place.
 #[derive(Debug, Default)]
 pub(super) struct OpenState {
     /// Files of shared units, opened in the root task, at high numbers.
-    shared: HashMap<u32, OwnedFd>,
+    pub(super) shared: HashMap<u32, OwnedFd>,
+    /// Unix sockets whose queues wait for other files.
+    pub(super) unix: Vec<unix::Waiting>,
     pub(super) ghosts: HashMap<u32, super::ghost::Made>,
     /// Memfds made again, by inode id, to open them through.
     pub(super) memfds: HashMap<u32, OwnedFd>,
@@ -79,11 +90,13 @@ pub struct FileImages {
     root: i32,
     pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
     /// What waits in sockets, by the file's id.
-    pub(super) packets: HashMap<u32, Vec<Vec<u8>>>,
+    pub(super) packets: HashMap<u32, Vec<QueuedPacket>>,
+    /// Epolls that no table has, because they wait in a socket: by the table of who can receive them.
+    carried_epolls: HashMap<u32, Vec<u32>>,
     /// Deleted files that are watched, by device and inode.
     ghost_inodes: HashMap<(u32, u64), u32>,
-    /// Unix sockets by the inode they had.
-    unix_inodes: HashMap<u32, u32>,
+    /// Unix sockets by inode, name and unit.
+    pub(super) unix: unix::Names,
     units: Vec<Unit>,
     unit_of: HashMap<u32, usize>,
     /// From here on numbers are used by no table.
@@ -155,17 +168,25 @@ impl FileImages {
             images.memfds.insert(id, memfd);
         }
         let name = ImageKind::SkQueues.file_name(0);
+        let mut rights_in_order: Vec<(u32, Vec<u32>)> = Vec::new();
         if let Some(bytes) = source.read(&name)? {
             let mut reader = Reader::open_named(&name, &bytes, ImageKind::SkQueues)?;
             while let Some(packet) = reader.next::<SkPacketEntry>()? {
                 let bytes = reader.extra(u64::from(packet.length))?.to_vec();
-                if !packet.scm.is_empty() {
-                    return Err(Error::unsupported(
-                        "descriptors were on their way through a unix socket at the dump",
-                        "such images cannot be restored by this version; use CRIU",
-                    ));
+                let mut rights = Vec::new();
+                for scm in packet.scm {
+                    if scm.r#type != libc::SCM_RIGHTS as u32 {
+                        return Err(Error::unsupported(
+                            format!("a control message of kind {} was on its way through a unix socket", scm.r#type),
+                            "such images cannot be restored by this version",
+                        ));
+                    }
+                    rights.extend(scm.rights);
                 }
-                images.packets.entry(packet.id_for).or_default().push(bytes);
+                if !rights.is_empty() {
+                    rights_in_order.push((packet.id_for, rights.clone()));
+                }
+                images.packets.entry(packet.id_for).or_default().push(QueuedPacket { bytes, rights });
             }
         }
         let same = images.same_files();
@@ -179,8 +200,9 @@ impl FileImages {
             known(&mut fs.root_id);
         }
         images.find_watched_ghosts(source)?;
-        images.unix_inodes = images.files.values().filter_map(|f| f.usk.as_ref()).map(|s| (s.ino, s.id)).collect();
+        images.unix = unix::Names::new(images.files.values().filter_map(|f| f.usk.as_ref()));
         images.plan(tasks)?;
+        images.plan_carried(&rights_in_order);
         Ok(images)
     }
 
@@ -206,6 +228,11 @@ impl FileImages {
                 && let Some(u) = self.units.get_mut(unit)
             {
                 u.tables.insert(EARLY);
+            }
+            if unix::must_be_early(entry, self)
+                && let Some(u) = self.units.get_mut(unit)
+            {
+                u.tables.extend([EARLY, CARRIED]);
             }
             let late = pidfd::must_be_late(entry) || procfs::must_be_late(entry, self);
             if let Some(u) = self.units.get_mut(unit) {
@@ -253,6 +280,37 @@ impl FileImages {
         Ok(())
     }
 
+    /// Files that wait in sockets, and those sockets, are opened before the first fork. An epoll among them that no table
+    /// has is filled by who can receive it: in the order of the dump, which looked for what it watches in that table.
+    fn plan_carried(&mut self, rights: &[(u32, Vec<u32>)]) {
+        if rights.is_empty() {
+            return;
+        }
+        let mut home: HashMap<u32, u32> = HashMap::new();
+        for (table, entries) in &self.tables {
+            for e in entries {
+                home.entry(e.id).or_insert(*table);
+            }
+        }
+        for (carrier, files) in rights {
+            for id in files.iter().chain([carrier]) {
+                if let Some(u) = self.unit_of.get(id).and_then(|u| self.units.get_mut(*u)) {
+                    u.tables.extend([EARLY, CARRIED]);
+                }
+            }
+            let Some(table) = home.get(carrier).copied() else { continue };
+            for id in files {
+                if home.contains_key(id) {
+                    continue;
+                }
+                home.insert(*id, table);
+                if self.files.get(id).is_some_and(|f| f.epfd.is_some()) {
+                    self.carried_epolls.entry(table).or_default().push(*id);
+                }
+            }
+        }
+    }
+
     /// The first descriptor number that no table uses: service descriptors belong at or above it.
     pub fn first_service_fd(&self) -> RawFd {
         self.base
@@ -274,6 +332,22 @@ impl FileImages {
             }
             if let Some(reg) = entry.reg.as_ref().filter(|_| !terminals.contains(id)) {
                 regular::check(reg, self, opts, &mut build_ids, &mut errors);
+            }
+        }
+        for (id, packets) in &self.packets {
+            for right in packets.iter().flat_map(|p| &p.rights) {
+                let known = self.unit_of.get(right).and_then(|u| self.units.get(*u));
+                match known {
+                    Some(unit) if !unit.late => {}
+                    Some(_) => errors.push(Error::unsupported(
+                        format!("a pidfd (file {right}) was on its way through unix socket {id}"),
+                        "such images cannot be restored yet",
+                    )),
+                    None => errors.push(Error::bad_image(
+                        "sk-queues.img",
+                        format!("file {right} waits in socket {id} and is not in files.img, or of an unknown kind"),
+                    )),
+                }
             }
         }
         for (table, entries) in &self.tables {
@@ -323,7 +397,7 @@ impl FileImages {
                     cx.state.shared.insert(id, fd);
                 }
             }
-            Ok(())
+            unix::finish_waiting(cx)
         })
     }
 
@@ -401,6 +475,7 @@ impl FileImages {
     /// its record was made with.
     fn watch_all(&self, table: u32, entries: &[FdinfoEntry]) -> Result<()> {
         let numbers: BTreeSet<u32> = entries.iter().map(|e| e.fd).collect();
+        let at = |fd: u32| numbers.contains(&fd).then(|| kfd::borrow_placed(fd as RawFd));
         let mut done = BTreeSet::new();
         for e in entries {
             let Some(record) = self.files.get(&e.id).and_then(|f| f.epfd.as_ref()) else { continue };
@@ -408,8 +483,13 @@ impl FileImages {
             if !done.insert(e.id) || unit.and_then(|u| u.tables.first()) != Some(&table) {
                 continue;
             }
-            let at = |fd: u32| numbers.contains(&fd).then(|| kfd::borrow_placed(fd as RawFd));
             epoll::watch(kfd::borrow_placed(number(e)?), record, at)?;
+        }
+        for id in self.carried_epolls.get(&table).into_iter().flatten() {
+            let record = self.files.get(id).and_then(|f| f.epfd.as_ref());
+            if let (Some(record), Some(fd)) = (record, self.state.shared.get(id)) {
+                epoll::watch(fd.as_fd(), record, at)?;
+            }
         }
         Ok(())
     }
@@ -618,14 +698,14 @@ impl FileImages {
         }
     }
 
-    /// The unix socket that had this inode.
-    pub(super) fn unix_by_ino(&self, ino: u32) -> Option<&UnixSkEntry> {
-        self.files.get(self.unix_inodes.get(&ino)?)?.usk.as_ref()
+    /// The record of a unix socket.
+    pub(super) fn unix_by_id(&self, id: u32) -> Option<&UnixSkEntry> {
+        self.files.get(&id)?.usk.as_ref()
     }
 
-    /// True if a listening unix socket has this name.
-    pub(super) fn has_listener(&self, name: &[u8]) -> bool {
-        !name.is_empty() && self.files.values().filter_map(|f| f.usk.as_ref()).any(|s| s.state == 10 && s.name == name)
+    /// True if descriptors wait in a socket.
+    pub(super) fn carries_rights(&self, id: u32) -> bool {
+        self.packets.get(&id).is_some_and(|packets| packets.iter().any(|p| !p.rights.is_empty()))
     }
 
     /// Open terminals with what is known about each.

@@ -8,17 +8,20 @@ use crate::memory::PageCount;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt, fault};
 use crust_image::proto::{
-    FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry, TtyInfoEntry,
+    FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry,
+    TtyInfoEntry,
 };
 use crust_image::{ImageKind, Writer};
 use crust_kernel::fdinfo::FdInfo;
 use crust_kernel::kcmp::{self, Shared};
+use crust_kernel::pidfd::PidFd;
+use crust_kernel::procfs::ProcDir;
 use crust_kernel::sock_diag::UnixSocket;
-use crust_kernel::{HostTid, TargetFd};
+use crust_kernel::{HostTid, NsTid, TargetFd};
 use rustix::io::Errno;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::os::fd::OwnedFd;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Copies bytes of a file to an image, inside the kernel where it can.
 pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) -> Result<()> {
@@ -46,6 +49,19 @@ pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) ->
         at += n as u64;
     }
     Ok(())
+}
+
+/// Descriptors of a message that waits in a socket.
+#[derive(Debug)]
+pub(super) struct UnderWay {
+    /// The message's place in [`Records::packets`].
+    pub(super) packet: usize,
+    /// Who can receive it, and by which descriptor.
+    pub(super) pid: HostTid,
+    pub(super) ns_pid: NsTid,
+    pub(super) fd: TargetFd,
+    /// Our copies.
+    pub(super) files: Vec<OwnedFd>,
 }
 
 /// What kinds write into while they look.
@@ -90,6 +106,14 @@ pub(super) struct Records<'o> {
     pub(super) packet_sockets: Option<HashMap<u32, crust_kernel::inet_diag::PacketSocket>>,
     /// What waits in sockets.
     pub(super) packets: Vec<(SkPacketEntry, Vec<u8>)>,
+    /// Descriptors that wait in sockets, not looked at yet.
+    pub(super) under_way: VecDeque<UnderWay>,
+    /// The program runs while we look.
+    pub(super) running: bool,
+    /// Descriptors wait in some socket.
+    pub(super) rights_wait: bool,
+    /// Our copies of files that nobody has but a socket's queue.
+    held: Vec<OwnedFd>,
     /// Where each terminal was seen, and its name, for errors.
     pub(super) tty_seen: Vec<(u32, Object, String)>,
     /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
@@ -158,6 +182,10 @@ impl<'o> FileTable<'o> {
             multicast: None,
             packet_sockets: None,
             packets: Vec::new(),
+            under_way: VecDeque::new(),
+            running: false,
+            rights_wait: false,
+            held: Vec::new(),
             special: HashMap::new(),
             build_ids: HashMap::new(),
             root: None,
@@ -176,6 +204,11 @@ impl<'o> FileTable<'o> {
             locks_seen: HashSet::new(),
             blockers: Vec::new(),
         }
+    }
+
+    /// Nothing is stopped: what waits in sockets comes and goes, and is not looked at.
+    pub fn leave_queues(&mut self) {
+        self.records.running = true;
     }
 
     /// Looks at every descriptor of a task. Returns the id of its table (`files_id`); tasks that share a table
@@ -206,6 +239,13 @@ impl<'o> FileTable<'o> {
             return Ok(known);
         }
         let view = FdView::look(t, fd)?;
+        let (id, _) = self.intern(&view)?;
+        self.last_at.insert(fd, (t.pid, id));
+        self.entry(t, fd, id, &view.info)
+    }
+
+    /// The id of the file behind a descriptor, and whether it is new: then it was recorded.
+    fn intern(&mut self, view: &FdView<'_>) -> Result<(u32, bool)> {
         let key = FileKey {
             dev: view.stat.st_dev,
             ino: view.stat.st_ino,
@@ -215,15 +255,64 @@ impl<'o> FileTable<'o> {
             own: view.info.number("eventfd-id").unwrap_or(0),
         };
         let next = || self.records.new_id();
-        let (id, new) = self.ids.intern(key, (t.pid, fd), next).during("comparing open files (kcmp)")?;
+        let (id, new) = self.ids.intern(key, view.at(), next).during("comparing open files (kcmp)")?;
         if new {
-            let fd_type = dump_file(&view, id, &mut self.records);
+            let fd_type = dump_file(view, id, &mut self.records);
             // A blocker's id keeps type 0, so that its other descriptors are not reported again.
             self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
             fd_type?;
         }
-        self.last_at.insert(fd, (t.pid, id));
-        self.entry(t, fd, id, &view.info)
+        Ok((id, new))
+    }
+
+    /// Looks at descriptors that wait in sockets, when all that processes have was looked at. A socket that is found so
+    /// may hold others.
+    fn look_under_way(&mut self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        while let Some(message) = self.records.under_way.pop_front() {
+            let mut ids = Vec::with_capacity(message.files.len());
+            for file in message.files {
+                match self.dump_held(message.pid, message.ns_pid, message.fd, file) {
+                    Ok(id) => ids.push(id),
+                    Err(e) => errors.push(e.on(Object::Fd(message.pid.as_raw(), message.fd.0))),
+                }
+            }
+            let scm = self.records.packets.get_mut(message.packet).and_then(|(entry, _)| entry.scm.first_mut());
+            if let Some(scm) = scm {
+                scm.rights = ids;
+            }
+        }
+        errors
+    }
+
+    /// The id of a file that waits in the queue of the socket `carrier`.
+    fn dump_held(&mut self, pid: HostTid, ns_pid: NsTid, carrier: TargetFd, file: OwnedFd) -> Result<u32> {
+        let proc = ProcDir::open(pid).during("opening the task's directory")?;
+        let pidfd = PidFd::open(pid).or_else(|_| PidFd::open_thread(pid)).during("pidfd_open")?;
+        let target = Target { pid, ns_pid, proc: &proc, pidfd: pidfd.as_fd() };
+        let view = FdView::held(&target, carrier, file)?;
+        let refused = |what: &str| {
+            Error::unsupported(
+                format!("{what} is on its way through a unix socket, which is not supported"),
+                "try again when it was received",
+            )
+        };
+        let (id, new) = self.intern(&view)?;
+        let kind = self.types.get(&id).copied().unwrap_or(0);
+        if kind == FdTypes::Pidfd as i32 {
+            return Err(refused("a pidfd"));
+        }
+        if !new {
+            return Ok(id);
+        }
+        if kind == FdTypes::Inotify as i32 || kind == FdTypes::Fanotify as i32 {
+            return Err(refused("the only descriptor of a file that watches others"));
+        }
+        if view.info.all("lock").next().is_some() {
+            return Err(refused("the only descriptor of a file that holds a lock"));
+        }
+        self.records.held.push(view.into_copy());
+        Ok(id)
     }
 
     /// If the task before had the same open file at this number, all that is left to look at is the descriptor itself.
@@ -262,6 +351,7 @@ impl<'o> FileTable<'o> {
     /// files depend on who else is in the tree.
     pub fn take_blockers(&mut self) -> Vec<Error> {
         let mut all = std::mem::take(&mut self.blockers);
+        all.extend(self.look_under_way());
         all.extend(self.check_ttys());
         all.extend(self.check_unix());
         all.extend(self.check_pidfds());

@@ -462,6 +462,47 @@ pub(crate) static CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "unix_peek_offset",
+        hold: |_| {
+            let (mut a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+            a.write_all(b"0123456789").unwrap();
+            crust_kernel::sock_diag::set_option(&b, libc::SOL_SOCKET, 42, 4).unwrap();
+            at(a, 20, false);
+            at(b, 21, false);
+        },
+        verify: |_| {
+            assert_eq!(crust_kernel::sock_diag::option(borrowed(21), libc::SOL_SOCKET, 42), Ok(4));
+            assert_eq!(crust_kernel::unix_msg::peek(borrowed(21), 3).unwrap().bytes, b"456");
+            assert_eq!(read_some(21), b"0123456789");
+        },
+        verify_changes: true,
+        ..PLAIN
+    },
+    Case {
+        name: "unix_queue_refused",
+        hold: |_| {
+            let (a, b) = std::os::unix::net::UnixDatagram::pair().unwrap();
+            rustix::net::sockopt::set_socket_passcred(&b, true).unwrap();
+            a.send(b"from me").unwrap();
+            at(a, 20, false);
+            at(b, 21, false);
+        },
+        refused: Some("credentials"),
+        ..PLAIN
+    },
+    Case {
+        name: "unix_pidfd_under_way",
+        hold: |_| {
+            let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
+            let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+            crust_kernel::unix_msg::send(&a, b"me", &[std::os::fd::AsFd::as_fd(&own.unwrap())]).unwrap();
+            at(a, 20, false);
+            at(b, 21, false);
+        },
+        refused: Some("a pidfd is on its way"),
+        ..PLAIN
+    },
+    Case {
         name: "unix_peer_outside",
         hold: |_| {
             let (a, b) = std::os::unix::net::UnixStream::pair().unwrap();
