@@ -305,6 +305,15 @@ pub fn same_file_of(pid_a: i32, a: i32, pid_b: i32, b: i32) -> bool {
     unsafe { libc::syscall(libc::SYS_kcmp, pid_a, pid_b, 0, a, b) == 0 }
 }
 
+/// An ioctl that reads one number through an address.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn ioctl_set(fd: i32, request: u64, value: i32) -> io::Result<()> {
+    // SAFETY: the kernel reads at most the four bytes of `value`, which lives over the call.
+    cvt(unsafe { libc::ioctl(fd, request, &raw const value) }).map(drop)
+}
+
 /// ioctl that writes one i32.
 ///
 /// # Errors

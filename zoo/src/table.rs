@@ -99,7 +99,9 @@ macro_rules! programs {
             first zombies;
             beyond aio;
             beyond blocked_epoll;
+            beyond console_vt;
             beyond ctty;
+            beyond ctty_bare;
             beyond dir_deleted;
             beyond epoll_closed_target;
             beyond eventfd_semaphore;
@@ -121,6 +123,7 @@ macro_rules! programs {
             beyond pidfd;
             beyond pipe_packets;
             beyond proc_files;
+            beyond pty_bytes;
             beyond pty_pair;
             beyond raw_sockets;
             beyond seccomp_filter;
@@ -161,7 +164,6 @@ macro_rules! programs {
             refused refused_syscall_dispatch;
             refused refused_tcp_waiting;
             refused refused_traced;
-            refused refused_tty_bytes;
             refused refused_unix_waiting;
             refused refused_userfaultfd;
             refused refused_vfork;

@@ -1,7 +1,7 @@
 //! Terminal ioctls on raw kernel structures: termios with its locks, size, pty numbers, modes, controlling terminals.
 #![allow(unsafe_code, reason = "ioctl(2) takes addresses")]
 use rustix::io::{Errno, Result};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 /// The kernel's `struct termios` (TCGETS).
 #[repr(C)]
@@ -52,6 +52,9 @@ const TIOCPKT: u64 = 0x5420;
 const TIOCEXCL: u64 = 0x540C;
 const TIOCSCTTY: u64 = 0x540E;
 const TIOCSPGRP: u64 = 0x5410;
+const TIOCGPGRP: u64 = 0x540F;
+const TIOCGSID: u64 = 0x5429;
+const TIOCGPTPEER: u64 = 0x5441;
 
 fn check(ret: i32) -> Result<()> {
     if ret < 0 { Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)) } else { Ok(()) }
@@ -191,6 +194,28 @@ pub fn set_controlling(fd: impl AsFd) -> Result<()> {
 /// `ENOTTY` if this is not our controlling terminal, `EPERM` for a group of another session.
 pub fn set_foreground(fd: impl AsFd, group: i32) -> Result<()> {
     set(fd, TIOCSPGRP, group)
+}
+
+/// Whose session the terminal of a pty master controls, and its foreground group; as our pid namespace sees them.
+///
+/// # Errors
+/// `ENOTTY` if it is nobody's.
+pub fn master_session(master: impl AsFd) -> Result<(i32, i32)> {
+    let master = master.as_fd();
+    Ok((get(master, TIOCGSID)?, get(master, TIOCGPGRP)?))
+}
+
+/// Opens the slave of a pty master, wherever it is mounted. It never becomes our controlling terminal, and never waits.
+///
+/// # Errors
+/// `EIO` if it is locked.
+pub fn open_slave(master: impl AsFd) -> Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    // SAFETY: TIOCGPTPEER takes a plain number.
+    let fd = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCGPTPEER, flags) };
+    check(fd)?;
+    // SAFETY: the kernel has just opened it; nothing else knows the number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Runs `f` with SIGTTOU blocked in this thread, so that a background process may change its terminal.

@@ -26,7 +26,7 @@ fn main() -> io::Result<()> {
         let served = rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .map_err(io::Error::from)
             .and_then(|()| Ok(mount("proc", "/proc", "proc", MountFlags::empty(), None)?))
-            .and_then(|()| serve());
+            .and_then(|()| serve_with_terminals());
         i32::from(served.is_err())
     });
     zoo::sys::waitpid(inner).map(|_| ())
@@ -34,6 +34,15 @@ fn main() -> io::Result<()> {
 
 /// What became of the processes that pid 1 has reaped.
 type Ended = HashMap<i32, String>;
+
+/// Serves with pseudo-terminals of the room's own, so that the number of one that is dumped stays free.
+fn serve_with_terminals() -> io::Result<()> {
+    use rustix::mount::{MountFlags, mount, mount_bind};
+    let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+    mount("devpts", "/dev/pts", "devpts", flags, Some(c"newinstance,ptmxmode=0666,mode=620"))?;
+    mount_bind("/dev/pts/ptmx", "/dev/ptmx")?;
+    serve()
+}
 
 fn serve() -> io::Result<()> {
     let (mut ended, mut line, mut out) = (Ended::new(), Vec::new(), io::stdout());

@@ -32,6 +32,7 @@ mod sockopt;
 mod table;
 mod timerfd;
 mod tty;
+mod tty_data;
 mod unix;
 mod watch;
 

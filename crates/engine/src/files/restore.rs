@@ -9,7 +9,7 @@ use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
     FdinfoEntry, FileEntry, FileLockEntry, FownEntry, FsEntry, GhostFileEntry, MemfdInodeEntry, PipeDataEntry,
-    RegFileEntry, RemapFilePathEntry, RemapType, SkPacketEntry, TtyInfoEntry, UnixSkEntry,
+    RegFileEntry, RemapFilePathEntry, RemapType, SkPacketEntry, TtyDataEntry, TtyInfoEntry, UnixSkEntry,
 };
 use crust_image::{ImageKind, Reader};
 use crust_kernel::fd as kfd;
@@ -84,6 +84,8 @@ pub struct FileImages {
     pub(super) fifo_data: HashMap<u32, PipeContent>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     pub(super) tty_info: HashMap<u32, TtyInfoEntry>,
+    /// What waits to be read at terminals, by tty_info id of the reading side.
+    pub(super) tty_data: HashMap<u32, TtyDataEntry>,
     locks: Vec<FileLockEntry>,
     /// Table of each process.
     table_of: HashMap<i32, u32>,
@@ -162,6 +164,9 @@ impl FileImages {
         for tty in source.read_all::<TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
             images.tty_info.insert(tty.id, tty);
         }
+        for data in source.read_all::<TtyDataEntry>(ImageKind::TtyData, 0)? {
+            images.tty_data.insert(data.tty_id, data);
+        }
         for memfd in source.read_all::<MemfdInodeEntry>(ImageKind::MemfdInode, 0)? {
             let id =
                 u32::try_from(memfd.inode_id).map_err(|_| Error::bad_image("memfd.img", "an impossible inode id"))?;
@@ -234,7 +239,8 @@ impl FileImages {
             {
                 u.tables.extend([EARLY, CARRIED]);
             }
-            let late = pidfd::must_be_late(entry) || procfs::must_be_late(entry, self);
+            let late =
+                pidfd::must_be_late(entry) || procfs::must_be_late(entry, self) || tty::must_be_late(entry, self);
             if let Some(u) = self.units.get_mut(unit) {
                 u.late |= late;
             }

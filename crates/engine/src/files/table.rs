@@ -116,6 +116,10 @@ pub(super) struct Records<'o> {
     held: Vec<OwnedFd>,
     /// Where each terminal was seen, and its name, for errors.
     pub(super) tty_seen: Vec<(u32, Object, String)>,
+    /// tty_info ids of terminals that are no ptys, by device and, of `/dev/tty`, session.
+    pub(super) tty_others: HashMap<(u64, u32), u32>,
+    /// A copy of each end of the tree's ptys, by tty_info id, and where it was seen.
+    pub(super) tty_ends: BTreeMap<u32, (OwnedFd, Object)>,
     /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
     pub(super) special: HashMap<SpecialKey, u32>,
     pub(super) build_ids: HashMap<(u64, u64), Vec<u32>>,
@@ -168,6 +172,8 @@ impl<'o> FileTable<'o> {
             remaps: Vec::new(),
             tty_info: Vec::new(),
             tty_seen: Vec::new(),
+            tty_others: HashMap::new(),
+            tty_ends: BTreeMap::new(),
             memfds: Vec::new(),
             memfd_of: HashMap::new(),
             tasks: BTreeSet::new(),
@@ -392,6 +398,10 @@ impl<'o> FileTable<'o> {
             return Err(e);
         }
         let r = self.records;
+        let tty_data = super::tty_data::dump(&r)?;
+        if !tty_data.is_empty() {
+            out.put_all(ImageKind::TtyData, 0, &tty_data)?;
+        }
         out.put_all(ImageKind::Files, 0, &r.files)?;
         for (id, entries) in &self.tables {
             out.put_all(ImageKind::Fdinfo, u64::from(*id), entries)?;

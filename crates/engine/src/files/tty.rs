@@ -1,18 +1,18 @@
-//! Terminals: pty pairs of the tree with modes, size and session, and terminals that come from outside (`--shell-job`,
-//! `--external tty[..]`). Bytes that wait inside a terminal are not saved, as with CRIU.
-use super::FdKind;
+//! Terminals: pty pairs of the tree with modes, size, session and what waits in them (see `tty_data`), and terminals that
+//! come from outside (`--shell-job`, `--external tty[..]`), whose bytes stay where they are.
 use super::look::FdView;
 use super::regular;
 use super::restore::{FileImages, Opener};
 use super::table::{FileTable, Records};
+use super::{FdKind, tty_data};
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::{
-    FdTypes, FileEntry, TermiosEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry, TtyType, WinsizeEntry,
+    FdTypes, FileEntry, TermiosEntry, TtyDataEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry, TtyType, WinsizeEntry,
 };
 use crust_kernel::tty::{self, Termios, Winsize};
 use rustix::fs::{Mode, OFlags, major, minor};
 use rustix::io::Errno;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind {
@@ -61,17 +61,35 @@ impl Line {
     }
 }
 
-/// Numbers of tty_info records: ptys by index and side, others above every pty.
-fn info_id(line: Line, index: u32) -> u32 {
-    const OTHERS: u32 = 1 << 24;
-    match line {
-        Line::Master => index << 1 | 1,
-        Line::Slave(_) => index << 1,
-        Line::Controlling => OTHERS,
-        Line::Console => OTHERS + 1,
-        Line::Virtual(n) => OTHERS + 0x1000 + n,
-        Line::Serial(n) => OTHERS + 0x2000 + n,
+/// CRIU's numbers for tty_info records go up to here; those of ptys up to 2001.
+const IDS: u32 = 2176;
+const PTY_IDS: u32 = 2001;
+/// Where numbers are that CRIU has no room for.
+const BEYOND: u32 = 1 << 24;
+
+/// Number of the tty_info record of a pty, by index and side.
+fn pty_id(index: u32, is_master: bool) -> u32 {
+    let id = index << 1 | u32::from(is_master);
+    if id > PTY_IDS { BEYOND + id } else { id }
+}
+
+/// Number of the tty_info record of another terminal: CRIU's for the first of its sort, then what is free. `/dev/tty` is
+/// one for each session.
+fn other_id(line: Line, rdev: u64, sid: u32, known: &mut HashMap<(u64, u32), u32>) -> u32 {
+    if let Some(id) = known.get(&(rdev, sid)) {
+        return *id;
     }
+    let usual = match line {
+        Line::Console => 1002 << 1,
+        Line::Virtual(_) => 1004 << 1,
+        Line::Controlling => 1006 << 1,
+        _ => 1010 << 1,
+    };
+    let is_free = |id: &u32| !known.values().any(|v| v == id);
+    let all = std::iter::once(usual).chain((1012 << 1..=IDS).step_by(2)).chain((BEYOND * 2..).step_by(2));
+    let id = all.take(1 << 20).find(is_free).unwrap_or(BEYOND);
+    known.insert((rdev, sid), id);
+    id
 }
 
 fn external_key(v: &FdView<'_>) -> String {
@@ -85,7 +103,13 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         Line::Slave(n) => n,
         _ => 0,
     };
-    let tty_info_id = info_id(line, index);
+    let tty_info_id = match line {
+        Line::Master | Line::Slave(_) => pty_id(index, line == Line::Master),
+        _ => {
+            let sid = if line == Line::Controlling { session(v, line, index)?.0 } else { 0 };
+            other_id(line, v.stat.st_rdev, sid, &mut out.tty_others)
+        }
+    };
     let external = out.opts.external.iter().any(|e| *e == external_key(v));
     let mut regf_id = None;
     if !external {
@@ -97,7 +121,11 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         regf_id = Some(reg_id);
     }
     if !out.tty_info.iter().any(|i| i.id == tty_info_id) {
-        let info = look(v, line, index, tty_info_id, external, out.opts)?;
+        let info = look(v, line, index, tty_info_id, external)?;
+        if !external && info.termios.is_some() && matches!(line, Line::Master | Line::Slave(_)) {
+            let copy = v.copy().try_clone_to_owned().during("copying a descriptor")?;
+            out.tty_ends.insert(tty_info_id, (copy, v.object()));
+        }
         out.tty_info.push(info);
         out.tty_seen.push((tty_info_id, v.object(), v.name()));
     }
@@ -105,14 +133,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     Ok(FileEntry { tty: Some(tty), ..FileEntry::default() })
 }
 
-fn look(
-    v: &FdView<'_>,
-    line: Line,
-    index: u32,
-    id: u32,
-    external: bool,
-    opts: &crate::Options,
-) -> Result<TtyInfoEntry> {
+fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Result<TtyInfoEntry> {
     let (sid, pgrp) = session(v, line, index)?;
     let mut info = TtyInfoEntry {
         id,
@@ -123,16 +144,9 @@ fn look(
         dev: Some(super::ghost::encode_dev(v.stat.st_dev)),
         uid: Some(v.stat.st_uid),
         gid: Some(v.stat.st_gid),
-        pty: matches!(line, Line::Master | Line::Slave(_)).then_some(TtyPtyEntry { index }),
+        pty: (!external && matches!(line, Line::Master | Line::Slave(_))).then_some(TtyPtyEntry { index }),
         ..TtyInfoEntry::default()
     };
-    if !external && matches!(line, Line::Master | Line::Slave(_)) {
-        let waiting = rustix::io::ioctl_fionread(v.copy()).unwrap_or(0);
-        if waiting != 0 {
-            let whose = if line == Line::Master { "what programs wrote to it" } else { "what was typed" };
-            v.in_flight(opts, format!("{waiting} bytes wait in a terminal ({whose}), and they cannot be saved"))?;
-        }
-    }
     let modes = match tty::termios(v.copy()) {
         Ok(modes) => modes,
         Err(Errno::IO) => return Ok(info), // hung up: there is nothing more to know
@@ -152,13 +166,21 @@ fn look(
     if line == Line::Master {
         info.locked = tty::pty_locked(v.copy()).during("asking whether a pty is locked")?;
         info.packet_mode = tty::packet_mode(v.copy()).during("asking for a pty's packet mode")?;
+        info.crust_closed = tty_data::slave_was_closed(v.copy())?.then_some(true);
     }
     Ok(info)
 }
 
-/// Session and foreground group of a terminal, if it is the controlling terminal of the task that has it open.
+/// Session and foreground group of a terminal: of a master's whatever it is, else if it is the controlling terminal of the
+/// task that has it open.
 /// Ids are those the task sees only while it shares our pid namespace; in another one the session leader's own id is used.
 fn session(v: &FdView<'_>, line: Line, index: u32) -> Result<(u32, u32)> {
+    let inner = |id: i32| if id > 0 { v.inner_id(id).unwrap_or(0) } else { 0 };
+    if line == Line::Master
+        && let Ok((session, foreground)) = tty::master_session(v.copy())
+    {
+        return Ok((inner(session), inner(foreground)));
+    }
     let text = v.target.proc.read("stat").during("reading the task's stat")?;
     let Some(stat) = crust_kernel::procfs::Stat::parse(&text) else {
         return Err(Error::new(Kind::Internal, "stat has an unknown form"));
@@ -176,11 +198,10 @@ fn session(v: &FdView<'_>, line: Line, index: u32) -> Result<(u32, u32)> {
     let fields = String::from_utf8_lossy(text.get(after_name..).unwrap_or_default()).into_owned();
     // Field 8 of stat, the sixth behind the name.
     let foreground: i32 = fields.split_ascii_whitespace().nth(5).and_then(|f| f.parse().ok()).unwrap_or(0);
-    let inner = |id: i32| if id > 0 { v.inner_id(id).unwrap_or(0) } else { 0 };
     Ok((inner(stat.session), inner(foreground)))
 }
 
-fn to_record(t: &Termios) -> TermiosEntry {
+pub(super) fn to_record(t: &Termios) -> TermiosEntry {
     // CRIU keeps the bytes of c_cc packed into the first words of a list of 19.
     let mut c_cc: Vec<u32> = t.cc.chunks(4).map(|c| c.iter().rev().fold(0u32, |w, b| w << 8 | u32::from(*b))).collect();
     c_cc.resize(19, 0);
@@ -195,7 +216,7 @@ fn to_record(t: &Termios) -> TermiosEntry {
     }
 }
 
-fn from_record(t: &TermiosEntry) -> Termios {
+pub(super) fn from_record(t: &TermiosEntry) -> Termios {
     let mut cc = [0; 19];
     for (to, from) in cc.iter_mut().zip(t.c_cc.iter().flat_map(|w| w.to_le_bytes())) {
         *to = from;
@@ -215,7 +236,14 @@ impl FileTable<'_> {
         }
         for (id, object, name) in &r.tty_seen {
             let Some(info) = r.tty_info.iter().find(|i| i.id == *id) else { continue };
-            let inside = info.r#type == TtyType::ExtTty as i32
+            // Those of the machine are opened again by their names.
+            let machine = [TtyType::Console, TtyType::Vt, TtyType::Serial].map(|t| t as i32).contains(&info.r#type);
+            // Whatever stands behind /dev/tty is somebody's pty.
+            let ours = |i: &TtyInfoEntry| i.sid == info.sid && pty(i) && masters.contains(&(i.id >> 1));
+            let is_alias = info.r#type == TtyType::Ctty as i32 && info.sid != 0 && r.tty_info.iter().any(ours);
+            let inside = machine
+                || is_alias
+                || info.r#type == TtyType::ExtTty as i32
                 || info.termios.is_none()
                 || pty(info) && (id & 1 == 1 || masters.contains(&(id >> 1)));
             if !inside {
@@ -244,6 +272,12 @@ pub(super) fn must_be_early(e: &FileEntry, images: &FileImages) -> bool {
     info.is_some_and(|i| i.sid != 0 && i.r#type == TtyType::Pty as i32)
 }
 
+/// True for `/dev/tty`, which only members of its session can open: each table for itself.
+pub(super) fn must_be_late(e: &FileEntry, images: &FileImages) -> bool {
+    let info = e.tty.as_ref().and_then(|t| images.tty_info.get(&t.tty_info_id));
+    info.is_some_and(|i| i.r#type == TtyType::Ctty as i32)
+}
+
 /// Which of our own descriptors is a terminal, for programs that get ours.
 fn own_terminal() -> Option<i32> {
     (0..3).find(|n| rustix::termios::isatty(crust_kernel::fd::borrow_placed(*n)))
@@ -258,6 +292,15 @@ impl FileImages {
         self.tty_info.values().any(|i| {
             i.r#type == TtyType::Pty as i32 && i.id & 1 == 1 && i.pty.as_ref().is_some_and(|p| p.index == index)
         })
+    }
+
+    /// What was typed at the slave of a pair and waits.
+    pub(super) fn tty_data_of_slave(&self, index: u32) -> Option<&TtyDataEntry> {
+        let is_slave = |i: &&TtyInfoEntry| {
+            i.r#type == TtyType::Pty as i32 && i.id & 1 == 0 && i.pty.as_ref().is_some_and(|p| p.index == index)
+        };
+        let info = self.tty_info.values().find(is_slave)?;
+        self.tty_data.get(&info.id)
     }
 
     /// True if a terminal is to be replaced by ours.
@@ -381,6 +424,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
                 let fd = open_master(Some(t), pty.index, cx)?;
                 set_modes(&fd, info, true)?;
                 tty::set_pty_locked(&fd, false).during("unlocking a pty")?;
+                tty_data::restore(&fd, pty.index, info, cx)?;
                 if info.packet_mode {
                     tty::set_packet_mode(&fd, true).during("setting packet mode")?;
                 }
@@ -539,6 +583,11 @@ mod tests {
         assert_eq!(Line::of(dev(137, 3)), Some(Line::Slave(259)));
         assert_eq!(Line::of(dev(5, 2)), Some(Line::Master));
         assert_eq!(Line::of(dev(1, 3)), None);
-        assert_ne!(info_id(Line::Virtual(1), 0), info_id(Line::Serial(65), 0));
+        assert_eq!((pty_id(3, true), pty_id(3, false)), (7, 6));
+        let mut known = HashMap::new();
+        let mut id = |line, rdev, sid| other_id(line, rdev, sid, &mut known);
+        assert_eq!((id(Line::Virtual(1), dev(4, 1), 0), id(Line::Virtual(2), dev(4, 2), 0)), (2008, 2024));
+        assert_eq!((id(Line::Controlling, dev(5, 0), 7), id(Line::Controlling, dev(5, 0), 8)), (2012, 2026));
+        assert_eq!((id(Line::Virtual(1), dev(4, 1), 0), id(Line::Controlling, dev(5, 0), 8)), (2008, 2026));
     }
 }
