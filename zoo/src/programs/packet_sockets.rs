@@ -36,7 +36,7 @@ fn name(fd: &OwnedFd) -> Vec<u8> {
     address[..len as usize].to_vec()
 }
 
-/// The promiscuous membership of a socket, by taking it away and asking for it again.
+/// The membership of a socket, by taking it away and asking for it again.
 fn is_member(fd: &OwnedFd, request: &[u8]) -> bool {
     let ask = |name: i32| {
         // SAFETY: the kernel reads `request`, which lives over the call.
@@ -72,14 +72,15 @@ pub(super) fn main() {
     number(&bound, 17, 1 << 6);
     // A group of this process's own, by hash.
     number(&bound, 18, i32::from(zoo::net::place().port()));
-    let promiscuous = words(&[LO, 1, 0, 0]);
-    set(&ring, 1, &promiscuous);
+    // PACKET_MR_MULTICAST of 33:33:00:00:07:77; promiscuous mode would be news to all who listen to devices.
+    let group = words(&[LO, 6 << 16, 0x3333, 0x7707]);
+    set(&ring, 1, &group);
     let look =
         || [&bound, &ring, &old].map(|fd| (name(fd), OPTIONS.map(|o| zoo::sys::get_option(fd, SOL_PACKET, o).ok())));
     let before = look();
     while zoo.gap() {
         zoo.eq("names and options", look(), before.clone());
-        zoo.ok("the membership", is_member(&ring, &promiscuous));
+        zoo.ok("the membership", is_member(&ring, &group));
         zoo.ok("there is a ring", zoo::sys::set_option(&ring, SOL_PACKET, 10, 0).is_err());
     }
 }
