@@ -104,6 +104,15 @@ pub fn fork_sharing(flags: i32, body: impl FnOnce() -> i32) -> i32 {
     }
 }
 
+/// unshare(2), for a thread that then holds no descriptors by itself.
+///
+/// # Errors
+/// As unshare(2).
+pub fn unshare(flags: rustix::thread::UnshareFlags) -> io::Result<()> {
+    // SAFETY: the caller's descriptors stay open in the table it leaves and in the copy it gets.
+    Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
+}
+
 /// Ends this process at once.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: takes no pointers and does not come back.

@@ -36,6 +36,8 @@ macro_rules! programs {
             first fifo;
             first files_regular;
             first fs_shared;
+            first futex_pi;
+            first hugetlb;
             first itimer_fires;
             first itimers;
             first leader_dead_group;
@@ -163,6 +165,8 @@ macro_rules! programs {
             refused refused_socket;
             refused refused_syscall_dispatch;
             refused refused_tcp_waiting;
+            refused refused_thread_files;
+            refused refused_time_for_children;
             refused refused_traced;
             refused refused_unix_waiting;
             refused refused_userfaultfd;

@@ -55,6 +55,16 @@ impl Area {
         Self::map(len, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS | noreserve, -1, 0)
     }
 
+    /// Shared anonymous memory of hugetlbfs; `size` holds the bits of MAP_HUGE_… that name the pages' size.
+    ///
+    /// # Errors
+    /// As mmap(2): `ENOMEM` if there are not enough such pages.
+    pub fn shared_hugetlb(len: u64, size: u32, reserve: bool) -> Result<Self> {
+        let noreserve = if reserve { 0 } else { libc::MAP_NORESERVE };
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | noreserve | size as i32;
+        Self::map(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0)
+    }
+
     /// A window on a file, shared.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use crust_image::proto::{
     CoreEntry, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
 };
 use crust_inject::plan::DataRef;
-use crust_kernel::kcmp::Shared;
+use crust_kernel::kcmp::{self, Shared};
 use crust_kernel::procfs::{ProcDir, Status};
 use crust_kernel::{HostTid, NsTid, ptrace};
 use std::os::fd::AsFd;
@@ -194,6 +194,8 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         cgroup_ns_id: Some(8),
     };
 
+    cx.blockers.extend(apart(p, &asked.threads));
+
     let process = TaskCoreEntry {
         signals_s: Some(asked.pending.clone()),
         sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,
@@ -235,6 +237,32 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         core.tc = Some(TaskCoreEntry { blk_sigset: mask, ..tc });
     }
     Ok(Looked { pstree: pstree(p, ns_pid, inner), cores, ids: Some(ids), mm: Some(mm), clean: true })
+}
+
+/// Threads that have for themselves what a process's threads share.
+fn apart(p: &Seen, threads: &[Thread]) -> Vec<Error> {
+    let mut found = Vec::new();
+    let net = p.proc.readlink("ns/net").ok();
+    let mut tell = |t: &Thread, what: &str, help: &str| {
+        let text = format!("thread {} {what}", t.tid);
+        found.push(Error::unsupported(text, help).on(Object::Task(p.pid.as_raw())));
+    };
+    for t in threads {
+        if t.tid == p.live {
+            continue;
+        }
+        let help = "what a thread has left by unshare(2) or setns(2) cannot be restored; let it end before the dump";
+        let differs = |what| kcmp::task(p.live, t.tid, what).is_ok_and(std::cmp::Ordering::is_ne);
+        if differs(Shared::Files) {
+            tell(t, "has a descriptor table of its own", help);
+        } else if differs(Shared::Fs) {
+            tell(t, "has directories and a umask of its own", help);
+        }
+        if net.is_some() && p.proc.readlink(&format!("task/{}/ns/net", t.tid)).is_ok_and(|n| Some(n) != net) {
+            tell(t, "lives in another net namespace than its process", help);
+        }
+    }
+    found
 }
 
 /// A thread that a killed dump left inside its landing, behind the vDSO's contents, must come home first: the landing is not

@@ -94,12 +94,9 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     }
     let name = seen.link.strip_suffix(b" (deleted)").unwrap_or(seen.link);
     let name = name.strip_prefix(b"/memfd:").or_else(|| name.strip_prefix(b"/")).unwrap_or(name);
-    if stat.st_blksize as u64 != crust_kernel::ids::PAGE_SIZE {
-        return Err(Error::unsupported(
-            format!("the memfd {} has huge pages, which is not supported yet", String::from_utf8_lossy(name)),
-            "close it before the dump",
-        ));
-    }
+    let page = stat.st_blksize as u64;
+    let huge = page > crust_kernel::ids::PAGE_SIZE;
+    let hugetlb_flag = huge.then(|| libc::MFD_HUGETLB | page.trailing_zeros() << libc::MFD_HUGE_SHIFT);
     let content = regular::reopen_for_reading(seen.fd).during("opening a memfd to read it")?;
     let seals = rustix::fs::fcntl_get_seals(&content).during("asking for a memfd's seals")?;
     let inode_id = out.memfds.len() as u32 + 1;
@@ -112,7 +109,7 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
         shmid: stat.st_ino as u32,
         seals: seals.bits(),
         inode_id: inode_id.into(),
-        hugetlb_flag: None,
+        hugetlb_flag,
         mode: Some(stat.st_mode & 0o7777),
     };
     out.memfds.push(Inode { entry, content });
@@ -198,13 +195,19 @@ fn make(inode_id: u32, cx: &Opener<'_>) -> Result<OwnedFd> {
         return Err(Error::bad_image("memfd.img", format!("memfd {inode_id} is missing")));
     };
     let on = |e: Error| e.on(Object::Path(format!("memfd {}", String::from_utf8_lossy(&m.name))));
-    if m.hugetlb_flag.unwrap_or(0) != 0 {
-        return Err(on(Error::unsupported("a memfd with huge pages cannot be restored yet", "restore it with CRIU")));
-    }
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = rustix::fs::memfd_create(m.name.as_slice(), flags).during("memfd_create").map_err(on)?;
+    let huge = m.hugetlb_flag.unwrap_or(0);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::from_bits_retain(huge);
+    let pool = |e: Error| match huge {
+        0 => e,
+        _ => e.help(
+            "the pool of huge pages may be too small: raise nr_hugepages in /sys/kernel/mm/hugepages/hugepages-*",
+        ),
+    };
+    let fd = rustix::fs::memfd_create(m.name.as_slice(), flags).during("memfd_create").map_err(on).map_err(pool)?;
     rustix::fs::ftruncate(&fd, m.size).during("sizing a memfd").map_err(on)?;
-    memory::fill_file(cx.source, ImageKind::ShmemPagemap, m.shmid.into(), fd.as_fd(), m.size).map_err(on)?;
+    memory::fill_file(cx.source, ImageKind::ShmemPagemap, m.shmid.into(), fd.as_fd(), m.size)
+        .map_err(on)
+        .map_err(pool)?;
     let stat = rustix::fs::fstat(&fd).during("fstat")?;
     if let Some(mode) = m.mode.filter(|mode| mode & 0o7777 != stat.st_mode & 0o7777) {
         rustix::fs::fchmod(&fd, Mode::from_bits_retain(mode & 0o7777)).during("setting a memfd's mode").map_err(on)?;

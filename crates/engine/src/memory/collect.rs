@@ -1,11 +1,13 @@
 //! What a frozen process has mapped, as CRIU's records; and what of it cannot be saved, by name.
 use super::aio;
+use super::hugetlb;
 use super::pages::{Run, select};
 use super::status as st;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::task::Target;
 use crate::{OnObject, Result};
 use crust_image::proto::{CrustVmaName, MmEntry, VmaEntry};
+use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::maps::{self, Mapping, VmFlag};
 use crust_kernel::procfs::{Stat, Status};
 use rustix::io::Errno;
@@ -264,6 +266,21 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         entry.fdflags = Some(libc::O_RDWR as u32);
         return Ok(entry);
     }
+    if let Some(size) = hugetlb_size(m) {
+        // Nothing in a name or a device tells the size.
+        entry.flags |= hugetlb::HUGETLB | hugetlb::size_bits(size);
+        if m.name.starts_with(hugetlb::ANONYMOUS) {
+            entry.flags |= anonymous;
+            if m.shared {
+                entry.status |= st::ANON_SHARED;
+                entry.shmid = m.inode;
+            } else {
+                entry.status |= st::ANON_PRIVATE;
+                entry.pgoff = 0;
+            }
+            return Ok(entry);
+        }
+    }
     let on_shmem = shmem_device().is_some_and(|dev| dev == m.dev);
     if on_shmem && m.shared && (m.name.starts_with(b"/dev/zero") || m.name.starts_with(b"[anon_shmem:")) {
         entry.status |= st::ANON_SHARED;
@@ -278,7 +295,7 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         entry.shmid = m.inode;
         return Ok(entry);
     }
-    if on_shmem {
+    if on_shmem || hugetlb::is(&entry) {
         entry.status |= st::MEMFD;
     }
     // A shared mapping that may become writable came from a descriptor open for writing.
@@ -310,12 +327,15 @@ pub(super) const MAP_DROPPABLE: u32 = 0x08;
 fn refuse(m: &Mapping) -> Result<()> {
     let has = |flag| m.has(flag);
     let name = String::from_utf8_lossy(&m.name);
-    let huge = has(VmFlag::HugeTlb) || m.detail.is_some_and(|d| d.page_kib > 4);
-    if huge {
+    let known = m.name.starts_with(hugetlb::ANONYMOUS) || m.name.starts_with(b"/memfd:");
+    if hugetlb_size(m).is_some() && !known {
         return Err(unsupported(
-            "memory of huge pages from hugetlbfs",
-            "let the program use transparent huge pages (madvise) instead",
+            &format!("huge pages of a file or segment ({name})"),
+            "let the program use anonymous huge pages (MAP_HUGETLB) or a memfd instead",
         ));
+    }
+    if has(VmFlag::HugeTlb) && hugetlb_size(m).is_none() {
+        return Err(unsupported("huge pages of unknown size", "a kernel with /proc/PID/smaps is needed"));
     }
     if has(VmFlag::UffdMissing) || has(VmFlag::UffdWp) || has(VmFlag::UffdMinor) {
         return Err(unsupported("memory registered with userfaultfd", "unregister the range before the dump"));
@@ -356,6 +376,11 @@ fn refuse(m: &Mapping) -> Result<()> {
         return Err(unsupported("a shared mapping without a name", "unmap it before the dump"));
     }
     Ok(())
+}
+
+/// The size of the pages of a mapping of hugetlbfs.
+fn hugetlb_size(m: &Mapping) -> Option<u64> {
+    m.detail.map(|d| d.page_kib << 10).filter(|&size| m.has(VmFlag::HugeTlb) && size > PAGE_SIZE)
 }
 
 /// Device number of the kernel's own tmpfs, where memfds and shared anonymous memory live.

@@ -1,5 +1,5 @@
 //! The memory images of one process, or of one shared segment: records checked, and where the bytes of each page lie.
-use super::{page_flags as pf, status as st};
+use super::{hugetlb, page_flags as pf, status as st};
 use crate::Result;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Source;
@@ -310,8 +310,13 @@ fn check(vma: &VmaEntry) -> Result<()> {
             return unsupported(what);
         }
     }
-    if vma.flags & libc::MAP_HUGETLB as u32 != 0 {
-        return unsupported("memory of huge pages from hugetlbfs");
+    if hugetlb::is(vma) && vma.status & st::SYSVIPC != 0 {
+        return unsupported("a System V segment of huge pages");
+    }
+    if let Some(grain) = hugetlb::grain(vma)
+        && (!vma.start.is_multiple_of(grain) || !vma.end.is_multiple_of(grain))
+    {
+        return Err(Error::new(Kind::BadImage, "the mapping lies across huge pages"));
     }
     Ok(())
 }

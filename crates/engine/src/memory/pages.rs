@@ -1,5 +1,6 @@
 //! Which pages of a process hold content of their own, found in one walk over its page table.
 use super::collect::{MAP_DROPPABLE, Vma};
+use super::hugetlb;
 use super::status as st;
 use crate::Result;
 use crate::error::ResultExt;
@@ -42,7 +43,8 @@ impl How {
         // Without smaps nobody says what fork shares.
         let shared = vma.mapping.detail.is_none_or(|d| d.shared_kib > 0);
         Self {
-            by_mem: shared || special || !vma.mapping.read,
+            // The kernel counts none of hugetlbfs as shared.
+            by_mem: shared || special || !vma.mapping.read || hugetlb::is(&vma.entry),
             drop_zeros: anonymous && !special,
             lazy: anonymous && !special && !vma.mapping.has(VmFlag::Locked),
         }
@@ -57,7 +59,8 @@ fn wants_walk(vma: &Vma) -> bool {
 
 /// True for private file mappings that hold pages of their own.
 fn has_copies(vma: &Vma) -> bool {
-    vma.is(st::FILE_PRIVATE) && vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0)
+    vma.is(st::FILE_PRIVATE) && hugetlb::is(&vma.entry)
+        || vma.is(st::FILE_PRIVATE) && vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0)
 }
 
 /// Up to this much memory one walk for everything is quicker.

@@ -4,13 +4,14 @@
 use super::collect::Mm;
 use super::dump::{self, PagesDump};
 use super::fill::Filler;
+use super::hugetlb;
 use super::load::{Images, Pages};
 use super::status as st;
 use super::sysv;
 use crate::error::{Error, Kind, ResultExt};
 use crate::images::{Outlet, Partial, Source};
 use crate::task::Target;
-use crate::{OnObject, Result};
+use crate::{Object, OnObject, Result};
 use crust_image::ImageKind;
 use crust_image::proto::{IpcShmEntry, VmaEntry};
 use crust_kernel::ids::PAGE_SIZE;
@@ -38,6 +39,8 @@ struct Segment {
     pid: i32,
     /// A System V segment: those have numbers of their own.
     is_sysv: bool,
+    /// Size of its pages, as bits of mmap(2)'s flags: those of hugetlbfs have numbers of their own, too.
+    huge: u32,
 }
 
 impl SharedMemory {
@@ -48,7 +51,7 @@ impl SharedMemory {
     pub fn collect(&mut self, t: &Target<'_>, mm: &Mm) -> Result<()> {
         self.note_sysv(t, mm);
         for vma in mm.vmas.iter().filter(|v| v.is(st::ANON_SHARED)) {
-            let is_sysv = vma.is(st::SYSVIPC);
+            let (is_sysv, huge) = (vma.is(st::SYSVIPC), hugetlb::bits(&vma.entry));
             let e = &vma.entry;
             let len = e.pgoff + (e.end - e.start);
             let pid = t.pid.as_raw();
@@ -62,12 +65,19 @@ impl SharedMemory {
                             (None, Some(t.proc.open_file("mem").during("opening the task's memory").on_task(pid)?))
                         }
                     };
-                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid, is_sysv })
+                    if file.is_none() && huge != 0 {
+                        return Err(Error::unsupported(
+                            "shared huge pages cannot be read by us without changing them",
+                            "dump as root, or with CAP_CHECKPOINT_RESTORE",
+                        )
+                        .on(Object::Vma(pid, e.start, e.end)));
+                    }
+                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid, is_sysv, huge })
                 }
             };
-            if segment.is_sysv != is_sysv {
+            if (segment.is_sysv, segment.huge) != (is_sysv, huge) {
                 return Err(Error::unsupported(
-                    format!("a shared segment and a System V segment both have the number {}", e.shmid),
+                    format!("shared segments of different kinds both have the number {}", e.shmid),
                     "start the program again: the numbers differ then",
                 ));
             }
@@ -153,6 +163,8 @@ pub(super) fn data_ranges(file: BorrowedFd<'_>, len: u64) -> rustix::io::Result<
 #[derive(Debug, Default)]
 pub struct Segments {
     by_id: BTreeMap<u64, (u64, u64)>,
+    /// Of segments of huge pages also the file: those mappings cannot be doubled.
+    huge: BTreeMap<u64, OwnedFd>,
     /// System V segments to be removed again, and the process that made them.
     undo: Vec<i32>,
     maker: u32,
@@ -193,7 +205,7 @@ impl Segments {
     pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>) -> Result<Self> {
         let mut made = Self::default();
         made.maker = std::process::id();
-        let mut lengths: BTreeMap<u64, (u64, bool)> = BTreeMap::new();
+        let mut lengths: BTreeMap<u64, (u64, bool, VmaEntry)> = BTreeMap::new();
         let mut attached = BTreeSet::new();
         for vma in tree.into_iter().flat_map(|i| &i.mm.vmas) {
             if vma.status & st::ANON_SHARED != 0 {
@@ -207,14 +219,21 @@ impl Segments {
                     attached.insert(vma.shmid);
                     continue;
                 }
-                let known = lengths.entry(vma.shmid).or_insert((len, reserve));
-                *known = (len.max(known.0), reserve && known.1);
+                let known = lengths.entry(vma.shmid).or_insert((len, reserve, *vma));
+                *known = (len.max(known.0), reserve && known.1, known.2);
             }
         }
         made.attach(source, &attached)?;
-        for (id, (len, reserve)) in lengths {
+        for (id, (len, reserve, vma)) in lengths {
             let pages = Pages::read(source, ImageKind::ShmemPagemap, id)?;
-            let area = Area::shared_anonymous(len, reserve).during("mapping shared memory")?;
+            let area = match hugetlb::bits(&vma) {
+                0 => Area::shared_anonymous(len, reserve).during("mapping shared memory")?,
+                size => {
+                    let area = Area::shared_hugetlb(len, size, reserve).map_err(|e| hugetlb::no_room(e, &vma))?;
+                    made.huge.insert(id, file_behind(&area)?);
+                    area
+                }
+            };
             fill_area(source, &pages, &area, &ImageKind::ShmemPagemap.file_name(id))?;
             made.by_id.insert(id, area.leak());
         }
@@ -251,6 +270,15 @@ impl Segments {
         if vma.pgoff + window > len {
             return Err(Error::new(Kind::Internal, "a window reaches beyond its segment"));
         }
+        if let Some(file) = self.huge.get(&vma.shmid) {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let noreserve = vma.flags as i32 & libc::MAP_NORESERVE;
+            let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | noreserve;
+            // SAFETY: FIXED_NOREPLACE takes only what is free.
+            return unsafe { mman::mmap(at, window, prot, flags, Some(file.as_fd()), vma.pgoff) }
+                .map(drop)
+                .during("placing shared huge pages");
+        }
         // Reserve first: mremap would replace whatever stands there.
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED_NOREPLACE;
         // SAFETY: FIXED_NOREPLACE takes only what is free.
@@ -259,6 +287,15 @@ impl Segments {
         // at `at` was made just now and holds nothing.
         unsafe { mman::mremap(base + vma.pgoff, 0, window, at) }.during("placing shared memory")
     }
+}
+
+/// The nameless file that a shared anonymous mapping shows.
+fn file_behind(area: &Area) -> Result<OwnedFd> {
+    let (start, end) = (area.start(), area.start() + area.len_bytes());
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open(format!("/proc/self/map_files/{start:x}-{end:x}"), flags, rustix::fs::Mode::empty())
+        .during("opening shared huge pages")
+        .map_err(|e| e.help("restore as root, or with CAP_CHECKPOINT_RESTORE"))
 }
 
 /// Fills a shared mapping from images, and lets go of the pages (the segment keeps them).

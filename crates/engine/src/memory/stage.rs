@@ -5,6 +5,7 @@ use super::aio;
 use super::collect::{LOCK_ON_FAULT, MAP_DROPPABLE, SEALED};
 use super::fill::{Filler, huge_pages_allowed};
 use super::held::Held;
+use super::hugetlb;
 use super::layout::{self, Special};
 use super::load::{Extent, Images};
 use super::shared::Segments;
@@ -105,7 +106,7 @@ pub fn stage(
         if options.park_all || !layout::is_free(&busy, place.vma.start, place.vma.end) {
             place.at = 0;
             // Room to keep the position inside a huge page, and a distance for stacks that grow.
-            parked += (place.vma.end - place.vma.start).next_multiple_of(HUGE_PAGE) + 2 * HUGE_PAGE;
+            parked += (place.vma.end - place.vma.start).next_multiple_of(HUGE_PAGE) + HUGE_PAGE + grain(&place.vma);
         }
     }
     let vdso_room = own_special.span().map_or(0, |(_, len)| len.next_multiple_of(HUGE_PAGE));
@@ -119,7 +120,8 @@ pub fn stage(
         hole = Some((start, start + len));
         let mut at = start + vdso_room;
         for place in places.iter_mut().filter(|p| p.at == 0) {
-            place.at = at + place.vma.start % HUGE_PAGE;
+            let grain = grain(&place.vma);
+            place.at = at.next_multiple_of(grain) + place.vma.start % grain;
             at = (place.at + (place.vma.end - place.vma.start)).next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
         }
     }
@@ -153,11 +155,16 @@ fn is_private(vma: &VmaEntry) -> bool {
     vma.status & (st::ANON_PRIVATE | st::FILE_PRIVATE) != 0
 }
 
+/// What the distance between a mapping's place for a while and its final one is a multiple of.
+fn grain(vma: &VmaEntry) -> u64 {
+    hugetlb::grain(vma).map_or(HUGE_PAGE, |size| size.max(HUGE_PAGE))
+}
+
 const WRITE: u32 = libc::PROT_WRITE as u32;
 
 /// Plain memory that can be mapped together with its neighbours and protected afterwards.
 fn is_plain(vma: &VmaEntry) -> bool {
-    let odd = libc::MAP_GROWSDOWN as u32 | MAP_DROPPABLE | libc::MAP_NORESERVE as u32;
+    let odd = libc::MAP_GROWSDOWN as u32 | MAP_DROPPABLE | libc::MAP_NORESERVE as u32 | hugetlb::HUGETLB;
     is(vma, st::ANON_PRIVATE) && vma.flags & odd == 0
 }
 
@@ -202,6 +209,9 @@ impl Staged {
             let kept = libc::MAP_GROWSDOWN | libc::MAP_NORESERVE;
             let mut flags = vma.flags & kept as u32 | MAP_FIXED_NOREPLACE;
             let fail = |e: Errno, what: &str| {
+                if hugetlb::is(&vma) && e != Errno::EXIST {
+                    return hugetlb::no_room(e, &vma).on(on(&vma));
+                }
                 let error = Error::kernel(format!("{what} failed"), e).on(on(&vma));
                 if e == Errno::EXIST { error.kind_is(Kind::Internal) } else { error }
             };
@@ -216,7 +226,7 @@ impl Staged {
                 i += 1;
                 continue;
             } else if is(&vma, st::ANON_PRIVATE) {
-                flags |= libc::MAP_ANONYMOUS as u32;
+                flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::bits(&vma);
                 flags |= if vma.flags & MAP_DROPPABLE != 0 { MAP_DROPPABLE } else { libc::MAP_PRIVATE as u32 };
                 // SAFETY: FIXED_NOREPLACE takes only what is free.
                 unsafe { mman::mmap(at, len, prot as i32, flags as i32, None, 0) }
@@ -316,7 +326,7 @@ impl Staged {
                 let end = e.end.min(vma.end);
                 let small_only = vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0
                     || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
-                let huge = huge_allowed && !small_only && is(vma, st::ANON_PRIVATE);
+                let huge = huge_allowed && !small_only && is(vma, st::ANON_PRIVATE) && !hugetlb::is(vma);
                 filler.add(e.file, e.offset + (start - e.start), place.at + (start - vma.start), end - start, huge);
             }
         }

@@ -36,7 +36,26 @@ pub fn foreign(pid: HostTid, proc: &ProcDir, own: &Own) -> Vec<Error> {
             found.push(Error::unsupported(what, help).on(Object::Task(pid.as_raw())));
         }
     }
+    for ns in ["pid", "time"] {
+        let (own, children) = (proc.readlink(&format!("ns/{ns}")), proc.readlink(&format!("ns/{ns}_for_children")));
+        // A pid namespace without its first process has no link yet.
+        let other = match (&own, &children) {
+            (Ok(own), Ok(children)) => own != children,
+            (Ok(_), Err(e)) => ns == "pid" && *e == rustix::io::Errno::NOENT && has_links(proc),
+            _ => false,
+        };
+        if other {
+            let what = format!("its children would be born in another {ns} namespace than it lives in");
+            let help = "processes that called unshare(2) or setns(2) for their children cannot be saved yet";
+            found.push(Error::unsupported(what, help).on(Object::Task(pid.as_raw())));
+        }
+    }
     found
+}
+
+/// True if this kernel tells the namespace of a process's children.
+fn has_links(proc: &ProcDir) -> bool {
+    proc.readlink("ns/time_for_children").is_ok()
 }
 
 /// Says which namespaces of their own the tasks of an image had: those that differ from the dumper's. The time namespace is
