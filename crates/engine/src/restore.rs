@@ -3,7 +3,7 @@ use crate::cgroup::rebuild::Groups;
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
-use crate::task::{creds, limits, regs, seccomp, settings, thread, timers};
+use crate::task::{creds, limits, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
@@ -389,6 +389,7 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts));
+    let may_set_loginuid = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 30) != 0);
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {
         errors.extend(seccomp::check());
@@ -411,6 +412,7 @@ fn check(plan: &Plan, opts: &Options) -> Result<()> {
             }
         }
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
+            odds::check_loginuid(tc.loginuid, may_set_loginuid);
             found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
         }
         found.truncate(8);

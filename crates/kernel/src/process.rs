@@ -155,9 +155,20 @@ pub struct Sched {
     pub nice: i32,
     /// Real-time priority, 0 for other policies.
     pub rt_priority: u32,
+    /// Smallest and largest utilization that the task is taken to have; both 0 where the kernel has no such clamps.
+    pub clamp: (u32, u32),
 }
 
-/// `struct sched_attr`, as far as it goes back to Linux 3.14.
+impl Sched {
+    /// True if the utilization clamps are not those that every task of its policy begins with.
+    pub fn is_clamped(&self) -> bool {
+        const ALL: u32 = 1024;
+        let (least, most) = self.clamp;
+        !matches!((least, most), (0, 0 | ALL)) && !(self.rt_priority != 0 && most == ALL)
+    }
+}
+
+/// `struct sched_attr` of Linux 5.3.
 #[derive(Default)]
 #[repr(C)]
 struct SchedAttr {
@@ -169,6 +180,8 @@ struct SchedAttr {
     runtime: u64,
     deadline: u64,
     period: u64,
+    util_min: u32,
+    util_max: u32,
 }
 
 /// Asks how a task is scheduled.
@@ -198,7 +211,8 @@ pub fn sched(tid: HostTid) -> Result<Sched> {
         attr.nice
     };
     let reset = if attr.flags & RESET_ON_FORK != 0 { libc::SCHED_RESET_ON_FORK as u32 } else { 0 };
-    Ok(Sched { policy: attr.policy | reset, nice, rt_priority: if rt { attr.priority } else { 0 } })
+    let clamp = (attr.util_min, attr.util_max);
+    Ok(Sched { policy: attr.policy | reset, nice, rt_priority: if rt { attr.priority } else { 0 }, clamp })
 }
 
 /// unshare(2).

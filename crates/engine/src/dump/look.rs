@@ -7,7 +7,7 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
 use crate::files::ids::{SighandIds, TaskIds};
 use crate::memory::{self, Mm};
-use crate::task::{Target, creds, ended, limits, regs, seccomp, settings, signals, timers};
+use crate::task::{Target, creds, ended, limits, odds, regs, seccomp, settings, signals, timers};
 use crate::{Options, Result, namespaces};
 use crust_image::proto::{
     CoreEntry, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
@@ -172,6 +172,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
 
     let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
     let mut mm = memory::collect(&target, &mut cx.files)?;
+    cx.blockers.extend(odds::mapping_policy(p.pid.as_raw(), &p.proc));
     still_on_its_way(&asked.threads, &mm)?;
     mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
     mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
@@ -294,6 +295,10 @@ fn process_part(
     };
     let stopped = asked.group_stop;
     let timers = timers::answers(&q.timers, &read, &|slot| a.slot(q.main, slot), tid_inside)?;
+    let mut settings = settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?;
+    if p.stat.session == p.pid.as_raw() {
+        settings.autogroup_nice = odds::autogroup_nice(&p.proc);
+    }
     let membarrier = a.slot(q.main, q.membarrier)?;
     Ok(TaskCoreEntry {
         task_state: if stopped.is_some() { 3 } else { 1 },
@@ -307,7 +312,7 @@ fn process_part(
         oom_score_adj: number("oom_score_adj").map(|n| n as i32),
         child_subreaper: Some(a.word(q.subreaper)? as u32 != 0),
         membarrier_registration_mask: (membarrier > 0).then_some(membarrier as u32),
-        crust_settings: Some(settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?),
+        crust_settings: Some(settings),
         ..begun
     })
 }
@@ -317,6 +322,10 @@ fn look_thread(t: &Thread, q: &ThreadQuestions, a: &Answers, process: &TaskCoreE
     let tid = inner_id(status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
     let read = |at: DataRef, len: usize| a.data(at, len);
     let sched = crust_kernel::process::sched(t.tid).during("sched_getattr")?;
+    if sched.is_clamped() {
+        let help = "take the clamp off before the dump (uclampset, sched_setattr)";
+        return Err(Error::unsupported(format!("thread {tid} has utilization clamps, which cannot be saved"), help));
+    }
     let creds = creds::from_status(status, a.slot(q.plan, q.securebits)? as u32)?;
     let (robust_list, robust_len) = ptrace::get_robust_list(t.tid).during("get_robust_list")?;
     let rseq = &t.rseq;

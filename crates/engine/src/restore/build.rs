@@ -11,7 +11,7 @@ use crate::files::FileImages;
 use crate::images::Source;
 use crate::memory;
 use crate::task::timers::IdMode;
-use crate::task::{creds, limits, seccomp, settings, signals, thread, timers};
+use crate::task::{creds, limits, odds, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
 use crust_image::proto::{CredsEntry, MmEntry, TaskCoreEntry, VmaEntry};
 use crust_inject::arch::interp;
@@ -441,8 +441,10 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
     // Before the root directory changes: there may be no /proc below the new one.
     limits::set_oom_score_adj(tc.oom_score_adj)?;
+    odds::set_loginuid(tc.loginuid)?;
     if let Some(settings) = &tc.crust_settings {
         settings::set_coredump_filter(settings)?;
+        odds::set_autogroup_nice(settings.autogroup_nice.filter(|_| t.sid == t.pid.as_raw()))?;
     }
     if enters {
         for &other in dirs.iter().filter(|&&o| o != i) {

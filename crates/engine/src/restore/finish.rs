@@ -3,13 +3,14 @@
 //! and lets them go. If the coordinator dies here the kernel kills the whole tree with it.
 use super::tree::{Fate, Task, Tree};
 use crate::error::{Error, Kind, OnObject, ResultExt};
-use crate::task::{ended, regs};
+use crate::task::{ended, regs, signals};
 use crate::{Result, Stage};
 use crust_inject::arch::regs as inject;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
 use rustix::io::Errno;
+use rustix::process::Signal;
 use std::collections::HashSet;
 
 /// A tree whose threads all stand still with their final state.
@@ -164,8 +165,8 @@ impl Ready {
         !self.ended.is_empty()
     }
 
-    /// Lets every thread run. `stop` has the processes that are to be stopped (SIGSTOP) instead.
-    pub(super) fn release(self, stop: &[HostTid]) -> Result<()> {
+    /// Lets every thread run. `stop` has the processes that are to be stopped instead, each with the signal that does it.
+    pub(super) fn release(self, stop: &[(HostTid, Signal)]) -> Result<()> {
         let failed = |pid: HostTid, e: Errno| {
             Error::kernel("PTRACE_DETACH failed", e).on(crate::Object::Task(pid.as_raw())).at(Stage::Resume)
         };
@@ -173,9 +174,9 @@ impl Ready {
             ptrace::detach(pid, 0).map_err(|e| failed(pid, e))?;
             ended::wait(pid, self.deadline).on_task(pid.as_raw())?;
         }
-        for &pid in stop {
+        for &(pid, signal) in stop {
             if let Some(id) = rustix::process::Pid::from_raw(pid.as_raw()) {
-                rustix::process::kill_process(id, rustix::process::Signal::STOP).during("stopping a task")?;
+                rustix::process::kill_process(id, signal).during("stopping a task")?;
             }
         }
         // From here on the tree lives, also if we die: the kernel lets a dead tracer's tasks run. All are told before the
@@ -199,8 +200,33 @@ impl Ready {
     }
 }
 
-/// Processes of the tree that the image has stopped, or all of them.
-pub(super) fn to_stop(tree: &Tree, pid_of: impl Fn(&Task) -> Option<HostTid>, all: bool) -> Vec<HostTid> {
+/// Processes of the tree that the image has stopped, or all of them,
+/// with the signals.
+pub(super) fn to_stop(tree: &Tree, pid_of: impl Fn(&Task) -> Option<HostTid>, all: bool) -> Vec<(HostTid, Signal)> {
     let wanted = |t: &&Task| matches!(t.fate, Fate::Stopped(_)) || (all && t.is_live());
-    tree.tasks.iter().filter(wanted).filter_map(pid_of).collect()
+    tree.tasks.iter().filter(wanted).filter_map(|t| Some((pid_of(t)?, stop_signal(tree, t)))).collect()
+}
+
+/// The signal that stops `t` again: the terminal's, if it had done so and would do so now; for certain, SIGSTOP.
+fn stop_signal(tree: &Tree, t: &Task) -> Signal {
+    let signal = match t.fate {
+        Fate::Stopped(libc::SIGTSTP) => Signal::TSTP,
+        Fate::Stopped(libc::SIGTTIN) => Signal::TTIN,
+        Fate::Stopped(libc::SIGTTOU) => Signal::TTOU,
+        _ => return Signal::STOP,
+    };
+    let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) else { return Signal::STOP };
+    let blocked = t.cores.iter().any(|c| {
+        let mask = c.thread_core.as_ref().and_then(|th| th.blk_sigset).unwrap_or(0);
+        mask & (1 << (signal.as_raw() - 1)) != 0
+    });
+    // Such signals do not stop a process group that no parent in its session looks after.
+    let parent = |m: &Task| tree.tasks.iter().find(|p| p.pid.as_raw() == m.ppid && p.is_live());
+    let looked_after = tree
+        .tasks
+        .iter()
+        .filter(|m| m.pgid == t.pgid && m.is_live())
+        .any(|m| parent(m).is_some_and(|p| p.sid == m.sid && p.pgid != m.pgid));
+    let default = signals::is_default(&tc.sigactions, signal.as_raw());
+    if default && !blocked && looked_after { signal } else { Signal::STOP }
 }

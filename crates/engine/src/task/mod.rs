@@ -2,6 +2,7 @@
 pub mod creds;
 pub mod ended;
 pub mod limits;
+pub mod odds;
 pub mod regs_x86_64;
 pub mod seccomp;
 pub mod settings;

@@ -228,6 +228,7 @@ pub fn process(
         mdwe: u32::try_from(slot(asked.mdwe)?).ok().filter(|&bits| bits != 0),
         thp_flags: u32::try_from(slot(asked.thp)? & !1).ok().filter(|&flags| flags != 0),
         coredump_filter: filter.and_then(|f| u32::from_str_radix(f.trim(), 16).ok()),
+        autogroup_nice: None,
     })
 }
 
