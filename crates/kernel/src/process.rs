@@ -164,7 +164,8 @@ impl Sched {
     pub fn is_clamped(&self) -> bool {
         const ALL: u32 = 1024;
         let (least, most) = self.clamp;
-        !matches!((least, most), (0, 0 | ALL)) && !(self.rt_priority != 0 && most == ALL)
+        let usual = matches!((least, most), (0, 0 | ALL)) || (self.rt_priority != 0 && most == ALL);
+        !usual
     }
 }
 
