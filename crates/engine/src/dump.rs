@@ -79,7 +79,20 @@ impl Phases {
 /// Any error leaves the tree running as before and no image directory that could be taken for a good one.
 pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let mut bounded = crate::events::Bounded::new(events, opts.timeout);
-    let done = dump_within(opts, &mut bounded);
+    let started = Instant::now();
+    let done = loop {
+        match dump_within(opts, &mut bounded) {
+            Err(e)
+                if e.stage() == Some(Stage::Look)
+                    && e.kind() == Kind::TargetChanged
+                    && may_begin_again(opts, started) =>
+            {
+                log::info!("{}; once more", e.headline());
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            done => break done,
+        }
+    };
     match done {
         Err(e) if e.kind() == Kind::Cancelled && bounded.is_late() => {
             let limit = opts.timeout.unwrap_or_default();
@@ -90,6 +103,13 @@ pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         }
         done => done,
     }
+}
+
+/// A tree that changed under our hands runs on as it was: it is another one a moment later. What went to somebody else's
+/// pipe cannot be called back.
+fn may_begin_again(opts: &Options, started: Instant) -> bool {
+    const CHANGING: Duration = Duration::from_secs(5);
+    opts.images_tar.is_none() && !opts.stream && started.elapsed() < opts.timeout.unwrap_or(CHANGING).min(CHANGING)
 }
 
 fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
