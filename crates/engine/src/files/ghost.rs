@@ -521,8 +521,10 @@ fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<CrustXattr>> {
     };
     let mut found = Vec::new();
     for name in names.get(..len).unwrap_or_default().split(|b| *b == 0).filter(|n| !n.is_empty()) {
-        // The label is given by the policy of the system that restores.
-        if name == b"security.selinux" {
+        let own = [&b"user."[..], b"trusted.", b"security.capability", b"system.posix_acl_"];
+        if !own.iter().any(|prefix| name.starts_with(prefix)) {
+            // Labels and the like are given by the system that restores, and often can be set by nobody else.
+            log::debug!("the attribute {} of a deleted file is not saved", String::from_utf8_lossy(name));
             continue;
         }
         let mut value = vec![0; XATTR_MAX];
