@@ -2,7 +2,7 @@
 //! is plain data, for another thread to go on with.
 use super::freeze::Seen;
 use crate::Result;
-use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
 use crate::task::{limits, seccomp, settings, signals, timers};
 use crust_image::proto::SignalQueueEntry;
@@ -12,7 +12,7 @@ use crust_kernel::HostTid;
 use crust_kernel::kcmp::Shared;
 use crust_kernel::procfs::Status;
 use crust_kernel::ptrace::RseqConfig;
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 /// MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3).
 const GET_REGISTRATIONS: u32 = 1 << 9;
@@ -77,42 +77,58 @@ const THREADS_TOGETHER: usize = 512;
 pub(super) struct Waves<'a> {
     left: std::iter::Peekable<Pairs<'a>>,
     address_spaces: TaskIds,
+    /// Who was asked in each.
+    asked_in: HashMap<u32, HostTid>,
+}
+
+/// What becomes of a process in a wave.
+enum Part {
+    Zombie,
+    Asked,
+    Refused(Error),
 }
 
 type Pairs<'a> = std::iter::Zip<std::slice::Iter<'a, &'a Seen>, std::vec::IntoIter<Option<&'a mut SeizedProcess>>>;
 
 impl<'a> Waves<'a> {
     pub(super) fn new(seen: &'a [&'a Seen], seized: Vec<Option<&'a mut SeizedProcess>>) -> Self {
-        Self { left: seen.iter().zip(seized).peekable(), address_spaces: TaskIds::new() }
+        Self { left: seen.iter().zip(seized).peekable(), address_spaces: TaskIds::new(), asked_in: HashMap::new() }
     }
 
     /// The next wave, or the reason why it cannot be.
     fn ask(&mut self) -> Result<Vec<Result<Option<Asked>>>> {
         let mut live = Vec::new();
         let mut wave = Vec::new();
-        let mut spaces = HashSet::new();
         let mut threads = 0;
         while wave.len() < TOGETHER && threads < THREADS_TOGETHER {
             let Some((seen, seized)) = self.left.peek() else { break };
             if seized.is_some() {
                 let (vm, _) = self.address_spaces.intern(seen.live, Shared::Vm)?;
-                // What we put into one address space must be gone before anybody else works there.
-                if !spaces.insert(vm) {
-                    break;
+                // What we put into an address space must not be there while anybody looks at it through another process.
+                if let Some(other) = self.asked_in.insert(vm, seen.pid) {
+                    let text = format!("shares its memory with process {other}");
+                    let help = "processes that share memory (vfork in progress, CLONE_VM) are not supported";
+                    wave.push(Part::Refused(Error::unsupported(text, help).on(Object::Task(seen.pid.as_raw()))));
+                    self.left.next();
+                    continue;
                 }
                 if let Some((seen, Some(process))) = self.left.next() {
                     threads += process.threads().len();
                     live.push((*seen, process, vm));
                 }
-                wave.push(true);
+                wave.push(Part::Asked);
             } else {
                 self.left.next();
-                wave.push(false);
+                wave.push(Part::Zombie);
             }
         }
         let mut asked = ask(&mut live).into_iter();
         let missing = || Error::new(Kind::Internal, "a process was not asked");
-        let answer = |alive| if alive { asked.next().ok_or_else(missing)?.map(Some) } else { Ok(None) };
+        let answer = |part| match part {
+            Part::Asked => asked.next().ok_or_else(missing)?.map(Some),
+            Part::Zombie => Ok(None),
+            Part::Refused(e) => Err(e),
+        };
         Ok(wave.into_iter().map(answer).collect())
     }
 }
