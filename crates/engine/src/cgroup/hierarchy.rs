@@ -121,9 +121,8 @@ pub(super) fn check_inside(member: &Member) -> Result<()> {
         return Ok(());
     }
     let what = format!("is in cgroup {}, which is outside of our own cgroup namespace", show(member));
-    Err(Error::new(Kind::Unsupported, what).help(
-        "run crust in the cgroup namespace of the task's parent, or leave cgroups alone with --manage-cgroups=ignore",
-    ))
+    Err(Error::new(Kind::Unsupported, what)
+        .help("run crust in the cgroup namespace of the task's parent, or leave out --manage-cgroups=full|strict"))
 }
 
 /// A group as messages show it.

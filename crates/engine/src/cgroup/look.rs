@@ -78,16 +78,23 @@ impl<'o> Groups<'o> {
         Ok(id)
     }
 
-    fn add(&mut self, members: Vec<Member>) -> Result<u32> {
+    fn add(&mut self, mut members: Vec<Member>) -> Result<u32> {
+        if self.opts.manage_cgroups != ManageCgroups::Ignore && self.is_asked_for() {
+            members.iter().try_for_each(hierarchy::check_inside)?;
+        }
+        // Nobody can name such a group from here: the restored tree starts where its restorer is.
+        for m in members.iter_mut().filter(|m| hierarchy::check_inside(m).is_err()) {
+            log::warn!("cgroup {} lies outside of our cgroup namespace and is not saved", hierarchy::show(m));
+            if let Some(own) = self.own.iter().find(|own| own.name == m.name) {
+                m.clone_from(own);
+            }
+        }
         if let Some(i) = self.sets.iter().position(|s| s.members == members) {
             return Ok(i as u32 + 1);
         }
         // A hierarchy that somebody has just made, or unmade, says nothing of this thread.
         if std::fs::read("/proc/self/cgroup").is_ok_and(|text| wanted(&text, self.opts) == members) {
             return Ok(OWN_SET);
-        }
-        if self.opts.manage_cgroups != ManageCgroups::Ignore {
-            members.iter().try_for_each(hierarchy::check_inside)?;
         }
         self.sets.push(Set { members, is_own: false });
         Ok(self.sets.len() as u32)
@@ -132,13 +139,20 @@ impl<'o> Groups<'o> {
             }
         }
         let lists = Lists::new(self.opts)?;
-        let mut controllers = Vec::new();
+        let (mut controllers, mut unseen) = (Vec::new(), Vec::new());
         for name in names {
-            controllers.push(self.controller(name, &lists, freezer)?);
+            match self.controller(name, &lists, freezer)? {
+                Some(entry) => controllers.push(entry),
+                None => unseen.push(name),
+            }
         }
-        let sets =
-            self.written().map(|(id, s)| CgSetEntry { id, ctls: s.members.iter().map(|m| self.member(m)).collect() });
-        Ok(Some(CgroupEntry { sets: sets.collect(), controllers }))
+        if controllers.is_empty() {
+            return Ok(None);
+        }
+        let ctls =
+            |s: &Set| s.members.iter().filter(|m| !unseen.contains(&m.name.as_str())).map(|m| self.member(m)).collect();
+        let sets = self.written().map(|(id, s)| CgSetEntry { id, ctls: ctls(s) }).collect();
+        Ok(Some(CgroupEntry { sets, controllers }))
     }
 
     fn member(&self, m: &Member) -> CgMemberEntry {
@@ -146,7 +160,15 @@ impl<'o> Groups<'o> {
         CgMemberEntry { name: m.name.clone(), path: m.path.clone(), cgns_prefix: hidden }
     }
 
-    fn controller(&self, name: &str, lists: &Lists, freezer: Option<&AsFound>) -> Result<CgControllerEntry> {
+    /// True if the caller named modes or places: what cannot be done of that is an error.
+    fn is_asked_for(&self) -> bool {
+        let named = self.opts.cgroup_yard.is_some() || !self.opts.cgroup_roots.is_empty();
+        named || matches!(self.opts.manage_cgroups, ManageCgroups::Full | ManageCgroups::Strict)
+    }
+
+    /// The record of one hierarchy; `None` if it cannot be opened, as in a confined service, and nobody insists: the
+    /// restored tree is then where its restorer is.
+    fn controller(&self, name: &str, lists: &Lists, freezer: Option<&AsFound>) -> Result<Option<CgControllerEntry>> {
         let cnames: Vec<&str> = if name.starts_with("name=") { vec![name] } else { name.split(',').collect() };
         let mut entry = CgControllerEntry {
             cnames: cnames.iter().map(|&n| n.to_owned()).collect(),
@@ -154,19 +176,25 @@ impl<'o> Groups<'o> {
             is_threaded: Some(!name.is_empty()),
         };
         if self.opts.manage_cgroups == ManageCgroups::Ignore {
-            return Ok(entry);
+            return Ok(Some(entry));
         }
         let starts = self.starts(name);
         if starts.is_empty() {
-            return Ok(entry);
+            return Ok(Some(entry));
         }
         // Of the host's root nothing is saved but its name, so that --cgroup-root can put another in its place; and the
         // processors, which a group must have before anybody can enter it.
         if starts.iter().all(|s| ends_here(s)) && !cnames.contains(&"cpuset") {
             entry.dirs.push(CgroupDirEntry::default());
-            return Ok(entry);
+            return Ok(Some(entry));
         }
-        let root = hierarchy::open(name, self.opts.cgroup_yard.as_deref())?;
+        let root = match hierarchy::open(name, self.opts.cgroup_yard.as_deref()) {
+            Err(e) if !self.is_asked_for() => {
+                log::warn!("control groups of this hierarchy are not saved: {}", e.headline());
+                return Ok(None);
+            }
+            root => root?,
+        };
         let walk = Walk { name, lists, cnames: &cnames };
         for start in starts {
             let dir = walk.dir(root.as_fd(), &start, start.strip_prefix(b"/").unwrap_or(&start))?;
@@ -182,7 +210,7 @@ impl<'o> Groups<'o> {
         if let (Some(found), Some(head)) = (freezer.filter(|_| cnames.contains(&"freezer")), entry.dirs.first_mut()) {
             head.properties.extend(found.property());
         }
-        Ok(entry)
+        Ok(Some(entry))
     }
 }
 

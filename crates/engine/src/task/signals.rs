@@ -71,7 +71,7 @@ pub fn next_handler(mask: u64, queues: [&SignalQueueEntry; 2], actions: &[SaEntr
 
 /// True if the process does with `signal` what the kernel does by default.
 pub fn is_default(entries: &[SaEntry], signal: i32) -> bool {
-    let at = signals().position(|s| s as i32 == signal);
+    let at = signals().position(|s| s == signal);
     at.is_some_and(|at| entries.get(at).is_none_or(|e| e.sigaction == 0))
 }
 
