@@ -1,12 +1,31 @@
 //! Messages with descriptors through unix sockets.
-use rustix::io::Result;
+use rustix::io::{Result, read, write};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// A pair of unix sockets that never wait.
+pub fn pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
+    crate::must(socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None))
+}
+
+/// A pipe that never waits: reader, writer.
+pub fn new_pipe() -> (OwnedFd, OwnedFd) {
+    crate::must(pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK))
+}
+
+/// Sends through one, receives from the other.
+pub fn works(zoo: &mut crate::Zoo, what: &str, w: Option<&OwnedFd>, r: Option<&OwnedFd>) {
+    let (Some(w), Some(r)) = (w, r) else { return zoo.ok(what, false) };
+    zoo.eq(what, write(w, b"through"), Ok(7));
+    let mut got = [0; 20];
+    zoo.eq(what, read(r, &mut got), Ok(7));
+}
 
 /// Sends bytes with copies of these descriptors.
 ///

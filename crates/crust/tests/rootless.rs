@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "capabilities are dropped between fork and exec")]
 mod common;
 
-use common::{CRUST, Dir, copy_program};
+use common::{CRUST, Dir, copy_program, inside};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -151,20 +151,6 @@ fn run_hands_on_signals_and_the_exit_code() {
     let pid = rustix::process::Pid::from_raw(child.id() as i32).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(9));
-}
-
-/// True inside of a pid namespace; outside, runs the test `name` again inside of one and says false.
-fn inside(name: &str) -> bool {
-    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
-        return true;
-    }
-    let exe = std::env::current_exe().unwrap();
-    // A job in the background of a script has SIGINT ignored, and hands that on.
-    let mut command = Command::new("env");
-    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
-    command.args(["-pf", "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
-    good(&command.env("CRUST_TEST_INSIDE", "1").output().unwrap());
-    false
 }
 
 const SYS_PTRACE: u32 = 19;

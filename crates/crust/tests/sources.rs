@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, helpers outside of #[test] functions too")]
 mod common;
 
-use common::{CRUST, Dir};
+use common::{CRUST, Dir, output_text};
 use crust_image::streamer;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,28 +16,9 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread::JoinHandle;
 
-/// True inside of new pid and mount namespaces; outside, runs the test `name` again inside of them and says false.
+/// Inside of new pid and mount namespaces.
 fn inside(name: &str) -> bool {
-    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
-        return true;
-    }
-    // A job in the background of a script has SIGINT ignored, and hands that on.
-    let mut command = Command::new("env");
-    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
-    command.args(if rustix::process::geteuid().is_root() {
-        ["-mpf", "--mount-proc"]
-    } else {
-        ["-Urmpf", "--mount-proc"]
-    });
-    let exe = std::env::current_exe().unwrap();
-    let command = command.arg(exe).args(["--exact", name, "--nocapture"]).env("CRUST_TEST_INSIDE", "1");
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
-    false
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+    common::inside_with(name, &["-m"])
 }
 
 /// A running sample and its directory.
@@ -88,7 +69,7 @@ impl Drop for Sample {
 
 fn good(mut command: Command) -> Output {
     let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", said(&output));
+    assert!(output.status.success(), "{}", output_text(&output));
     output
 }
 
@@ -103,7 +84,7 @@ fn a_dump_without_room_stops_nothing() {
     assert!(mounted.success());
     let output = sample.dump(&[]).output().unwrap();
     assert!(!output.status.success());
-    let said = said(&output);
+    let said = output_text(&output);
     assert!(said.contains("the images need about") && said.contains("are free in the image directory"), "{said}");
     assert!(said.contains("nothing was touched"), "{said}");
     assert_eq!(fs::read_dir(&small).unwrap().count(), 0);
@@ -121,7 +102,7 @@ fn verify_finds_a_changed_byte_in_any_file() {
     sample.goes_on();
     let images = sample.dir.path("images");
     let verify = || Command::new(CRUST).args(["image", "verify"]).arg(&images).output().unwrap();
-    let text = said(&verify());
+    let text = output_text(&verify());
     assert!(text.contains("good: ") && !text.contains("never hashed"), "{text}");
     let mut large = 0;
     for entry in fs::read_dir(&images).unwrap() {
@@ -136,7 +117,7 @@ fn verify_finds_a_changed_byte_in_any_file() {
             bytes[at] ^= 4;
             fs::write(&path, &bytes).unwrap();
             let output = verify();
-            assert!(!output.status.success(), "byte {at} of {}: {}", path.display(), said(&output));
+            assert!(!output.status.success(), "byte {at} of {}: {}", path.display(), output_text(&output));
             bytes[at] ^= 4;
         }
         fs::write(&path, &bytes).unwrap();
@@ -161,10 +142,10 @@ fn through_an_archive_and_through_pipes() {
     assert_eq!(names(&sample.dir.path("images")), BTreeSet::from(["stats-dump".to_owned()]));
     let archive = sample.dir.path("a.tar");
     let verify = Command::new(CRUST).args(["image", "verify"]).arg(&archive).output().unwrap();
-    assert!(verify.status.success() && !said(&verify).contains("never hashed"), "{}", said(&verify));
+    assert!(verify.status.success() && !output_text(&verify).contains("never hashed"), "{}", output_text(&verify));
     let mut tree = Command::new(CRUST);
     tree.args(["image", "tree", "-"]).stdin(File::open(&archive).unwrap());
-    assert!(said(&good(tree)).contains("crust"));
+    assert!(output_text(&good(tree)).contains("crust"));
     good(sample.crust("restore", &["-d", "--images-tar", "a.tar"]));
     sample.goes_on();
 
@@ -203,11 +184,15 @@ fn damaged_and_hostile_archives_bring_nothing_to_life() {
     let refused = |what: &str, bytes: &[u8], expected: &str| {
         fs::write(&archive, bytes).unwrap();
         let output = sample.crust("restore", &["-d", "--images-tar", "a.tar"]).output().unwrap();
-        assert!(!output.status.success() && said(&output).contains(expected), "{what}: {}", said(&output));
+        assert!(
+            !output.status.success() && output_text(&output).contains(expected),
+            "{what}: {}",
+            output_text(&output)
+        );
         let unpacked = sample.dir.path("unpacked");
         fs::create_dir_all(&unpacked).unwrap();
         let output = Command::new(CRUST).args(["image", "unpack"]).args([&archive, &unpacked]).output().unwrap();
-        assert!(!output.status.success(), "{what}: {}", said(&output));
+        assert!(!output.status.success(), "{what}: {}", output_text(&output));
         assert_eq!(names(&unpacked), BTreeSet::new(), "{what}");
         assert!(!Path::new(&format!("/proc/{}", sample.pid)).exists(), "{what}: somebody runs");
     };
@@ -330,16 +315,20 @@ fn through_an_image_streamer() {
     let sample = Sample::start("streamer");
     let images = sample.dir.path("images");
     let output = sample.dump(&["--stream"]).output().unwrap();
-    assert!(!output.status.success() && said(&output).contains("criu-image-streamer"), "{}", said(&output));
+    assert!(
+        !output.status.success() && output_text(&output).contains("criu-image-streamer"),
+        "{}",
+        output_text(&output)
+    );
     sample.goes_on();
 
     // A streamer that goes away early: the sample runs on.
     let streamer = capture(&images, 3);
     let output = sample.dump(&["--stream"]).output().unwrap();
     assert!(
-        !output.status.success() && said(&output).contains("whoever reads the stream has gone"),
+        !output.status.success() && output_text(&output).contains("whoever reads the stream has gone"),
         "{}",
-        said(&output)
+        output_text(&output)
     );
     assert!(!streamer.join().unwrap().contains_key("inventory.img"));
     sample.goes_on();
@@ -398,7 +387,7 @@ fn errors_while_it_streams_cost_nothing() {
             good_at = Some(nth);
             fs::remove_file(sample.dir.path("a.tar")).unwrap();
         } else {
-            assert!(said(&output).contains("Error"), "call {nth}: {}", said(&output));
+            assert!(output_text(&output).contains("Error"), "call {nth}: {}", output_text(&output));
             let left: Vec<String> = names(&sample.dir.0).into_iter().filter(|name| name.contains("a.tar")).collect();
             assert!(left.is_empty(), "call {nth}: {left:?}");
             failed_at = failed_at.max(nth);

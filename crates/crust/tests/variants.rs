@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a terminal is made the controlling one between fork and exec")]
 mod common;
 
-use common::{CRUST, Dir};
+use common::{CRUST, Dir, inside, output_text};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,26 +15,6 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// True inside of a pid namespace; outside, runs the test `name` again inside of one and says false.
-fn inside(name: &str) -> bool {
-    if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
-        return true;
-    }
-    let exe = std::env::current_exe().unwrap();
-    let kind = if rustix::process::geteuid().is_root() { "-pf" } else { "-Urpf" };
-    // A job in the background of a script has SIGINT ignored, and hands that on.
-    let mut command = Command::new("env");
-    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
-    command.args([kind, "--mount-proc"]).arg(exe).args(["--exact", name, "--nocapture"]);
-    let output = command.env("CRUST_TEST_INSIDE", "1").output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-    false
-}
-
-fn text(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
-}
 
 fn until(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -78,8 +58,8 @@ impl Sample {
 
     fn good(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, text(&output));
-        text(&output)
+        assert!(output.status.success(), "{args:?}: {}\n{}", output.status, output_text(&output));
+        output_text(&output)
     }
 
     fn dump(&self, more: &[&str]) {
@@ -147,7 +127,7 @@ fn the_pid_file_is_new_and_names_the_root() {
     fs::write(sample.dir.path("images/pid"), "1").unwrap();
     let refused = sample.run(&with_file);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(text(&refused).contains("pid"), "{}", text(&refused));
+    assert!(output_text(&refused).contains("pid"), "{}", output_text(&refused));
     until("a refused restore leaves the task", || stat(sample.pid).is_empty());
     fs::remove_file(sample.dir.path("images/pid")).unwrap();
     sample.good(&with_file);
@@ -176,8 +156,8 @@ fn a_sibling_is_a_child_of_our_caller_and_a_command_takes_our_place() {
         sample.pid
     );
     let output = sample.run(&["restore", "--exec-cmd", "-D", "images", "--", "/bin/sh", "-c", &script]);
-    assert_eq!(output.status.code(), Some(5), "{}", text(&output));
-    assert!(text(&output).contains(&format!("init={}", sample.pid)), "{}", text(&output));
+    assert_eq!(output.status.code(), Some(5), "{}", output_text(&output));
+    assert!(output_text(&output).contains(&format!("init={}", sample.pid)), "{}", output_text(&output));
     sample.goes_on();
 }
 
@@ -193,8 +173,8 @@ fn a_dump_that_takes_longer_than_its_timeout_rolls_back() {
     let (pid, script) = (sample.pid.to_string(), script.display().to_string());
     let dump = ["dump", "-t", &pid, "-D", "images", "--timeout", "5", "--action-script", &script];
     let late = sample.run(&dump);
-    assert_eq!(late.status.code(), Some(1), "{}", text(&late));
-    assert!(text(&late).contains("was not complete within 5s"), "{}", text(&late));
+    assert_eq!(late.status.code(), Some(1), "{}", output_text(&late));
+    assert!(output_text(&late).contains("was not complete within 5s"), "{}", output_text(&late));
     assert!(!sample.dir.path("images/inventory.img").exists());
     sample.goes_on();
 }
@@ -222,11 +202,11 @@ fn what_the_processor_lacks_is_listed() {
     sample.good(&["image", "encode", "-i", "poor.json", "-o", &poor_image]);
     let check = sample.run(&["cpuinfo", "check", "-D", "images"]);
     assert_eq!(check.status.code(), Some(1));
-    assert!(text(&check).contains("XSAVE components 0x10000000000"), "{}", text(&check));
+    assert!(output_text(&check).contains("XSAVE components 0x10000000000"), "{}", output_text(&check));
     sample.good(&["cpuinfo", "check", "--cpu-cap=none", "-D", "images"]);
     fs::remove_file(sample.dir.path("images/crust-manifest.json")).unwrap();
     let restore = sample.run(&[&RESTORE[..], &["--cpu-cap"]].concat());
-    let said = text(&restore);
+    let said = output_text(&restore);
     assert_eq!(restore.status.code(), Some(1));
     assert!(said.contains("this processor lacks") && said.contains("nothing was created"), "{said}");
     assert_eq!(said.matches("Error:").count(), 1, "{said}");
@@ -288,7 +268,7 @@ fn everything_is_cleaned_up() -> bool {
     let held = File::open(images.join(".crust-partial-1-0")).unwrap();
     rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
     let output = sample.run(&["cleanup", "-D", "images", "-t", &pid, "--address", &live]);
-    let said = text(&output);
+    let said = output_text(&output);
     if said.contains("NOT removed") && said.contains("something in its memory leads to a landing") {
         return false;
     }
@@ -377,12 +357,12 @@ fn a_shell_moves_to_another_terminal() {
     };
     // Without the option the session is an obstacle that is named.
     let refused = crust(&["dump", "-t", &root, "-D", "images"]).stdin(Stdio::null()).output().unwrap();
-    assert!(!refused.status.success() && text(&refused).contains("--shell-job"), "{}", text(&refused));
+    assert!(!refused.status.success() && output_text(&refused).contains("--shell-job"), "{}", output_text(&refused));
     let dump = crust(&["dump", "--shell-job", "-t", &root, "-D", "images", "-o", "dump.log", "-v4"])
         .stdin(Stdio::null())
         .output()
         .unwrap();
-    assert!(dump.status.success(), "{}", text(&dump));
+    assert!(dump.status.success(), "{}", output_text(&dump));
     expect(&first, "outer-done");
     outer.wait().unwrap();
     drop(first);

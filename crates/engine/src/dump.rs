@@ -1,6 +1,7 @@
 //! The dump, readable top to bottom: find → freeze → look → write → commit → kill or resume.
 use crate::cgroup::freezer::{AsFound, Freezer};
 use crate::cgroup::look::OWN_SET;
+use crate::clock::Clock;
 use crate::error::ResultExt;
 use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
@@ -59,20 +60,6 @@ pub struct DumpReport {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
-/// Wall times of named steps.
-struct Phases {
-    last: Instant,
-    all: Vec<(&'static str, Duration)>,
-}
-
-impl Phases {
-    fn done(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.all.push((name, now - self.last));
-        self.last = now;
-    }
-}
-
 /// Checkpoints the tree below `opts.pid` into `opts.images_dir`.
 ///
 /// # Errors
@@ -113,8 +100,7 @@ fn may_begin_again(opts: &Options, started: Instant) -> bool {
 }
 
 fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
-    let mut phases = Phases { last: Instant::now(), all: Vec::new() };
-    let started = Instant::now();
+    let mut clock = Clock::start();
     let deadline = Deadline::after(opts.timeout.unwrap_or(Options::DEFAULT_TIMEOUT));
     refuse_options(opts)?;
     let root = find_root(opts.pid)?;
@@ -131,7 +117,7 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let out = out.at(Stage::Write)?;
     estimate::check(root, &out).at(Stage::Write)?;
     events.notify(Event::PreDump, Some(opts.pid), None)?;
-    phases.done("find");
+    clock.done("find");
 
     let freezing = Instant::now();
     let mut freezer = opts.freeze_cgroup.as_deref().map(Freezer::open).transpose().at(Stage::Freeze)?;
@@ -139,10 +125,10 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         FrozenTree::freeze(root, freezer.as_mut(), deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
     tree.set_deadline(Deadline::after(LOOK_LIMIT));
     let mut report = DumpReport { pid: opts.pid, freezing: freezing.elapsed(), ..Default::default() };
-    phases.done("freeze");
+    clock.done("freeze");
 
     let found = freezer.as_ref().map(Freezer::as_found);
-    let saved = save(&mut tree, opts, out, found, events, &mut report, &mut phases);
+    let saved = save(&mut tree, opts, out, found, events, &mut report, &mut clock);
     let committed = match saved {
         Ok(committed) => committed,
         // Whatever went wrong: the tree first, then the words.
@@ -156,14 +142,14 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     }
     .at(Stage::Kill)?;
     report.frozen = freezing.elapsed();
-    phases.done(if opts.after == After::Kill { "kill" } else { "resume" });
+    clock.done(if opts.after == After::Kill { "kill" } else { "resume" });
     // Neither the tree nor its freeze waits for this.
     if let Err(e) = committed.hash_rest(!opts.no_sync) {
         log::warn!("the images are good, but large ones are not hashed, so that verify cannot check them: {e}");
     }
-    phases.done("hash");
-    report.phases = phases.all;
-    log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, started.elapsed());
+    clock.done("hash");
+    report.phases = clock.phases;
+    log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, clock.started.elapsed());
     Ok(report)
 }
 
@@ -209,7 +195,7 @@ fn save(
     freezer: Option<&AsFound>,
     events: &mut dyn Events,
     report: &mut DumpReport,
-    phases: &mut Phases,
+    clock: &mut Clock,
 ) -> Result<Committed> {
     fault::point(Stage::Freeze)?;
     events.notify(Event::NetworkLock, Some(opts.pid), None)?;
@@ -219,11 +205,11 @@ fn save(
     let mut looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
     show_files(&mut looked, &mut cx).at(Stage::Look)?;
     fault::point(Stage::Look)?;
-    phases.done("look");
+    clock.done("look");
 
     cx.shared.write_sysv(&out).at(Stage::Write)?;
     memory.write_shared(&cx.shared).at(Stage::Write)?;
-    phases.done("shared memory");
+    clock.done("shared memory");
     write_records(&looked, &cx, &out).map_err(|e| e.at(Stage::Write))?;
     if let Some(groups) = cx.groups.record(freezer).at(Stage::Look)? {
         out.put_one(ImageKind::Cgroup, 0, &groups).at(Stage::Write)?;
@@ -247,7 +233,7 @@ fn save(
     report.image_bytes = committed.image_bytes();
     report.tasks = looked.len();
     report.threads = looked.iter().filter(|l| l.mm.is_some()).map(|l| l.cores.len()).sum();
-    phases.done("commit");
+    clock.done("commit");
     if let Err(e) = events.notify(Event::PostDump, Some(opts.pid), None) {
         if let Err(also) = committed.discard() {
             log::error!("after a refused checkpoint: {also}");

@@ -2,6 +2,7 @@
 pub(crate) mod cgroup;
 pub mod check;
 pub mod cleanup;
+pub(crate) mod clock;
 pub mod cpu;
 pub mod dump;
 pub mod error;

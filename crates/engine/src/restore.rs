@@ -1,5 +1,6 @@
 //! The restore, readable top to bottom: read → check → plan → build → swap → line up → resume.
 use crate::cgroup::rebuild::Groups;
+use crate::clock::Clock;
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
@@ -51,25 +52,8 @@ pub struct RestoreReport {
 /// How long a restore may take when the caller sets no limit.
 const DEFAULT_LIMIT: Duration = Duration::from_secs(600);
 
-/// Wall times of named steps.
-struct Clock {
-    started: Instant,
-    last: Instant,
-    phases: Vec<(&'static str, Duration)>,
-}
-
-impl Clock {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self { started: now, last: now, phases: Vec::new() }
-    }
-
-    fn done(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.phases.push((name, now - self.last));
-        self.last = now;
-    }
-}
+/// What is left when a restore fails before its tree runs.
+const REMOVED: &str = "every task of the tree was removed again";
 
 /// Everything the images say, checked.
 struct Plan {
@@ -132,7 +116,7 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         duties: &plan.duties,
         groups: groups.as_ref(),
         busy: memory::prepare()?,
-        fill_threads: if keep_ids_clear(&plan.tree) { 0 } else { 1 },
+        fill_threads: if ids::keep_clear(&plan.tree.all_ids()) { 0 } else { 1 },
         common: &common,
         held: memory::Held::default(),
     };
@@ -149,10 +133,9 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let lines = Lines { plan: &plan, arena: &arena, root, held: sibling, deadline };
     let traced = take_filtered(&lines, events)
         .and_then(|traced| line_up(&lines, events).map(|()| traced))
-        .map_err(|e| e.at(Stage::Build).state("every task of the tree was removed again"))?;
+        .map_err(|e| e.at(Stage::Build).state(REMOVED))?;
     if let Some(groups) = &mut groups {
-        settle(groups, &plan.tree)
-            .map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
+        settle(groups, &plan.tree).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     }
     let forking = started.elapsed();
     clock.done("build");
@@ -161,14 +144,14 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     if let Some(path) = &opts.pidfile {
         write_pidfile(path, pid)?;
     }
-    plan.files.set_late_owners().map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
+    plan.files.set_late_owners().map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     let processes = processes(&plan, &arena)?;
     let part = || {
         arena::open(&arena.control().go);
         wait_at(&lines, &arena.control().parted, plan.tree.parting_threads() as u32, events)
     };
     let ready = finish::complete(&processes, &traced, part, Deadline::at(deadline))
-        .map_err(|e| e.at(Stage::LineUp).state("every task of the tree was removed again"))?;
+        .map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     clock.done("swap");
     // As CRIU has it, a refusal from here on is only logged.
     for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
@@ -351,21 +334,6 @@ fn refuse_options(opts: &Options) -> Result<()> {
             .state("nothing was created")
     });
     Error::all(refused.collect()).map_or(Ok(()), Err)
-}
-
-/// Keeps ids that the kernel hands out by itself (to threads that fill memory) clear of the tree's. True if they are.
-fn keep_ids_clear(tree: &Tree) -> bool {
-    const NEAR: i32 = 4096;
-    let path = "/proc/sys/kernel/ns_last_pid";
-    let Some(last) = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok()) else {
-        return false;
-    };
-    let ids = tree.all_ids();
-    let near = |id: &NsTid| (1..=NEAR).contains(&(id.as_raw() - last));
-    match (ids.iter().any(near), ids.last()) {
-        (true, Some(highest)) => std::fs::write(path, highest.as_raw().to_string()).is_ok(),
-        _ => true,
-    }
 }
 
 /// Makes the control groups of the tree.

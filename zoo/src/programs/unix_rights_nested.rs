@@ -2,26 +2,9 @@
 //! a stream descriptors come.
 use rustix::event::epoll;
 use rustix::io::{read, write};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::pipe::{PipeFlags, pipe_with};
-use std::os::fd::{AsFd, OwnedFd};
-use zoo::rights::{receive, send};
-
-fn pair(kind: SocketType) -> (OwnedFd, OwnedFd) {
-    zoo::must(socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None))
-}
-
-fn new_pipe() -> (OwnedFd, OwnedFd) {
-    zoo::must(pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK))
-}
-
-/// Sends through one, receives from the other.
-fn works(zoo: &mut zoo::Zoo, what: &str, w: Option<&OwnedFd>, r: Option<&OwnedFd>) {
-    let (Some(w), Some(r)) = (w, r) else { return zoo.ok(what, false) };
-    zoo.eq(what, write(w, b"through"), Ok(7));
-    let mut got = [0; 20];
-    zoo.eq(what, read(r, &mut got), Ok(7));
-}
+use rustix::net::SocketType;
+use std::os::fd::AsFd;
+use zoo::rights::{new_pipe, pair, receive, send, works};
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();

@@ -248,27 +248,27 @@ pub(crate) fn send_raw(connection: &Connection, bytes: &[u8]) {
     rustix::net::send(connection, bytes, flags).unwrap();
 }
 
-/// True inside of the namespace; outside, runs the test `name` again inside of one and says false.
+/// Both outputs of a program that ended.
+pub(crate) fn output_text(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// True inside of a pid namespace; outside, runs the test `name` again inside of one and says false.
 pub(crate) fn inside(name: &str) -> bool {
+    inside_with(name, &[])
+}
+
+/// The same with more options of unshare(1).
+pub(crate) fn inside_with(name: &str, more: &[&str]) -> bool {
     if std::env::var_os("CRUST_TEST_INSIDE").is_some() {
         return true;
     }
-    let exe = std::env::current_exe().unwrap();
     // A job in the background of a script has SIGINT ignored, and hands that on.
     let mut command = Command::new("env");
     command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
-    if rustix::process::geteuid().is_root() {
-        command.args(["-pf", "--mount-proc"]);
-    } else {
-        command.args(["-Urpf", "--mount-proc"]);
-    }
-    let output =
-        command.arg(exe).args(["--exact", name, "--nocapture"]).env("CRUST_TEST_INSIDE", "1").output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    command.arg(if rustix::process::geteuid().is_root() { "-pf" } else { "-Urpf" }).arg("--mount-proc").args(more);
+    command.arg(std::env::current_exe().unwrap()).args(["--exact", name, "--nocapture"]);
+    let output = command.env("CRUST_TEST_INSIDE", "1").output().unwrap();
+    assert!(output.status.success(), "{}", output_text(&output));
     false
 }

@@ -1,7 +1,7 @@
 //! Activation without a systemd as PID 1: by `systemd-socket-activate`, and by an environment made by hand.
-use crate::common::{CRUST, Dir, Process, connect, listener};
+use crate::common::{CRUST, Dir, Process, connect, inside_with, listener};
 use crate::program::{Program, until};
-use crate::{INSIDE, skip};
+use crate::skip;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, recv, socket_with, sockopt};
 use rustix::process::{Pid, Signal};
 use std::fs::{self, File};
@@ -12,23 +12,9 @@ use std::time::Duration;
 
 const ACTIVATE: &str = "/usr/bin/systemd-socket-activate";
 
-/// True inside of a pid namespace of our own; outside, runs the test `name` again inside of one and says false.
+/// Inside of a pid namespace that goes with its maker.
 fn inside(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    // A job in the background of a script has SIGINT ignored, and hands that on.
-    let mut command = Command::new("env");
-    command.args(["--default-signal=HUP,INT,QUIT,TERM,PIPE", "unshare"]);
-    match rustix::process::geteuid().is_root() {
-        true => command.args(["-pf", "--kill-child", "--mount-proc"]),
-        false => command.args(["-Urpf", "--kill-child", "--mount-proc"]),
-    };
-    let exe = std::env::current_exe().unwrap();
-    let output = command.arg(exe).args(["--exact", name, "--nocapture"]).env(INSIDE, "1").output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
-    false
+    inside_with(name, &["--kill-child"])
 }
 
 fn terminate(process: &Process) {

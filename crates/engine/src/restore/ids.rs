@@ -74,6 +74,21 @@ pub(super) fn check_free(ids: &[NsTid]) -> Option<Error> {
     Some(Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", named.join(", "))))
 }
 
+/// Keeps ids that the kernel hands out by itself (to threads that fill memory) clear of the tree's, which are in order.
+/// True if they are.
+pub(super) fn keep_clear(ids: &[NsTid]) -> bool {
+    const NEAR: i32 = 4096;
+    let path = "/proc/sys/kernel/ns_last_pid";
+    let Some(last) = std::fs::read_to_string(path).ok().and_then(|t| t.trim().parse::<i32>().ok()) else {
+        return false;
+    };
+    let near = |id: &NsTid| (1..=NEAR).contains(&(id.as_raw() - last));
+    match (ids.iter().any(near), ids.last()) {
+        (true, Some(highest)) => std::fs::write(path, highest.as_raw().to_string()).is_ok(),
+        _ => true,
+    }
+}
+
 /// Forks with a chosen id. A task that was just waited for may keep its id for a moment although nobody sees it any more.
 pub(super) fn with_free<T>(id: NsTid, mut fork: impl FnMut() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
     let start = Instant::now();
