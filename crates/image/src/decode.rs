@@ -376,7 +376,8 @@ fn address(field: &Field, all: &[Raw<'_>], pretty: bool) -> Option<String> {
     let words: Option<Vec<u32>> = all
         .iter()
         .map(|raw| match raw {
-            Raw::Varint(v) => u32::try_from(*v).ok(),
+            // Protobuf takes the low half of a varint that is too wide for its field.
+            Raw::Varint(v) => Some(*v as u32),
             _ => None,
         })
         .collect();

@@ -378,3 +378,7 @@ fn process(view: &View, task: &Task, open: bool, out: &mut String) {
         line!(out, "</table></details>");
     }
 }
+
+#[cfg(test)]
+#[path = "tree_tests.rs"]
+mod tests;

@@ -28,6 +28,15 @@ pub(crate) mod status {
 /// `mmap.flags` of a mapping that grows down.
 pub(crate) const MAP_GROWSDOWN: u32 = 0x100;
 
+/// `task_core_entry.task_state` of a process that has ended and was not waited for.
+const TASK_DEAD: u32 = 2;
+
+/// The bits of open flags that tell how a file is open; 0 is for reading.
+const ACCESS: u32 = 3;
+
+const IPPROTO_TCP: u32 = 6;
+const TCP_LISTEN: u32 = 10;
+
 /// Text that the kernel allows any bytes in.
 pub(crate) fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -51,12 +60,15 @@ impl Task {
         self.core.tc.as_ref().map(|tc| lossy(&tc.comm)).unwrap_or_default()
     }
 
-    /// `Alive`, `Zombie`, `Stopped`.
+    /// `Alive`, `Zombie`, `Stopped`. CRIU writes zombies as 2, for which crit has no name.
     pub(crate) fn state(&self) -> String {
         let state = self.core.tc.as_ref().map_or(0, |tc| tc.task_state);
         let names = schema::values("task.task_state");
-        let name = names.iter().find(|(v, _)| *v == u64::from(state));
-        name.map_or_else(|| format!("state {state}"), |(_, name)| (*name).to_owned())
+        match names.iter().find(|(v, _)| *v == u64::from(state)) {
+            Some((_, name)) => (*name).to_owned(),
+            None if state == TASK_DEAD => "Zombie".to_owned(),
+            None => format!("state {state}"),
+        }
     }
 
     /// All mappings.
@@ -271,6 +283,13 @@ impl View {
         if let Some(isk) = &file.isk {
             return inet(isk);
         }
+        if let Some(usk) = &file.usk {
+            return unix(usk);
+        }
+        if let Some(pipe) = &file.pipe {
+            let end = if pipe.flags & ACCESS == 0 { "read" } else { "write" };
+            return format!("pipe {}, {end} end", pipe.pipe_id);
+        }
         if let Some(memfd) = &file.memfd {
             return format!("memfd {}", memfd.inode_id);
         }
@@ -337,6 +356,7 @@ impl View {
         match s {
             _ if s & status::SYSVIPC != 0 => format!("[sysv shm {}]", vma.shmid),
             _ if s & status::ANON_SHARED != 0 => format!("[shared {}]", vma.shmid),
+            _ if vma.flags & MAP_GROWSDOWN != 0 => "[stack]".to_owned(),
             _ => String::new(),
         }
     }
@@ -366,21 +386,45 @@ fn unix_name(usk: &UnixSkEntry) -> String {
     if usk.name.is_empty() { String::new() } else { format!(" {}", text::quoted(&usk.name)) }
 }
 
+/// The name that crit has for a number.
+fn named(table: &str, value: u32) -> String {
+    let found = schema::values(table).iter().find(|(v, _)| *v == u64::from(value));
+    found.map_or_else(|| value.to_string(), |(_, name)| (*name).to_owned())
+}
+
+/// `unix stream 12 at /run/x, listening`, `unix dgram 13 to 14`.
+fn unix(usk: &UnixSkEntry) -> String {
+    let mut out = format!("unix {} {}", named("socket.type", usk.r#type).to_lowercase(), usk.ino);
+    match usk.name.as_slice() {
+        [] => {}
+        // An abstract name begins with a zero byte; a path ends with one.
+        [0, name @ ..] => out.push_str(&format!(" at @{}", lossy(name))),
+        [name @ .., 0] | name => out.push_str(&format!(" at {}", lossy(name))),
+    }
+    if usk.peer != 0 {
+        out.push_str(&format!(" to {}", usk.peer));
+    }
+    if usk.state == TCP_LISTEN {
+        out.push_str(", listening");
+    }
+    out
+}
+
 fn inet(isk: &InetSkEntry) -> String {
-    let name = |table: &str, value: u32| {
-        let found = schema::values(table).iter().find(|(v, _)| *v == u64::from(value));
-        found.map_or_else(|| value.to_string(), |(_, name)| (*name).to_owned())
-    };
     let end = |words: &[u32], port: u32| {
         let address = text::ip(words).unwrap_or_else(|| "?".to_owned());
         if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
     };
-    let proto = name("socket.proto", isk.proto);
-    let state = name("socket.state", isk.state);
+    let proto = named("socket.proto", isk.proto);
+    // Only TCP's states say something: a datagram socket is "closed" unless connected.
+    let state = match isk.proto {
+        IPPROTO_TCP => format!(" {}", named("socket.state", isk.state)),
+        _ => String::new(),
+    };
     let source = end(&isk.src_addr, isk.src_port);
     if isk.dst_port == 0 {
-        format!("{proto} {source} {state}")
+        format!("{proto} {source}{state}")
     } else {
-        format!("{proto} {source} to {} {state}", end(&isk.dst_addr, isk.dst_port))
+        format!("{proto} {source} to {}{state}", end(&isk.dst_addr, isk.dst_port))
     }
 }

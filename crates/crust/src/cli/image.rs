@@ -31,7 +31,7 @@ DIR may also be a tar archive, or `-` for one from standard input; ARCHIVE may b
 
 /// Runs `crust image ARGS`.
 pub(crate) fn run(args: &[OsString]) -> Exit {
-    if args.first().is_some_and(|a| a == "--help" || a == "-h") {
+    if args.iter().any(|a| a == "--help" || a == "-h") {
         out(USAGE);
         return Exit::Good;
     }
