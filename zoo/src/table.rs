@@ -152,6 +152,7 @@ macro_rules! programs {
             beyond unix_waiting;
             beyond unix_waiting_order;
             beyond unlinked_file;
+            beyond waits_left;
             apart fork_storm;
             refused refused_inotify_events;
             refused refused_io_uring;

@@ -21,6 +21,7 @@ mod ask;
 mod estimate;
 mod freeze;
 mod look;
+mod waits;
 
 use freeze::{FrozenTree, Seen};
 pub(crate) use freeze::{find_root, stat_of};

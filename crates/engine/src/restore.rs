@@ -24,6 +24,7 @@ mod ids;
 mod sharing;
 pub(crate) mod tree;
 mod twins;
+mod waits;
 
 use arena::Arena;
 use sharing::Sharing;

@@ -162,6 +162,7 @@ mod unix_waiting_order;
 mod unlinked_file;
 mod vdso_clock;
 mod vmas_5000;
+mod waits_left;
 mod zombies;
 
 macro_rules! dispatch {

@@ -1,4 +1,5 @@
 //! The tree found and frozen: every process below the root, every thread of it, until nothing new appears.
+use super::waits::{self, Waits};
 use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
 use crate::{Error, Kind, Object, Result, Stage};
@@ -30,6 +31,8 @@ pub(crate) struct Seen {
     pub(crate) pidfd: PidFd,
     /// Of the leader.
     pub(crate) stat: Stat,
+    /// What is known of its threads' waits.
+    pub(crate) waits: Waits,
 }
 
 /// A tree that stands still. Dropping it lets it run again.
@@ -84,9 +87,8 @@ pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
     Ok(root)
 }
 
-/// Asks all threads of all processes below `root` to stop, as far as they are seen now, and does not wait. Processes with
-/// their parents, and what became of each.
-fn ask_below(root: HostTid, deadline: Deadline) -> (Vec<(HostTid, i32)>, Vec<Asked>) {
+/// All processes below `root`, as far as they are seen now, with their parents.
+fn below(root: HostTid) -> Vec<(HostTid, i32)> {
     let mut all = vec![(root, 0)];
     let mut i = 0;
     while let Some(&(pid, _)) = all.get(i) {
@@ -95,6 +97,13 @@ fn ask_below(root: HostTid, deadline: Deadline) -> (Vec<(HostTid, i32)>, Vec<Ask
         all.extend(children.into_iter().map(|c| (c, pid.as_raw())));
         i += 1;
     }
+    all
+}
+
+/// Asks all threads of all processes below `root` to stop, as far as they are seen now, and does not wait. Processes with
+/// their parents, and what became of each.
+fn ask_below(root: HostTid, deadline: Deadline) -> (Vec<(HostTid, i32)>, Vec<Asked>) {
+    let all = below(root);
     let asked = all.iter().map(|&(pid, _)| SeizedProcess::ask_to_stop(pid, ptrace::Options::default(), deadline));
     let asked = asked.collect();
     (all, asked)
@@ -112,12 +121,13 @@ impl FrozenTree {
         let mut wanted = vec![(root, 0)];
         let mut parents = Vec::new();
         if let Some(freezer) = freezer {
+            let waits = waits::look(below(root).into_iter().map(|p| p.0));
             freezer.freeze(deadline)?;
             let (all, asked) = ask_below(root, deadline);
             // First of all: an error below waits for threads to stop, which frozen ones do not.
             freezer.thaw()?;
             let seized = asked.into_iter().map(Asked::await_stop).collect();
-            tree.take(&all, seized, &mut known)?;
+            tree.take(&all, seized, waits, &mut known)?;
             wanted = tree.children(0..tree.processes.len(), &known, Some(&mut parents))?;
         }
         while !wanted.is_empty() {
@@ -162,14 +172,16 @@ impl FrozenTree {
     /// Seizes a layer of processes. One that is gone by now is none of ours any more, unless it is the root.
     fn add(&mut self, wanted: &[(HostTid, i32)], known: &mut HashSet<HostTid>, deadline: Deadline) -> Result<()> {
         let pids: Vec<HostTid> = wanted.iter().map(|w| w.0).collect();
+        let waits = waits::look(pids.iter().copied());
         let seized = SeizedProcess::seize_all(&pids, ptrace::Options::default(), deadline);
-        self.take(wanted, seized, known)
+        self.take(wanted, seized, waits, known)
     }
 
     fn take(
         &mut self,
         wanted: &[(HostTid, i32)],
         seized: Vec<crust_inject::Result<SeizedProcess>>,
+        mut waits: Waits,
         known: &mut HashSet<HostTid>,
     ) -> Result<()> {
         for (&(pid, ppid), seized) in wanted.iter().zip(seized) {
@@ -179,7 +191,10 @@ impl FrozenTree {
                 Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
                 Err(e) => return Err(e.into()),
             };
-            let seen = Self::see(pid, ppid, seized.as_ref()).on_task(pid.as_raw())?;
+            let mut seen = Self::see(pid, ppid, seized.as_ref()).on_task(pid.as_raw())?;
+            if let Some(seized) = &seized {
+                seen.waits = waits::of(seized, &mut waits);
+            }
             known.insert(pid);
             self.processes.push(Process { seen, seized });
         }
@@ -199,14 +214,14 @@ impl FrozenTree {
         let other = seized.filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first()).map(SeizedThread::tid);
         let Some(live) = other else {
             let pidfd = PidFd::open(pid).during("pidfd_open")?;
-            return Ok(Seen { pid, ppid, live: pid, proc, pidfd, stat });
+            return Ok(Seen { pid, ppid, live: pid, proc, pidfd, stat, waits: Waits::new() });
         };
         // Memory and descriptors are gone from the leader; its other threads have them.
         let proc = Arc::new(ProcDir::open(live).during("opening /proc/TID")?);
         let pidfd = PidFd::open_thread(live)
             .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
             .map_err(|e| e.kind_is(Kind::Unsupported).help("let the program's main thread live"))?;
-        Ok(Seen { pid, ppid, live, proc, pidfd, stat })
+        Ok(Seen { pid, ppid, live, proc, pidfd, stat, waits: Waits::new() })
     }
 
     /// Parents before children.

@@ -2,6 +2,7 @@
 //! be asked; everything else is read from outside.
 use super::ask::{Answers, Asked, COMM_BYTES, Thread, ThreadQuestions};
 use super::freeze::Seen;
+use super::waits::Wait;
 use crate::cgroup::look::Groups;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::FileTable;
@@ -204,7 +205,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     };
     let mut cores = Vec::with_capacity(asked.threads.len());
     for (thread, q) in asked.threads.iter().zip(&questions.threads) {
-        let (tid, mut core) = look_thread(thread, q, answers, &process)?;
+        let (tid, mut core) = look_thread(thread, q, answers, &process, p.waits.get(&thread.tid))?;
         if let Some(th) = &mut core.thread_core {
             th.cg_set = Some(cx.groups.set_of(&p.proc, thread.tid)?);
         }
@@ -317,7 +318,13 @@ fn process_part(
     })
 }
 
-fn look_thread(t: &Thread, q: &ThreadQuestions, a: &Answers, process: &TaskCoreEntry) -> Result<(NsTid, CoreEntry)> {
+fn look_thread(
+    t: &Thread,
+    q: &ThreadQuestions,
+    a: &Answers,
+    process: &TaskCoreEntry,
+    wait: Option<&Wait>,
+) -> Result<(NsTid, CoreEntry)> {
     let status = &t.status;
     let tid = inner_id(status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
     let read = |at: DataRef, len: usize| a.data(at, len);
@@ -331,7 +338,7 @@ fn look_thread(t: &Thread, q: &ThreadQuestions, a: &Answers, process: &TaskCoreE
     let rseq = &t.rseq;
     let mut comm = a.data(q.comm, COMM_BYTES)?;
     comm.truncate(comm.iter().position(|&b| b == 0).unwrap_or(COMM_BYTES));
-    let thread_core = ThreadCoreEntry {
+    let mut thread_core = ThreadCoreEntry {
         futex_rla: robust_list,
         futex_rla_len: robust_len as u32,
         sched_nice: Some(sched.nice),
@@ -357,6 +364,13 @@ fn look_thread(t: &Thread, q: &ThreadQuestions, a: &Answers, process: &TaskCoreE
         let restarts = flags & libc::SA_RESTART as u64 != 0;
         if restarts { regs::Handled::RestartsCalls } else { regs::Handled::EndsCalls }
     });
-    let info = regs::to_image(&t.regs, &t.xsave, a.word(q.tid_address)?, handled)?;
+    let mut general = t.regs;
+    if let Some(wait) = wait.filter(|_| handled.is_none()) {
+        if general.orig_rax == libc::SYS_restart_syscall as u64 {
+            general.orig_rax = wait.nr() as u64;
+        }
+        thread_core.crust_wait_left_ns = wait.left(t.tid, &t.regs).and_then(|left| left.as_nanos().try_into().ok());
+    }
+    let info = regs::to_image(&general, &t.xsave, a.word(q.tid_address)?, handled)?;
     Ok((tid, CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() }))
 }

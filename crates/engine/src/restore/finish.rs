@@ -2,6 +2,7 @@
 //! theirs (the parent's death signal), stops them, removes what is left of us from their memory, gives them their registers
 //! and lets them go. If the coordinator dies here the kernel kills the whole tree with it.
 use super::tree::{Fate, Task, Tree};
+use super::waits::{self, Renewed};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::task::{ended, regs, signals};
 use crate::{Result, Stage};
@@ -73,7 +74,11 @@ pub(super) fn complete(
     for (p, tid) in all() {
         expect_stop(p.pid, tid, Stop::Interrupted, deadline)?;
     }
+    let waits = waits::renew(processes, deadline)?;
     unmap(processes, deadline)?;
+    for p in processes {
+        waits.to_signal_stop(p.pid, p.pid, deadline)?;
+    }
     let mut template = vec![0u8; 16384];
     if let Some(first) = processes.first() {
         let n = ptrace::get_regset(first.pid, RegSet::XState, &mut template).during("reading the XSAVE area")?;
@@ -82,7 +87,7 @@ pub(super) fn complete(
     for p in processes {
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
             let at = ended::is(core).then_some(p.syscall_at);
-            set_state(core, tid, &template, at).on_task(p.pid.as_raw())?;
+            set_state(core, tid, &template, at, &waits).on_task(p.pid.as_raw())?;
         }
     }
     let gone = |p: &&Process<'_>| p.task.core().is_some_and(ended::is);
@@ -92,11 +97,18 @@ pub(super) fn complete(
 }
 
 /// `at`: where to go on, if that is not what the image says.
-fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8], at: Option<u64>) -> Result<()> {
+fn set_state(
+    core: &crust_image::proto::CoreEntry,
+    tid: HostTid,
+    template: &[u8],
+    at: Option<u64>,
+    waits: &Renewed,
+) -> Result<()> {
     let missing = || Error::new(Kind::BadImage, format!("thread {tid} has no x86 registers in its core image"));
     let info = core.thread_info.as_ref().ok_or_else(missing)?;
     let mut general = regs::general(info)?;
     general.rip = at.unwrap_or(general.rip);
+    waits.apply(tid, &mut general);
     inject::write(tid, &general).during("setting general registers")?;
     let xstate = regs::xstate(&info.fpregs, template);
     ptrace::set_regset(tid, RegSet::XState, &xstate).during("setting floating point registers")?;
@@ -105,7 +117,7 @@ fn set_state(core: &crust_image::proto::CoreEntry, tid: HostTid, template: &[u8]
     ptrace::set_sigmask(tid, mask).during("setting the signal mask")
 }
 
-fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {
+pub(super) fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {
     /// A leader's death is not reported before its dead threads were asked for, so who waits for one must look, too.
     const LOOK: std::time::Duration = std::time::Duration::from_millis(100);
     loop {

@@ -1,0 +1,314 @@
+//! Waits for a time, as they are just before the stop that interrupts them. What is left of such a wait the kernel keeps to
+//! itself (its restart block). Where it says nothing, the thread's scheduling data do, until it wakes: they tell when it
+//! went to sleep. And a wait that had been interrupted before is told by where in the kernel it sleeps.
+//!
+//! What is taken for left is never less than what is: everything that is not certain counts as not slept.
+use crust_inject::arch::regs::Regs;
+use crust_inject::{CrashSafety, SeizedProcess};
+use crust_kernel::procfs::ProcDir;
+use crust_kernel::remote_mem::process_vm_read;
+use crust_kernel::{HostTid, VirtAddr};
+use rustix::thread::CpuSet;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What is known of waits, by thread.
+pub(crate) type Waits = HashMap<HostTid, Wait>;
+
+/// A call that waits for a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Wait {
+    call: Call,
+    /// Absent where that is not known, or not worth knowing.
+    slept: Option<Duration>,
+    /// The kernel may go on with the call by restart_syscall(2).
+    may_restart: bool,
+    before: Option<Sched>,
+}
+
+/// A system call of a thread, and from where it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Call {
+    /// Of the call itself, also where that was interrupted once and goes on by restart_syscall(2).
+    nr: i64,
+    args: [u64; 6],
+    sp: u64,
+    ip: u64,
+}
+
+/// What `/proc/TID/sched` says of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sched {
+    /// When it last ran, in the time of its processor.
+    last: Duration,
+    /// How long it has run altogether.
+    ran: Duration,
+    /// How often it went to sleep.
+    sleeps: u64,
+}
+
+/// A wait that has slept for less begins anew: it costs no more than that, and loops of short waits never come near what
+/// [`MAY_RUN`] cannot tell.
+const WORTH: Duration = Duration::from_millis(500);
+/// What a thread runs from its wait to its stop, at most. A thread that ran longer may have ended its wait and begun another.
+const MAY_RUN: Duration = Duration::from_millis(1);
+
+const FUTEX_COMMAND: u64 = 0x7f;
+const FUTEX_WAIT: u64 = 0;
+
+/// A limit of a call that counts from the call on.
+enum Limit {
+    Ms(u64),
+    /// A `struct timespec` there.
+    At(u64),
+}
+
+impl Call {
+    fn parse(text: &str) -> Option<Self> {
+        let mut words = text.split_ascii_whitespace();
+        let nr = words.next()?.parse().ok().filter(|&nr| nr >= 0)?;
+        let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+        let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
+        Some(Self { nr, args, sp: hex()?, ip: hex()? })
+    }
+
+    fn of(regs: &Regs) -> Self {
+        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
+        Self { nr: regs.orig_rax as i64, args, sp: regs.rsp, ip: regs.rip }
+    }
+
+    /// The same call from the same place, whatever its number.
+    fn is_made_as(&self, other: &Self) -> bool {
+        (self.args, self.sp, self.ip) == (other.args, other.sp, other.ip)
+    }
+
+    fn limit(&self) -> Option<Limit> {
+        let [a, _, c, d, ..] = self.args;
+        match self.nr {
+            libc::SYS_poll => u64::try_from(c as i32).ok().filter(|&ms| ms > 0).map(Limit::Ms),
+            libc::SYS_nanosleep => Some(Limit::At(a)),
+            libc::SYS_clock_nanosleep => {
+                let counts = matches!(a as i32, libc::CLOCK_REALTIME | libc::CLOCK_MONOTONIC | libc::CLOCK_BOOTTIME);
+                (counts && self.args[1] & libc::TIMER_ABSTIME as u64 == 0).then_some(Limit::At(c))
+            }
+            libc::SYS_futex => (self.args[1] & FUTEX_COMMAND == FUTEX_WAIT && d != 0).then_some(Limit::At(d)),
+            _ => None,
+        }
+    }
+
+    /// Request and place for the rest of a sleep.
+    fn sleep(&self) -> Option<(u64, u64)> {
+        match self.nr {
+            libc::SYS_nanosleep => Some((self.args[0], self.args[1])),
+            libc::SYS_clock_nanosleep if self.args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
+                Some((self.args[2], self.args[3]))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Sched {
+    fn parse(text: &str) -> Option<Self> {
+        let value = |name: &str| {
+            let line = text.lines().find(|l| l.split([' ', ':']).next() == Some(name))?;
+            line.rsplit(':').next().map(str::trim)
+        };
+        // Milliseconds, with six places behind the point.
+        let time = |name: &str| {
+            let (ms, ns) = value(name)?.split_once('.')?;
+            let ns = ns.parse::<u64>().ok().filter(|_| ns.len() == 6)?;
+            ms.parse::<u64>().ok()?.checked_mul(1_000_000)?.checked_add(ns).map(Duration::from_nanos)
+        };
+        let last = time("se.exec_start").filter(|t| !t.is_zero())?;
+        let sleeps = value("nr_voluntary_switches")?.parse().ok()?;
+        Some(Self { last, ran: time("se.sum_exec_runtime")?, sleeps })
+    }
+
+    fn of(proc: &ProcDir, tid: HostTid) -> Option<Self> {
+        Self::parse(&String::from_utf8_lossy(&proc.read_small(&format!("task/{tid}/sched")).ok()?))
+    }
+}
+
+/// Which call a thread sleeps in that restart_syscall(2) goes on with, by the name of the kernel's function.
+fn restarted(place: &str, args: &[u64; 6]) -> Option<i64> {
+    /// No request lies there, and no clock has such a number.
+    const FIRST_PAGE: u64 = 4096;
+    Some(match place {
+        p if p.contains("nanosleep") && args[0] < FIRST_PAGE => libc::SYS_clock_nanosleep,
+        p if p.contains("nanosleep") => libc::SYS_nanosleep,
+        p if p.contains("futex") => libc::SYS_futex,
+        p if p.contains("poll") => libc::SYS_poll,
+        _ => return None,
+    })
+}
+
+/// Where a thread ran last, from its stat file.
+fn processor(stat: &str) -> Option<u32> {
+    /// Counted from the state, which follows the name.
+    const FIELD: usize = 36;
+    stat.rsplit(')').next()?.split_ascii_whitespace().nth(FIELD)?.parse().ok()
+}
+
+/// Looks at the threads of processes that run. Whoever changes meanwhile is not in the answer, or found out by [`of`].
+pub(crate) fn look(pids: impl Iterator<Item = HostTid>) -> Waits {
+    let mut waits = Waits::new();
+    let mut cpus: HashMap<u32, Vec<(HostTid, Duration)>> = HashMap::new();
+    for proc in pids.filter_map(|pid| ProcDir::open(pid).ok()) {
+        for tid in proc.threads().unwrap_or_default() {
+            let read = |name: &str| {
+                let bytes = proc.read_small(&format!("task/{tid}/{name}")).ok()?;
+                String::from_utf8(bytes).ok()
+            };
+            let Some(mut call) = read("syscall").and_then(|text| Call::parse(&text)) else { continue };
+            let again = call.nr == libc::SYS_restart_syscall;
+            if again {
+                let Some(nr) = read("wchan").and_then(|place| restarted(&place, &call.args)) else { continue };
+                call.nr = nr;
+            }
+            let told = call.sleep().is_some_and(|(_, rest)| rest != 0);
+            let long = !told
+                && call.limit().is_some_and(|l| !matches!(l, Limit::Ms(ms) if u128::from(ms) <= WORTH.as_millis()));
+            if !(again || told || long) {
+                continue;
+            }
+            let mut wait = Wait { call, slept: None, may_restart: true, before: None };
+            if long
+                && let Some(sched) = Sched::of(&proc, tid)
+                && let Some(cpu) = read("stat").and_then(|text| processor(&text))
+            {
+                wait.before = Some(sched);
+                cpus.entry(cpu).or_default().push((tid, sched.last));
+            }
+            waits.insert(tid, wait);
+        }
+    }
+    for (tid, slept) in since(cpus) {
+        if let Some(wait) = waits.get_mut(&tid) {
+            wait.slept = Some(slept).filter(|&s| s >= WORTH);
+        }
+    }
+    waits
+}
+
+/// How long ago moments of processors were. Each processor has a time of its own (what interrupts and the hypervisor took
+/// does not count), which can be read there only.
+fn since(cpus: HashMap<u32, Vec<(HostTid, Duration)>>) -> Vec<(HostTid, Duration)> {
+    let mut all = Vec::new();
+    if cpus.is_empty() {
+        return all;
+    }
+    let Ok(ours) = rustix::thread::sched_getaffinity(None) else { return all };
+    for (cpu, moments) in cpus {
+        let Some(there) = usize::try_from(cpu).ok().filter(|&c| c < CpuSet::MAX_CPU && ours.is_set(c)) else {
+            continue;
+        };
+        let mut only = CpuSet::new();
+        only.set(there);
+        if rustix::thread::sched_setaffinity(None, &only).is_err() {
+            continue;
+        }
+        let text = std::fs::read_to_string("/proc/thread-self/sched").unwrap_or_default();
+        let Some(now) = Sched::parse(&text).map(|s| s.last) else { continue };
+        all.extend(moments.into_iter().filter_map(|(tid, then)| Some((tid, now.checked_sub(then)?))));
+    }
+    if let Err(e) = rustix::thread::sched_setaffinity(None, &ours) {
+        log::warn!("cannot go back to all processors: {e}");
+    }
+    all
+}
+
+/// Takes from `waits` those of a process, as far as they are still true now that all of it stands still.
+pub(crate) fn of(process: &SeizedProcess, waits: &mut Waits) -> Waits {
+    let mut ours = Waits::new();
+    for thread in process.threads() {
+        let tid = thread.tid();
+        let Some(mut wait) = waits.remove(&tid) else { continue };
+        if !wait.call.is_made_as(&Call::of(thread.regs())) {
+            continue;
+        }
+        // It woke for the stop, and slept nowhere else.
+        let same = |a: Sched, b: Sched| b.sleeps <= a.sleeps + 1 && b.ran.saturating_sub(a.ran) <= MAY_RUN;
+        let now = || Sched::of(process.proc()?, tid);
+        wait.slept = wait.slept.filter(|_| wait.before.zip(now()).is_some_and(|(a, b)| same(a, b)));
+        wait.may_restart = process.crash_safety(tid, &[libc::SYS_restart_syscall]) == CrashSafety::Safe;
+        ours.insert(tid, wait);
+    }
+    ours
+}
+
+impl Wait {
+    /// What is left of the wait, if the thread's call was interrupted so that the kernel would go on with it.
+    pub(crate) fn left(&self, tid: HostTid, regs: &Regs) -> Option<Duration> {
+        const ERESTART_RESTARTBLOCK: i64 = 516;
+        if regs.rax as i64 != -ERESTART_RESTARTBLOCK || !self.may_restart {
+            return None;
+        }
+        let whole = match self.call.sleep() {
+            // The kernel has told it.
+            Some((request, rest)) if rest != 0 => return (rest != request).then(|| timespec(tid, rest)).flatten(),
+            _ => match self.call.limit()? {
+                Limit::Ms(ms) => Duration::from_millis(ms),
+                Limit::At(at) => timespec(tid, at)?,
+            },
+        };
+        whole.checked_sub(self.slept?).filter(|left| !left.is_zero())
+    }
+
+    /// The number of the call that was interrupted.
+    pub(crate) fn nr(&self) -> i64 {
+        self.call.nr
+    }
+}
+
+fn timespec(tid: HostTid, at: u64) -> Option<Duration> {
+    let mut bytes = [0; 16];
+    (process_vm_read(tid, VirtAddr(at), &mut bytes) == Ok(bytes.len())).then_some(())?;
+    let (secs, nanos) = bytes.split_at(8);
+    let [secs, nanos] = [secs, nanos].map(|b| b.try_into().map_or(-1, i64::from_ne_bytes));
+    Some(Duration::new(secs.try_into().ok()?, nanos.try_into().ok().filter(|&n: &u32| n < 1_000_000_000)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_and_their_limits() {
+        let text = "230 0x0 0x0 0x7ffc401fb100 0x7ffc401fb140 0x0 0x0 0x7ffc401fb0e8 0x7ff07b833503\n";
+        let call = Call::parse(text).expect("a call");
+        assert_eq!((call.nr, call.sp, call.ip), (libc::SYS_clock_nanosleep, 0x7ffc_401f_b0e8, 0x7ff0_7b83_3503));
+        assert_eq!(call.sleep(), Some((0x7ffc_401f_b100, 0x7ffc_401f_b140)));
+        for other in ["running", "-1 0x7ffc 0x7ff0", "0 0x1", ""] {
+            assert_eq!(Call::parse(other), None, "{other}");
+        }
+        let poll = |ms: i32| Call { nr: libc::SYS_poll, args: [0, 0, u64::from(ms as u32), 0, 0, 0], sp: 0, ip: 0 };
+        assert!(matches!(poll(700).limit(), Some(Limit::Ms(700))));
+        assert!(poll(-1).limit().is_none(), "for ever");
+    }
+
+    #[test]
+    fn what_a_thread_sleeps_in() {
+        let args = |first| [first, 0, 0, 0, 0, 0];
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(1)), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(0x7fff_0000)), Some(libc::SYS_nanosleep));
+        assert_eq!(restarted("do_sys_poll", &args(0)), Some(libc::SYS_poll));
+        assert_eq!(restarted("0", &args(0)), None);
+    }
+
+    #[test]
+    fn our_own_scheduling_data() {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/{name}")).expect("read");
+        let place = || processor(&read("stat")).expect("a processor");
+        let (cpu, ours) = loop {
+            let (before, ours) = (place(), Sched::parse(&read("sched")).expect("parsed"));
+            if before == place() {
+                break (before, ours);
+            }
+        };
+        assert_eq!(Sched::parse("se.exec_start : 0.000000\nnr_voluntary_switches : 3"), None);
+        let tid = HostTid::new(rustix::thread::gettid().as_raw_nonzero().get()).expect("an id");
+        let ago = since(HashMap::from([(cpu, vec![(tid, ours.last)])]));
+        assert!(matches!(ago[..], [(t, ago)] if t == tid && ago < Duration::from_secs(30)), "{ago:?}");
+    }
+}
