@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "raw system calls, one each")]
 use crate::sys::cvt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 /// fcntl(2) with a number.
 ///
@@ -151,28 +151,4 @@ impl Aio {
         let [_, nr, head, tail, magic] = words;
         (magic == 0xa10a_10a1).then_some(Ring { nr, head, tail })
     }
-}
-
-/// A new POSIX message queue with one message in it, open for both.
-///
-/// # Errors
-/// As mq_open(3) and mq_send(3).
-pub fn message_queue(name: &std::ffi::CStr) -> io::Result<OwnedFd> {
-    let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_NONBLOCK;
-    // SAFETY: the name ends in a zero byte and lives over the call; without attributes the kernel takes its own.
-    let fd = crate::sys::adopt(unsafe {
-        libc::mq_open(name.as_ptr(), flags, 0o600, std::ptr::null_mut::<libc::mq_attr>())
-    })?;
-    // SAFETY: three bytes that live over the call.
-    cvt(unsafe { libc::mq_send(fd.as_raw_fd(), c"one".as_ptr(), 3, 1) })?;
-    Ok(fd)
-}
-
-/// Takes the name of a POSIX message queue away.
-///
-/// # Errors
-/// As mq_unlink(3).
-pub fn unlink_message_queue(name: &std::ffi::CStr) -> io::Result<()> {
-    // SAFETY: the name ends in a zero byte and lives over the call.
-    cvt(unsafe { libc::mq_unlink(name.as_ptr()) }).map(drop)
 }

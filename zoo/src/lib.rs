@@ -4,12 +4,14 @@
 //! living stdio: it writes `ready.N`, waits for `go.N`, checks itself, writes `ok.N` or `fail.N`, and goes round again
 //! until there is a file `quit`. Dump and restore happen between `ready.N` and `go.N`. The other side is [`harness`].
 pub mod bpf;
+pub mod bpf_maps;
 pub mod calls;
 pub mod cgroups;
 pub mod harness;
 pub mod mem;
 pub mod net;
 pub mod proc;
+pub mod queues;
 pub mod rights;
 pub mod sys;
 mod table;

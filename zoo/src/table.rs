@@ -101,6 +101,8 @@ macro_rules! programs {
             first zombies;
             beyond aio;
             beyond blocked_epoll;
+            beyond bpf_maps;
+            beyond bpf_maps_more;
             beyond console_vt;
             beyond ctty;
             beyond ctty_bare;
@@ -119,6 +121,7 @@ macro_rules! programs {
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";
             beyond memfd;
+            beyond mqueue;
             beyond multicast;
             beyond netlink;
             beyond packet_sockets;
@@ -154,6 +157,7 @@ macro_rules! programs {
             beyond unlinked_file;
             beyond waits_left;
             apart fork_storm;
+            refused refused_bpf_program;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;

@@ -1,4 +1,5 @@
 //! Options about files: what is given to the restore from outside, what changed meanwhile, what is too large to be saved.
+use std::ffi::CString;
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -6,6 +7,7 @@ use std::time::Instant;
 use zoo::harness::{
     Case, End, Outcome, Proc, Room, Tool, check_round, expect_gone, expect_no_images, finish, skipped, step_limit,
 };
+use zoo::queues;
 
 /// Runs a test with a program that waits for its first round.
 fn with(program: &'static str, test: impl FnOnce(&Case, &mut Room, Proc, &Tool) -> Outcome) {
@@ -208,6 +210,33 @@ fn watched_files_are_found_by_searching() {
         restores(room, tool, &[], None)?;
         check_round(room, 2)?;
         finish(room, root, 3)
+    });
+}
+
+#[test]
+fn a_message_queue_that_changed_is_refused() {
+    with("mqueue", |case, room, root, tool| {
+        let names = room.read("queues");
+        let named = |at: usize| CString::new(names.lines().nth(at).unwrap_or_default()).map_err(|e| e.to_string());
+        let (full, empty) = (named(0)?, named(1)?);
+        dump(case, room, root, tool, &[])?;
+        let io = |e: std::io::Error| e.to_string();
+        let queue = queues::open(&full, libc::O_RDWR | libc::O_NONBLOCK).map_err(io)?;
+        queues::receive(&queue).map_err(io)?;
+        restore_fails(room, tool, &[], "2 messages waited in the queue at the dump, now there are 1")?;
+        queues::send(&queue, b"first", 9).map_err(io)?;
+        // Of the other nobody misses anything.
+        queues::unlink(&empty).map_err(io)?;
+        queues::make(&empty, libc::O_RDWR, 0o600, 2, 15).map_err(io)?;
+        restore_fails(room, tool, &[], "took 2 messages of 16 bytes at the dump, now it takes 2 of 15")?;
+        queues::unlink(&empty).map_err(io)?;
+        restores(room, tool, &[], None)?;
+        check_round(room, 1)?;
+        room.await_file("ready.2", &[])?;
+        dump(case, room, root, tool, &[])?;
+        queues::unlink(&full).map_err(io)?;
+        queues::unlink(&empty).map_err(io)?;
+        restore_fails(room, tool, &[], "the queue is gone, with the 2 messages that waited in it")
     });
 }
 

@@ -1,5 +1,6 @@
 //! A thin typed layer over the Linux interfaces that rustix lacks. `unsafe` lives here; nothing here decides anything.
 pub mod aio;
+pub mod bpf;
 pub mod cpuid;
 pub mod deadline;
 pub mod fd;
@@ -12,6 +13,7 @@ pub mod kcmp;
 pub mod lease;
 pub mod maps;
 pub mod mman;
+pub mod mqueue;
 pub mod notify;
 pub mod pagemap;
 pub mod peer;

@@ -6,6 +6,7 @@
 //! and builds each table exactly as it was.
 //! Invariant: looking never changes the target's files (no lseek, no F_SETFL, no read on a copy).
 
+mod bpfmap;
 mod epoll;
 mod eventfd;
 mod fanotify;
@@ -18,6 +19,7 @@ mod inotify;
 mod locks;
 mod look;
 mod memfd;
+mod mqueue;
 mod netlink;
 mod nsfs;
 mod owners;
@@ -82,7 +84,9 @@ static KINDS: &[&FdKind] = &[
     &netlink::KIND,
     &nsfs::KIND,
     &packet::KIND,
+    &bpfmap::KIND,
     &memfd::KIND,
+    &mqueue::KIND,
     &regular::KIND,
 ];
 

@@ -166,7 +166,7 @@ fn refuse_kernel_objects(fs_type: u64, shown: &str) -> Result<()> {
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
     const SECRETMEM_MAGIC: u64 = 0x5345_434d;
     let (what, help) = match fs_type {
-        MQUEUE_MAGIC => ("a POSIX message queue", "let the program close it (mq_close) before the dump"),
+        MQUEUE_MAGIC => ("a POSIX message queue opened by O_PATH", "close it before the dump"),
         HUGETLBFS_MAGIC => ("a file of huge pages", "let the program use transparent huge pages instead"),
         SECRETMEM_MAGIC => ("secret memory (memfd_secret)", "it is secret also from us: close it before the dump"),
         _ => return Ok(()),

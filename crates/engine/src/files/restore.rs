@@ -91,6 +91,8 @@ pub struct FileImages {
     table_of: HashMap<i32, u32>,
     root: i32,
     pub(super) memfds: HashMap<u32, MemfdInodeEntry>,
+    /// Content of BPF maps, by the map's number.
+    pub(super) bpf_data: HashMap<u32, crust_kernel::bpf::Entries>,
     /// What waits in sockets, by the file's id.
     pub(super) packets: HashMap<u32, Vec<QueuedPacket>>,
     /// Epolls that no table has, because they wait in a socket: by the table of who can receive them.
@@ -157,6 +159,7 @@ impl FileImages {
             }
         }
         images.pipe_data = read_pipes(source, ImageKind::PipesData)?;
+        images.bpf_data = super::bpfmap::read(source)?;
         images.fifo_data = read_pipes(source, ImageKind::FifoData)?;
         for remap in source.read_all::<RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
             images.remaps.insert(remap.orig_id, remap);
@@ -340,6 +343,7 @@ impl FileImages {
                 regular::check(reg, self, opts, &mut build_ids, &mut errors);
             }
         }
+        super::mqueue::check(self.files.values().map(Box::as_ref), &mut errors);
         for (id, packets) in &self.packets {
             for right in packets.iter().flat_map(|p| &p.rights) {
                 let known = self.unit_of.get(right).and_then(|u| self.units.get(*u));

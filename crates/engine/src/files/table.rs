@@ -83,11 +83,15 @@ pub(super) struct Records<'o> {
     pub(super) remaps: Vec<RemapFilePathEntry>,
     pub(super) tty_info: Vec<TtyInfoEntry>,
     pub(super) memfds: Vec<super::memfd::Inode>,
+    /// BPF maps whose content is to be written.
+    pub(super) bpf_maps: super::bpfmap::Maps,
     /// Memfd ids by device and inode.
     pub(super) memfd_of: HashMap<(u64, u64), u32>,
     /// Processes of the tree, and those behind pidfds.
     pub(super) tasks: BTreeSet<i32>,
     pub(super) pidfds: Vec<super::pidfd::Awaited>,
+    /// Who is told of a message in a queue, and where the queue was seen.
+    pub(super) mqueues: Vec<(i32, Object)>,
     /// Watched files without a name: device, inode, and where the watch was seen.
     pub(super) watched: Vec<(u32, u64, Object)>,
     /// The program's mounts, and files found by searching.
@@ -175,9 +179,11 @@ impl<'o> FileTable<'o> {
             tty_others: HashMap::new(),
             tty_ends: BTreeMap::new(),
             memfds: Vec::new(),
+            bpf_maps: super::bpfmap::Maps::default(),
             memfd_of: HashMap::new(),
             tasks: BTreeSet::new(),
             pidfds: Vec::new(),
+            mqueues: Vec::new(),
             watched: Vec::new(),
             mounts: None,
             irmap: None,
@@ -362,6 +368,7 @@ impl<'o> FileTable<'o> {
         all.extend(self.check_unix());
         all.extend(self.check_pidfds());
         all.extend(self.check_watches());
+        all.extend(self.check_mqueues());
         all
     }
 
@@ -438,6 +445,7 @@ impl<'o> FileTable<'o> {
         if !r.tty_info.is_empty() {
             out.put_all(ImageKind::TtyInfo, 0, &r.tty_info)?;
         }
+        super::bpfmap::write(&r.bpf_maps, out)?;
         let pages = super::memfd::write(&r.memfds, out)?;
         for ghost in &r.ghosts {
             ghost.write(out)?;
