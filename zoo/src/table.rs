@@ -121,6 +121,7 @@ macro_rules! programs {
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";
             beyond memfd;
+            beyond mptcp_listen;
             beyond mqueue;
             beyond multicast;
             beyond netlink;
@@ -145,6 +146,7 @@ macro_rules! programs {
             beyond timerfd;
             beyond udp_places;
             beyond udp_shut;
+            beyond udp_waiting;
             beyond unix_empty;
             beyond unix_listen;
             beyond unix_names_gone;

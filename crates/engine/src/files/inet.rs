@@ -1,12 +1,13 @@
-//! Internet sockets without a connection to keep: TCP listeners, TCP sockets that are new or closed, UDP with and without
+//! Internet sockets without a connection to keep: TCP and MPTCP listeners, TCP sockets that are new or closed, UDP with and without
 //! a peer, echo and raw sockets.
 //!
 //! Established TCP connections need the kernel's repair mode, which this version does not use yet: they are refused.
-//! Packets that wait in other sockets are dropped with a warning, as they promise no more: a busy server always has some.
+//! Datagrams that wait in UDP sockets are kept (`udp_data.rs`). Packets that wait in echo and raw sockets are dropped with a
+//! warning, as these promise no more.
 use super::look::FdView;
 use super::restore::{FileImages, Opener, QueuedPacket};
 use super::table::Records;
-use super::{FdKind, sockopt};
+use super::{FdKind, sockopt, udp_data};
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{
     CrustMembership, FdTypes, FileEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkPacketEntry, SkShutdown,
@@ -32,6 +33,7 @@ const SOL: i32 = libc::SOL_SOCKET;
 const IP: i32 = libc::IPPROTO_IP;
 const IPV6: i32 = libc::IPPROTO_IPV6;
 const TCP: i32 = libc::IPPROTO_TCP;
+const MPTCP: i32 = libc::IPPROTO_MPTCP;
 const UDP: i32 = libc::IPPROTO_UDP;
 const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 const ICMP: i32 = libc::IPPROTO_ICMP;
@@ -66,15 +68,17 @@ fn recognise(v: &FdView<'_>) -> bool {
         && matches!(is(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
         && matches!(
             (is(libc::SO_TYPE), is(libc::SO_PROTOCOL)),
-            (libc::SOCK_STREAM, TCP) | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6) | (libc::SOCK_RAW, _)
+            (libc::SOCK_STREAM, TCP | MPTCP) | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6) | (libc::SOCK_RAW, _)
         )
 }
 
 /// Sockets on one port are opened together: each of them must allow the others to be there.
 fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {
     let s = e.isk.as_ref()?;
-    let has_ports = s.r#type != libc::SOCK_RAW as u32 && matches!(s.proto as i32, TCP | UDP | UDPLITE);
-    (has_ports && s.src_port != 0).then(|| u64::from(s.proto) << 32 | u64::from(s.src_port))
+    let has_ports = s.r#type != libc::SOCK_RAW as u32 && matches!(s.proto as i32, TCP | MPTCP | UDP | UDPLITE);
+    // MPTCP has the ports of TCP.
+    let proto = if s.proto == MPTCP as u32 { TCP as u32 } else { s.proto };
+    (has_ports && s.src_port != 0).then(|| u64::from(proto) << 32 | u64::from(s.src_port))
 }
 
 fn words(ip: IpAddr) -> Vec<u32> {
@@ -110,7 +114,8 @@ fn name_of(address: rustix::io::Result<SocketAddrAny>, what: &str) -> Result<Opt
 fn ask(v: &FdView<'_>, form: (i32, i32, i32), out: &mut Records<'_>) -> Result<InetSocket> {
     let (family, kind, proto) = form;
     let proto = if kind == libc::SOCK_RAW { libc::IPPROTO_RAW } else { proto };
-    if matches!(proto, ICMP | ICMPV6) {
+    // Nor does it list MPTCP where it lists TCP; of such a socket all can be asked otherwise.
+    if matches!(proto, ICMP | ICMPV6 | MPTCP) {
         return Ok(InetSocket::default());
     }
     let all = match out.inet.entry((family, proto)) {
@@ -206,7 +211,20 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let events = events(fd, PollFlags::IN | PollFlags::RDHUP, Duration::ZERO)?;
     let waits = events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP);
     if waits || rustix::io::ioctl_fionread(fd).is_ok_and(|n| n > 0) {
-        log::warn!("{v:?}: the packets that wait in {} are lost", describe(&entry));
+        let is_udp = kind == libc::SOCK_DGRAM && matches!(proto, UDP | UDPLITE);
+        let found = match is_udp && !events.contains(PollFlags::ERR) {
+            true if out.running => Some(Vec::new()),
+            true => udp_data::look(fd)?,
+            false => None,
+        };
+        match found {
+            Some(datagrams) => out.packets.extend(datagrams.into_iter().map(|d| {
+                let crust_from = Some(udp_data::pack(d.from));
+                let length = d.bytes.len() as u32;
+                (SkPacketEntry { id_for: id, length, crust_from, ..SkPacketEntry::default() }, d.bytes)
+            })),
+            None => log::warn!("{v:?}: the packets that wait in {} are lost", describe(&entry)),
+        }
     }
     Ok(FileEntry { isk: Some(entry), ..FileEntry::default() })
 }
@@ -240,7 +258,11 @@ fn is_ours(source: SocketAddr) -> bool {
 
 /// Options of the internet protocol that have a field.
 fn ip_options(fd: BorrowedFd<'_>, (family, kind, proto): (i32, i32, i32)) -> Result<IpOptsEntry> {
-    let get = |level: i32, name: i32| option(fd, level, name).during("reading a socket option");
+    let get = |level: i32, name: i32| match option(fd, level, name) {
+        // MPTCP has few of them.
+        Err(Errno::OPNOTSUPP | Errno::NOPROTOOPT) if proto == MPTCP => Ok(0),
+        other => other.during("reading a socket option"),
+    };
     let on = |level: i32, name: i32| get(level, name).map(|v| (v != 0).then_some(true));
     let mut ip = IpOptsEntry::default();
     let (level, name) = freebind(family);
@@ -248,7 +270,7 @@ fn ip_options(fd: BorrowedFd<'_>, (family, kind, proto): (i32, i32, i32)) -> Res
     if family == libc::AF_INET {
         ip.pktinfo = on(IP, libc::IP_PKTINFO)?;
         ip.tos = Some(get(IP, libc::IP_TOS)? as u32).filter(|tos| *tos != 0);
-        ip.ttl = Some(get(IP, libc::IP_TTL)? as u32);
+        ip.ttl = Some(get(IP, libc::IP_TTL)? as u32).filter(|ttl| *ttl != 0);
     } else {
         ip.pktinfo = on(IPV6, libc::IPV6_RECVPKTINFO)?;
     }
@@ -334,6 +356,7 @@ fn tcp(
 ) -> Result<()> {
     let fd = v.copy();
     let get = |name: i32| option(fd, TCP, name).during("reading a socket option");
+    let is_mptcp = entry.proto == MPTCP as u32;
     if seen.md5 || bytes(fd, TCP, TCP_AO_INFO, 64).is_ok() {
         return Err(Error::unsupported(
             "a TCP socket with keys for signatures (TCP_MD5SIG, TCP_AO) cannot be saved",
@@ -356,14 +379,20 @@ fn tcp(
             if events.contains(PollFlags::RDHUP) {
                 entry.shutdown = shutdown_of(if sockopt::was_connected(fd) { 3 } else { 1 });
             }
+            if is_mptcp && events.contains(PollFlags::RDHUP) {
+                return Err(Error::unsupported(
+                    "what a closed MPTCP connection left in its socket cannot be saved",
+                    "close it before the dump",
+                ));
+            }
             entry.crust_error = events.contains(PollFlags::ERR).then_some(true);
             let waiting = rustix::io::ioctl_fionread(fd).unwrap_or(0) as usize;
-            if waiting > 0 {
+            if waiting > 0 && !is_mptcp {
                 let mut data = vec![0; waiting];
                 let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
                 let (n, _) = rustix::net::recv(fd, &mut data[..], flags).during("looking at a socket's queue")?;
                 data.truncate(n);
-                let packet = SkPacketEntry { id_for: entry.id, length: data.len() as u32, scm: Vec::new() };
+                let packet = SkPacketEntry { id_for: entry.id, length: data.len() as u32, ..SkPacketEntry::default() };
                 out.packets.push((packet, data));
             }
         }
@@ -374,6 +403,18 @@ fn tcp(
                 "close it before the dump; --tcp-established is not supported by this version",
             ));
         }
+    }
+    if is_mptcp {
+        let known = |name: i32| option(fd, TCP, name).ok();
+        let number = |name: i32| known(name).map(|n| n as u32);
+        entry.tcp_opts = Some(TcpOptsEntry {
+            keepcnt: number(libc::TCP_KEEPCNT),
+            keepidle: number(libc::TCP_KEEPIDLE),
+            keepintvl: number(libc::TCP_KEEPINTVL),
+            nodelay: known(libc::TCP_NODELAY).filter(|n| *n != 0).map(|_| true),
+            cork: known(libc::TCP_CORK).filter(|n| *n != 0).map(|_| true),
+        });
+        return Ok(());
     }
     let number = |name: i32| get(name).map(|n| n as u32);
     entry.tcp_opts = Some(TcpOptsEntry {
@@ -419,6 +460,15 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
             meet_and_part(fd, source, data, s.crust_error == Some(true)).map_err(|e| on(s, e))?;
         }
     }
+    for (s, fd) in &made {
+        let Some(packets) = cx.images.packets.get(&s.id).filter(|_| s.proto != TCP as u32) else { continue };
+        let datagram = |p: &QueuedPacket| {
+            let from = p.from.as_deref().and_then(udp_data::unpack)?;
+            Some(udp_data::Datagram { bytes: p.bytes.clone(), from })
+        };
+        let datagrams: Vec<udp_data::Datagram> = packets.iter().filter_map(datagram).collect();
+        udp_data::fill(fd, bound_to(fd, s)?, s.proto as u8, &datagrams, &describe(s));
+    }
     // All have their addresses before the first takes the port for itself.
     for (s, fd) in &made {
         start(fd, s).map_err(|e| on(s, e))?;
@@ -441,6 +491,7 @@ fn describe(s: &InetSkEntry) -> String {
     let kind = match (s.r#type as i32, s.proto as i32) {
         (libc::SOCK_RAW, proto) => format!("raw socket of protocol {proto}"),
         (_, TCP) => "tcp".to_owned(),
+        (_, MPTCP) => "mptcp".to_owned(),
         (_, UDP) => "udp".to_owned(),
         (_, UDPLITE) => "udplite".to_owned(),
         _ => "icmp".to_owned(),
@@ -465,7 +516,7 @@ fn make(s: &InetSkEntry) -> Result<OwnedFd> {
         (libc::SOCK_RAW, _) | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6) => {
             matches!(s.state, CLOSE | ESTABLISHED)
         }
-        (libc::SOCK_STREAM, TCP) => matches!(s.state, LISTEN | CLOSE),
+        (libc::SOCK_STREAM, TCP | MPTCP) => matches!(s.state, LISTEN | CLOSE),
         _ => false,
     };
     if !known || !matches!(s.family as i32, libc::AF_INET | libc::AF_INET6) {
@@ -639,7 +690,9 @@ fn meet_and_part(fd: &OwnedFd, source: SocketAddr, data: &[QueuedPacket], error:
 
 /// Options and roles that need an address.
 fn start(fd: &OwnedFd, s: &InetSkEntry) -> Result<()> {
-    if let Some(tcp) = s.tcp_opts.as_ref().filter(|_| s.proto == TCP as u32 && s.r#type != libc::SOCK_RAW as u32) {
+    if let Some(tcp) =
+        s.tcp_opts.as_ref().filter(|_| matches!(s.proto as i32, TCP | MPTCP) && s.r#type != libc::SOCK_RAW as u32)
+    {
         for (name, want) in [
             (libc::TCP_KEEPCNT, tcp.keepcnt.map(|n| n as i32)),
             (libc::TCP_KEEPIDLE, tcp.keepidle.map(|n| n as i32)),

@@ -35,6 +35,7 @@ mod table;
 mod timerfd;
 mod tty;
 mod tty_data;
+mod udp_data;
 mod unix;
 mod watch;
 

@@ -54,6 +54,8 @@ const CARRIED: u32 = u32::MAX - 1;
 pub(super) struct QueuedPacket {
     pub(super) bytes: Vec<u8>,
     pub(super) rights: Vec<u32>,
+    /// Of a datagram: its sender, as in the image.
+    pub(super) from: Option<Vec<u8>>,
 }
 
 /// What survives between calls: files opened and not yet in place.
@@ -194,7 +196,11 @@ impl FileImages {
                 if !rights.is_empty() {
                     rights_in_order.push((packet.id_for, rights.clone()));
                 }
-                images.packets.entry(packet.id_for).or_default().push(QueuedPacket { bytes, rights });
+                images.packets.entry(packet.id_for).or_default().push(QueuedPacket {
+                    bytes,
+                    rights,
+                    from: packet.crust_from,
+                });
             }
         }
         let same = images.same_files();

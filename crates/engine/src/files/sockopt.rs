@@ -19,6 +19,7 @@ const SO_TXREHASH: i32 = 74;
 const IP: i32 = libc::IPPROTO_IP;
 const IPV6: i32 = libc::IPPROTO_IPV6;
 const TCP: i32 = libc::IPPROTO_TCP;
+const MPTCP: i32 = libc::IPPROTO_MPTCP;
 const UDP: i32 = libc::IPPROTO_UDP;
 const UDPLITE: i32 = libc::IPPROTO_UDPLITE;
 const SOL_PACKET: i32 = 263;
@@ -102,7 +103,7 @@ fn names((family, kind, protocol): Form) -> Vec<(i32, i32)> {
         _ => {}
     }
     match protocol {
-        TCP if !raw => lists.extend([(TCP, OF_TCP), (TCP, OF_TCP_FRESH)]),
+        TCP | MPTCP if !raw => lists.extend([(TCP, OF_TCP), (TCP, OF_TCP_FRESH)]),
         UDP if !raw => lists.push((UDP, OF_UDP)),
         UDPLITE if !raw => lists.extend([(UDP, OF_UDP), (UDPLITE, OF_UDPLITE)]),
         _ => {}

@@ -117,7 +117,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
                 out.under_way.push_back(UnderWay { packet: out.packets.len(), pid, ns_pid, fd, files: packet.rights });
             }
             let length = packet.bytes.len() as u32;
-            out.packets.push((SkPacketEntry { id_for: id, length, scm }, packet.bytes));
+            out.packets.push((SkPacketEntry { id_for: id, length, scm, crust_from: None }, packet.bytes));
         }
     }
     out.unix_seen.push((ino, entry.peer, v.object()));
