@@ -127,6 +127,11 @@ impl Pagemap {
         Ok(Self { file: proc.open_file("pagemap")?, scan: false, guards: false, regions: Vec::new() })
     }
 
+    /// True if a walk costs what is there, not what there could be: holes are free.
+    pub fn scans(&self) -> bool {
+        self.scan
+    }
+
     /// True if guard regions are told apart.
     pub fn knows_guards(&self) -> bool {
         self.guards

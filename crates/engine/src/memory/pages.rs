@@ -63,6 +63,11 @@ fn has_copies(vma: &Vma) -> bool {
         || vma.is(st::FILE_PRIVATE) && vma.mapping.detail.is_none_or(|d| d.anonymous_kib > 0 || d.swap_kib > 0)
 }
 
+/// False for mappings that the kernel says hold nothing.
+fn may_have_pages(vma: &Vma) -> bool {
+    vma.mapping.detail.is_none_or(|d| d.rss_kib > 0 || d.swap_kib > 0)
+}
+
 /// Up to this much memory one walk for everything is quicker.
 const LITTLE_KIB: u64 = 16 << 10;
 
@@ -82,16 +87,22 @@ pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
     }
     let is_copy = |region: &PageRegion| !region.categories.has(Categories::FILE);
     let mut next = 0;
-    pagemap
-        .walk(first.entry.start, last.entry.end, present.or(Categories::GUARD), tell, |region| {
+    // Entries are read one by one, also those of the holes, of which there are a hundred terabytes.
+    let ranges = match pagemap.scans() {
+        true => vec![(first.entry.start, last.entry.end)],
+        false => user.iter().filter(|v| may_have_pages(v)).map(|v| (v.entry.start, v.entry.end)).collect(),
+    };
+    for (start, end) in ranges {
+        let walked = pagemap.walk(start, end, present.or(Categories::GUARD), tell, |region| {
             while next < user.len() && user[next].entry.end <= region.start {
                 next += 1;
             }
             for vma in user[next..].iter().take_while(|v| v.entry.start < region.end) {
                 found.add(vma, region, wants_walk(vma) || (at_once && has_copies(vma) && is_copy(&region)));
             }
-        })
-        .during("reading the page map")?;
+        });
+        walked.during("reading the page map")?;
+    }
     for vma in user {
         if vma.entry.status & (st::VDSO | st::AIORING) != 0 {
             // Saved whole: restore compares a vDSO with its own, and a ring has events that the program never looked at.
