@@ -160,6 +160,7 @@ macro_rules! programs {
             beyond waits_left;
             apart fork_storm;
             refused refused_bpf_program;
+            apart vfork_ends;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_landlock;

@@ -279,3 +279,24 @@ fn an_inherited_descriptor_is_closed_first() {
         }
     });
 }
+
+/// A thread that waits in vfork cannot be stopped; a dump waits for it, within its deadline.
+#[test]
+fn a_vfork_that_ends_is_waited_for() {
+    with("vfork_ends", |case, room, root, tool| {
+        let argv = case.dump_argv(room, root, tool, "images", &["--timeout", "60"])?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let dump = room.start(&argv, &[], "images.dump.out")?;
+        // Long enough for the dump to come to where it waits. If it does not, it has less to wait for.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        room.touch("end.1")?;
+        match room.wait(dump, step_limit())? {
+            End::Exit(0) => {}
+            other => return Err(format!("the dump ended with {other:?}")),
+        }
+        expect_gone(room, root)?;
+        case.restore(room, tool, "images")?;
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}

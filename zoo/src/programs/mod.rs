@@ -167,6 +167,7 @@ mod unix_waiting;
 mod unix_waiting_order;
 mod unlinked_file;
 mod vdso_clock;
+mod vfork_ends;
 mod vmas_5000;
 mod waits_left;
 mod zombies;
