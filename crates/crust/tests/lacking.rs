@@ -197,7 +197,6 @@ fn without_an_interface_it_works_or_says_so() {
     let mut faults = Vec::new();
     for lack in LACKS {
         let then = try_without(lack, &mut faults);
-        println!("without {}: {then:?}", lack.name);
         if then != lack.then {
             faults.push(format!("without {}: {then:?}, expected: {:?}", lack.name, lack.then));
         }

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "capabilities are dropped between fork and exec")]
 mod common;
 
-use common::{CRUST, Dir, copy_program, inside};
+use common::{CRUST, Dir, copy_program, inside, users_may_make_namespaces};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -90,6 +90,9 @@ fn a_user_without_any_privilege_runs_dumps_and_restores() {
     if !rustix::process::geteuid().is_root() {
         return; // there is no other user to become
     }
+    if !users_may_make_namespaces("a_user_without_any_privilege_runs_dumps_and_restores", Some(NOBODY)) {
+        return;
+    }
     let home = Home::new("rootless");
     let (pidfile, images) = (home.path("pid"), home.path("images"));
     // A shell that stays, and the sample as its child.
@@ -131,6 +134,9 @@ fn a_user_without_any_privilege_runs_dumps_and_restores() {
 fn run_hands_on_signals_and_the_exit_code() {
     if !rustix::process::geteuid().is_root() {
         return; // there is no other user to become
+    }
+    if !users_may_make_namespaces("run_hands_on_signals_and_the_exit_code", Some(NOBODY)) {
+        return;
     }
     let home = Home::new("run");
     let code = |args: &[&str]| home.crust(&[&["run", "--"], args].concat()).output().unwrap();
