@@ -592,6 +592,9 @@ fn refusal(case: &Case, tool: &Tool) -> Outcome {
             }
             expect_no_images(&room.dir.join(&images))?;
             let said = room.read(&format!("{images}.dump.out")) + &room.read(&format!("{images}.dump.log"));
+            if tool.name == "ours" && !said.contains("help: ") {
+                return Err("the refusal gives no remedy".to_owned());
+            }
             for name in room.read("names").lines() {
                 if !name.split('|').any(|word| said.contains(word)) {
                     return Err(format!("the refusal does not name {name:?}"));

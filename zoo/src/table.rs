@@ -159,6 +159,7 @@ macro_rules! programs {
             beyond unlinked_file;
             beyond waits_left;
             apart fork_storm;
+            apart held_pipe;
             refused refused_bpf_program;
             apart vfork_ends;
             refused refused_inotify_events;

@@ -1,7 +1,7 @@
 //! Options about files: what is given to the restore from outside, what changed meanwhile, what is too large to be saved.
 use std::ffi::CString;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::time::Instant;
 use zoo::harness::{
@@ -54,7 +54,11 @@ fn restore(room: &mut Room, tool: &Tool, more: &[&str], given: Option<&str>, log
 
 /// A restore that must fail with this text and leave nothing.
 fn restore_fails(room: &mut Room, tool: &Tool, more: &[&str], text: &str) -> Outcome {
-    if restore(room, tool, more, None, "restore.fails.out")? == 0 {
+    restore_fails_given(room, tool, more, None, text)
+}
+
+fn restore_fails_given(room: &mut Room, tool: &Tool, more: &[&str], given: Option<&str>, text: &str) -> Outcome {
+    if restore(room, tool, more, given, "restore.fails.out")? == 0 {
         return Err(format!("the restore did not fail, but should: {text}"));
     }
     expect_text(room, "restore.fails.out", text)?;
@@ -81,6 +85,88 @@ fn write(room: &Room, name: &str, text: &str) -> Outcome {
     fs::write(room.dir.join(name), text).map_err(|e| format!("{name}: {e}"))
 }
 
+/// That the refusal before says all of this.
+fn says(room: &Room, texts: &[&str]) -> Outcome {
+    texts.iter().try_for_each(|text| expect_text(room, "restore.fails.out", text))
+}
+
+#[test]
+fn a_refusal_names_task_descriptor_path_reason_and_remedy() {
+    with("held_file", |case, room, root, tool| {
+        let at = room.read("at");
+        let path = room.dir.join("held").display().to_string();
+        dump(case, room, root, tool, &[])?;
+        fs::remove_file(room.dir.join("held")).map_err(|e| e.to_string())?;
+        let gone = format!("{at}, {path}: the file that the program had open is not there");
+        restore_fails(room, tool, &[], &gone)?;
+        says(room, &["No such file or directory", "help: put the file back"])?;
+        write(room, "held", "longer than it was")?;
+        restore_fails(room, tool, &[], &format!("{at}, {path}: the file had 5 bytes at the dump, now it has 18"))?;
+        says(room, &["help: "])?;
+        write(room, "held", "again")?;
+        restores(room, tool, &[], None)?;
+        sees(room, 1, "again")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_terminal_that_is_taken_is_named() {
+    with("pty_pair", |case, room, root, tool| {
+        let at = room.read("at");
+        dump(case, room, root, tool, &[])?;
+        // The tool itself has it: what it is given is a new terminal, which gets the lowest number.
+        restore_fails_given(
+            room,
+            tool,
+            &[],
+            Some("/dev/ptmx"),
+            &format!("{at}, /dev/pts/0: the terminal number 0 is in use"),
+        )?;
+        says(room, &["help: close the terminal that has it"])?;
+        restores(room, tool, &[], None)?;
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_pipe_is_given_to_the_restore() {
+    with("held_pipe", |case, room, root, tool| {
+        let key = room.read("key");
+        dump(case, room, root, tool, &[])?;
+        let fifo = room.dir.join("other");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0)
+            .map_err(|e| format!("mkfifo: {e}"))?;
+        let mut both = fs::File::options().read(true).write(true).open(&fifo).map_err(|e| e.to_string())?;
+        both.write_all(b"from outside").map_err(|e| e.to_string())?;
+        restores(room, tool, &["--inherit-fd", &format!("fd[9]:{key}")], Some("other"))?;
+        sees(room, 1, "from outside")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn a_device_may_be_found_by_another_node() {
+    with("held_file", |case, room, root, tool| {
+        if room.dir.join("no-node").exists() {
+            skipped("evasive devices", "no device nodes can be made here");
+            return finish(room, root, 1);
+        }
+        let dir = room.dir.display().to_string();
+        let cover = r#"cd "$1" && mknod -m 600 cover c 1 5 && mount --bind cover node"#;
+        if room.run(&["/bin/sh", "-c", cover, "sh", &dir], &[], "cover.out")? != 0 {
+            skipped("evasive devices", "nothing can be mounted here");
+            return finish(room, root, 1);
+        }
+        refused(case, room, root, tool, &[], "leads to another file now", 1)?;
+        dump(case, room, root, tool, &["--evasive-devices"])?;
+        restores(room, tool, &[], None)?;
+        sees(room, 2, "first")?;
+        finish(room, root, 3)
+    });
+}
+
 #[test]
 fn an_external_file_is_given_to_the_restore() {
     with("held_file", |case, room, root, tool| {
@@ -90,6 +176,7 @@ fn an_external_file_is_given_to_the_restore() {
         // Nobody asks for it by its name.
         fs::remove_file(room.dir.join("held")).map_err(|e| e.to_string())?;
         restore_fails(room, tool, &[], "--inherit-fd fd[N]:file[")?;
+        says(room, &[&room.read("at"), &key, "help: "])?;
         restores(room, tool, &["--inherit-fd", &format!("fd[9]:{key}")], Some("other"))?;
         sees(room, 1, "from outside")?;
         finish(room, root, 2)

@@ -136,6 +136,7 @@ struct Inner {
     what: String,
     stage: Option<Stage>,
     object: Option<Object>,
+    holder: Option<String>,
     errno: Option<Errno>,
     help: Option<String>,
     state: Option<String>,
@@ -150,6 +151,7 @@ impl Error {
             what: what.into(),
             stage: None,
             object: None,
+            holder: None,
             errno: None,
             help: None,
             state: None,
@@ -204,6 +206,12 @@ impl Error {
         self
     }
 
+    /// Says who has the object, as it stands in front of its name: `task 3, fd 4`.
+    pub fn held_by(mut self, holder: impl Into<String>) -> Self {
+        self.0.holder.get_or_insert_with(|| holder.into());
+        self
+    }
+
     /// Sets the advice, unless a deeper place has given some already.
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.0.help.get_or_insert_with(|| text.into());
@@ -250,8 +258,10 @@ impl Error {
     /// The first line: object, what, errno. Short enough for `cr_errmsg`.
     pub fn headline(&self) -> String {
         let mut line = String::new();
-        if let Some(object) = &self.0.object {
-            line.push_str(&format!("{object}: "));
+        let object = self.0.object.as_ref().map(Object::to_string);
+        let front: Vec<&str> = self.0.holder.iter().chain(&object).map(String::as_str).collect();
+        if !front.is_empty() {
+            line = format!("{}: ", front.join(", "));
         }
         line.push_str(&self.0.what);
         if let Some(errno) = self.0.errno {

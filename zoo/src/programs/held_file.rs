@@ -13,6 +13,7 @@ pub(super) fn main() {
     let mount: u32 = zoo::must(mount.trim().parse());
     zoo.tell("key", &format!("file[{mount:x}:{:x}]", zoo::must(file.metadata()).ino()));
     zoo::must(std::fs::copy("/bin/sh", "program"));
+    zoo.tell("at", &format!("task {}, fd {}", zoo::sys::getpid(), file.as_raw_fd()));
     let program = zoo::must(File::open("program"));
     let node = mknodat(rustix::fs::CWD, "node", FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 5));
     let node = node.and_then(|()| open("node", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()));

@@ -46,6 +46,7 @@ mod futex_pi;
 mod ghost_attributes;
 mod ghost_holes;
 mod held_file;
+mod held_pipe;
 mod hugetlb;
 mod in_flight;
 mod inotify;

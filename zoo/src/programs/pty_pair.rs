@@ -12,6 +12,7 @@ pub(super) fn main() {
         rustix::fs::open(name.as_c_str(), flags, Mode::empty())
     });
     let Ok(Ok(slave)) = slave else { zoo.skip("no pseudo-terminals") };
+    zoo.tell("at", &format!("task {}: fd {}", zoo::sys::getpid(), std::os::fd::AsRawFd::as_raw_fd(&master)));
     let Ok(mut settings) = tcgetattr(&slave) else { return };
     settings.make_raw();
     zoo::must(tcsetattr(&slave, OptionalActions::Now, &settings));

@@ -100,21 +100,22 @@ fn group(e: &FileEntry, images: &FileImages) -> Option<u64> {
     }
 }
 
-/// Queues that are gone or are others now, before anything is made.
-pub(super) fn check<'a>(files: impl Iterator<Item = &'a FileEntry>, errors: &mut Vec<Error>) {
-    for e in files.filter(|e| e.r#type == FdTypes::Ext as i32) {
-        let checked = match e.ext.as_ref().and_then(|ext| ext.crust_mqueue.as_ref()) {
-            Some(queue) if queue.unlinked != Some(true) => {
-                find(queue, libc::O_RDONLY as u32).map(drop).map_err(|err| err.on(object(queue)))
-            }
-            Some(_) => Ok(()),
-            None => Err(Error::unsupported(
-                format!("file {} was saved by a plugin", e.id),
-                "this version has no plugins: restore it with the tool that saved it",
-            )),
-        };
-        errors.extend(checked.err());
+/// A queue that is gone or another now, before anything is made.
+pub(super) fn check(e: &FileEntry, errors: &mut Vec<Error>) {
+    if e.r#type != FdTypes::Ext as i32 {
+        return;
     }
+    let checked = match e.ext.as_ref().and_then(|ext| ext.crust_mqueue.as_ref()) {
+        Some(queue) if queue.unlinked != Some(true) => {
+            find(queue, libc::O_RDONLY as u32).map(drop).map_err(|err| err.on(object(queue)))
+        }
+        Some(_) => Ok(()),
+        None => Err(Error::unsupported(
+            format!("file {} was saved by a plugin", e.id),
+            "this version has no plugins: restore it with the tool that saved it",
+        )),
+    };
+    errors.extend(checked.err());
 }
 
 fn object(queue: &CrustMqueue) -> Object {

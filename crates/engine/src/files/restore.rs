@@ -331,12 +331,21 @@ impl FileImages {
         self.base
     }
 
+    /// A descriptor of file `id`, for messages.
+    fn holder_of(&self, id: u32) -> Option<String> {
+        let at = |(table, entries): (&u32, &Vec<FdinfoEntry>)| Some((*table, entries.iter().find(|e| e.id == id)?.fd));
+        let (table, fd) = self.tables.iter().find_map(at)?;
+        let pid = self.table_of.iter().filter(|(_, t)| **t == table).map(|(pid, _)| *pid).min()?;
+        Some(format!("task {pid}, fd {fd}"))
+    }
+
     /// Everything that would make the restore of files fail, asked before anything is made.
     pub fn check(&self, opts: &Options) -> Vec<Error> {
         let mut errors = self.check_ttys(opts);
         let terminals = tty::path_records(self.files.values().map(Box::as_ref));
         let mut build_ids = regular::BuildIds::new();
         for (id, entry) in &self.files {
+            let before = errors.len();
             if kind_of_type(entry.r#type).is_none() {
                 let name = crust_image::proto::FdTypes::try_from(entry.r#type)
                     .map_or_else(|_| format!("type {}", entry.r#type), |t| t.as_str_name().to_owned());
@@ -348,8 +357,14 @@ impl FileImages {
             if let Some(reg) = entry.reg.as_ref().filter(|_| !terminals.contains(id)) {
                 regular::check(reg, self, opts, &mut build_ids, &mut errors);
             }
+            super::mqueue::check(entry, &mut errors);
+            if errors.len() > before
+                && let Some(holder) = self.holder_of(*id)
+            {
+                let found = errors.split_off(before);
+                errors.extend(found.into_iter().map(|e| e.held_by(holder.as_str())));
+            }
         }
-        super::mqueue::check(self.files.values().map(Box::as_ref), &mut errors);
         for (id, packets) in &self.packets {
             for right in packets.iter().flat_map(|p| &p.rights) {
                 let known = self.unit_of.get(right).and_then(|u| self.units.get(*u));
@@ -408,7 +423,12 @@ impl FileImages {
             cx.take_inherited()?;
             tty::keep_own(cx)?;
             for ids in units {
-                for (id, fd) in cx.open_unit(&ids)? {
+                let opened =
+                    cx.open_unit(&ids).map_err(|err| match ids.iter().find_map(|id| cx.images.holder_of(*id)) {
+                        Some(holder) => err.held_by(holder),
+                        None => err,
+                    });
+                for (id, fd) in opened? {
                     let fd = cx.hold(fd)?;
                     cx.state.shared.insert(id, fd);
                 }
@@ -455,7 +475,7 @@ impl FileImages {
                 let ids = unit.map(|u| u.ids.clone()).ok_or_else(|| {
                     Error::bad_image("files.img", format!("file {} is missing or of an unknown kind", e.id))
                 })?;
-                let mut opened = cx.open_unit(&ids)?;
+                let mut opened = cx.open_unit(&ids).map_err(|err| err.held_by(format!("fd {}", e.fd)))?;
                 // One of them may sit where another belongs; where it belongs first itself it can stay.
                 let sits = |(id, fd): &(u32, OwnedFd)| {
                     let number = fd.as_raw_fd() as u32;

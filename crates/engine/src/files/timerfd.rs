@@ -20,6 +20,7 @@ pub(super) static KIND: FdKind = FdKind {
 };
 
 const ABSTIME: u32 = libc::TFD_TIMER_ABSTIME as u32;
+const CANCEL_ON_SET: u32 = libc::TFD_TIMER_CANCEL_ON_SET as u32;
 
 /// "(seconds, nanoseconds)"
 fn pair(text: &str) -> Option<(u64, u64)> {
@@ -68,7 +69,8 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         if value.is_zero() && !interval.is_zero() {
             value = interval;
         }
-        timerfd_settime(&fd, r.settime_flags & ABSTIME, TimerSpec { value, interval }).during("timerfd_settime")?;
+        let flags = r.settime_flags & (ABSTIME | CANCEL_ON_SET);
+        timerfd_settime(&fd, flags, TimerSpec { value, interval }).during("timerfd_settime")?;
         if r.ticks != 0 {
             match timerfd_set_ticks(&fd, r.ticks) {
                 Ok(()) => {}
