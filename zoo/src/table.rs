@@ -128,6 +128,7 @@ macro_rules! programs {
             beyond packet_sockets;
             beyond pidfd;
             beyond pipe_packets;
+            beyond pipe_spliced;
             beyond proc_files;
             beyond pty_bytes;
             beyond pty_pair;
@@ -168,6 +169,7 @@ macro_rules! programs {
             refused refused_mqueue;
             refused refused_perf;
             refused refused_pidfd_outside;
+            refused refused_pidfd_thread;
             refused refused_shared_mm;
             refused refused_seccomp_listener;
             refused refused_shm_outside;

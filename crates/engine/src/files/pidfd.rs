@@ -41,7 +41,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     }
     let mut crust_exit_status = None;
     if pid > 0 {
-        if v.info.flags & PIDFD_THREAD != 0 && !std::path::Path::new(&format!("/proc/{pid}/task/{pid}")).exists() {
+        if v.info.flags & PIDFD_THREAD != 0 && !leads(pid) {
             return Err(Error::unsupported(
                 format!("this descriptor belongs to thread {pid}, not to a process (PIDFD_THREAD)"),
                 "close it before the dump",
@@ -60,6 +60,12 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         crust_exit_status,
     };
     Ok(FileEntry { pidfd: Some(pidfd), ..FileEntry::default() })
+}
+
+/// False for a thread that leads no process. Threads have directories below /proc too.
+fn leads(pid: i32) -> bool {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    crust_kernel::procfs::Status::new(text).number("Tgid").is_none_or(|leader| leader == i64::from(pid))
 }
 
 impl FileTable<'_> {
