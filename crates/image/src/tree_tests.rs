@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "test code")]
 use super::{html, tree, tree_json};
 use crate::proto::{
-    CoreEntry, FdTypes, FdinfoEntry, FileEntry, InetSkEntry, InventoryEntry, MmEntry, PagemapEntry, PagemapHead,
-    PipeEntry, PstreeEntry, RegFileEntry, TaskCoreEntry, TaskKobjIdsEntry, UnixSkEntry, VmaEntry, core_entry,
+    BpfmapFileEntry, CoreEntry, CrustMqueue, ExtFileEntry, FdTypes, FdinfoEntry, FileEntry, InetSkEntry,
+    InventoryEntry, MmEntry, PagemapEntry, PagemapHead, PipeEntry, PstreeEntry, RegFileEntry, TaskCoreEntry,
+    TaskKobjIdsEntry, UnixSkEntry, VmaEntry, core_entry,
 };
 use crate::{ImageKind, Writer, encode_all, encode_one};
 use std::collections::BTreeMap;
@@ -35,6 +36,9 @@ fn files() -> Vec<FileEntry> {
         dst_addr: vec![0],
         ..Default::default()
     };
+    let map = BpfmapFileEntry { map_id: 26, map_name: "counts".into(), ..Default::default() };
+    let queue = CrustMqueue { path: b"/jobs".into(), ..Default::default() };
+    let queue = ExtFileEntry { crust_mqueue: Some(queue), ..Default::default() };
     vec![
         FileEntry { reg: Some(reg), ..file(1, FdTypes::Reg) },
         FileEntry { usk: Some(unix(b"/run/x\0", 10)), ..file(2, FdTypes::Unixsk) },
@@ -43,6 +47,9 @@ fn files() -> Vec<FileEntry> {
         FileEntry { isk: Some(inet(17, 7)), ..file(5, FdTypes::Inetsk) },
         FileEntry { pipe: Some(PipeEntry { pipe_id: 9, flags: 0, ..Default::default() }), ..file(6, FdTypes::Pipe) },
         FileEntry { pipe: Some(PipeEntry { pipe_id: 9, flags: 1, ..Default::default() }), ..file(7, FdTypes::Pipe) },
+        FileEntry { isk: Some(inet(262, 10)), ..file(8, FdTypes::Inetsk) },
+        FileEntry { bpf: Some(map), ..file(9, FdTypes::Bpfmap) },
+        FileEntry { ext: Some(queue), ..file(10, FdTypes::Ext) },
     ]
 }
 
@@ -94,6 +101,9 @@ fn text_tells_what_each_thing_is() {
         "fd 7   UDP 127.0.0.1:80\n",
         "fd 8   pipe 9, read end\n",
         "fd 9   pipe 9, write end\n",
+        "fd 10  MPTCP 127.0.0.1:80 LISTEN\n",
+        "fd 11  BPF map 26 \"counts\"\n",
+        "fd 12  message queue /jobs\n",
         "\n  11 child\n",
         "\n  12 gone zombie\n",
     ] {
@@ -125,7 +135,7 @@ fn page_needs_nothing_else_and_runs_nothing() {
     }
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{page}");
     assert_eq!(page.matches("<details").count(), page.matches("</details>").count());
-    for part in ["child", "gone</b> <span class=\"dead\">Zombie", "own namespaces: ipc", "2 mappings", "7 descriptors"]
+    for part in ["child", "gone</b> <span class=\"dead\">Zombie", "own namespaces: ipc", "2 mappings", "10 descriptors"]
     {
         assert!(page.contains(part), "{part:?} is not in {page}");
     }

@@ -35,6 +35,7 @@ const TASK_DEAD: u32 = 2;
 const ACCESS: u32 = 3;
 
 const IPPROTO_TCP: u32 = 6;
+const IPPROTO_MPTCP: u32 = 262;
 const TCP_LISTEN: u32 = 10;
 
 /// Text that the kernel allows any bytes in.
@@ -327,6 +328,12 @@ impl View {
         if let Some(psk) = &file.psk {
             return format!("packet socket, protocol {:#06x}", u16::from_be(psk.protocol as u16));
         }
+        if let Some(map) = &file.bpf {
+            return format!("BPF map {} {:?}", map.map_id, map.map_name);
+        }
+        if let Some(queue) = file.ext.as_ref().and_then(|ext| ext.crust_mqueue.as_ref()) {
+            return format!("message queue {}", lossy(&queue.path));
+        }
         self.crit_name(ty, id)
     }
 
@@ -415,10 +422,11 @@ fn inet(isk: &InetSkEntry) -> String {
         let address = text::ip(words).unwrap_or_else(|| "?".to_owned());
         if address.contains(':') { format!("[{address}]:{port}") } else { format!("{address}:{port}") }
     };
-    let proto = named("socket.proto", isk.proto);
+    // crit has no name for it.
+    let proto = if isk.proto == IPPROTO_MPTCP { "MPTCP".to_owned() } else { named("socket.proto", isk.proto) };
     // Only TCP's states say something: a datagram socket is "closed" unless connected.
     let state = match isk.proto {
-        IPPROTO_TCP => format!(" {}", named("socket.state", isk.state)),
+        IPPROTO_TCP | IPPROTO_MPTCP => format!(" {}", named("socket.state", isk.state)),
         _ => String::new(),
     };
     let source = end(&isk.src_addr, isk.src_port);
