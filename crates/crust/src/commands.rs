@@ -4,8 +4,10 @@ use crate::cli::{Invocation, Verb};
 use crate::events::{CliEvents, Scripts};
 use crate::exit::Exit;
 use crate::{logging, out, rootless, stats};
+use crust_engine::needs::{self, Need, Needs, Step};
 use crust_engine::options::Tar;
 use crust_engine::{Error, Kind, Object, OnObject, Result, ResultExt, check};
+use crust_image::json::Json;
 use rustix::fs::{Mode, OFlags};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -87,7 +89,7 @@ fn prepare(invocation: &mut Invocation) -> Result<()> {
         None => None,
     };
     let mut dir = None;
-    if verb != Verb::Check {
+    if verb != Verb::Check || (s.check_needs && s.images_dir.is_some()) {
         let path = s.images_dir.clone().unwrap_or_else(|| PathBuf::from("."));
         dir = Some(open_dir(&path).map_err(|e| e.help("create it first, or name another with --images-dir"))?);
         s.engine.images_dir_path = std::path::absolute(&path).unwrap_or(path);
@@ -382,6 +384,9 @@ fn check(s: &Settings) -> Result<Exit> {
             }
         };
     }
+    if s.check_needs {
+        return check_needs(s);
+    }
     if s.engine.pid > 0 {
         return check_tree(s);
     }
@@ -403,6 +408,72 @@ fn check(s: &Settings) -> Result<Exit> {
         out(&format!("Does not look good: {missing} missing, see above.\n"));
         Ok(Exit::Failure)
     }
+}
+
+fn check_needs(s: &Settings) -> Result<Exit> {
+    let needs = match s.engine.pid {
+        pid if pid > 0 => needs::of_tree(pid)?,
+        _ if s.engine.images_dir.is_some() => needs::of_images(&s.engine)?,
+        _ => return Err(bad("--needs of what?").help("name a tree (--pid PID) or a checkpoint (--images-dir DIR)")),
+    };
+    out(&if s.check_json { needs_json(&needs).to_pretty() + "\n" } else { needs_text(&needs) });
+    Ok(if needs.enough() { Exit::Good } else { Exit::Failure })
+}
+
+fn needs_text(needs: &Needs) -> String {
+    let mut text = String::new();
+    for (step, title) in [(Step::Dump, "To dump it:"), (Step::Restore, "To restore it here:")] {
+        let of_step: Vec<&Need> = needs.needs.iter().filter(|n| n.step == step).collect();
+        if !of_step.is_empty() {
+            text += title;
+            text.push('\n');
+        }
+        for n in of_step {
+            let tasks = match n.tasks.as_slice() {
+                [] => String::new(),
+                [one] => format!("process {one} "),
+                [first, rest @ ..] => format!("process {first} and {} others: ", rest.len()),
+            };
+            let state = match (n.held, n.without) {
+                (true, _) => "held".to_owned(),
+                (false, Some(what)) => format!("missing; without it {what}"),
+                (false, None) => "MISSING".to_owned(),
+            };
+            let _infallible = writeln!(text, "- {} [{state}]: {tasks}{}", n.right, n.why);
+        }
+    }
+    for note in &needs.notes {
+        let _infallible = writeln!(text, "Note: {note}.");
+    }
+    text +=
+        if needs.enough() { "Nothing that is necessary is missing.\n" } else { "Necessary privileges are missing.\n" };
+    text
+}
+
+fn needs_json(needs: &Needs) -> Json {
+    let text = |t: &str| Json::Str(t.to_owned());
+    let one = |n: &Need| {
+        let step = match n.step {
+            Step::Dump => "dump",
+            Step::Restore => "restore",
+        };
+        let tasks = n.tasks.iter().map(|&t| Json::Int(t.into())).collect();
+        let members = [
+            ("for", text(step)),
+            ("privilege", text(n.right)),
+            ("why", text(&n.why)),
+            ("processes", Json::Array(tasks)),
+            ("held", Json::Bool(n.held)),
+            ("without", n.without.map_or(Json::Null, text)),
+        ];
+        Json::Object(members.map(|(name, value)| (name.to_owned(), value)).into())
+    };
+    let members = [
+        ("enough", Json::Bool(needs.enough())),
+        ("needs", Json::Array(needs.needs.iter().map(one).collect())),
+        ("notes", Json::Array(needs.notes.iter().map(|n| text(n)).collect())),
+    ];
+    Json::Object(members.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 fn check_tree(s: &Settings) -> Result<Exit> {

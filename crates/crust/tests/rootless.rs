@@ -206,10 +206,34 @@ fn two_capabilities_are_enough_on_the_host() {
     home.goes_on();
     let (pid, images) = (sample.id().to_string(), home.path("images"));
     let caps: &[u32] = &[SYS_PTRACE, CHECKPOINT_RESTORE];
+    let says = |args: &[&str], caps| {
+        let output = home.with_caps(&[&["check", "--needs", "--json"], args].concat(), caps).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let told = crust_image::json::Json::parse("needs", &text).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        assert_eq!(told.get("enough").and_then(crust_image::json::Json::as_bool), output.status.code().map(|c| c == 0));
+        (output.status.success(), text)
+    };
+    let (enough, text) = says(&["--pid", &pid], caps);
+    assert!(enough, "{text}");
+    let (enough, text) = says(&["--pid", &pid], &[]);
+    assert!(!enough && text.contains("CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN"), "{text}");
+    // Somebody else's process, one of root's.
+    let mut other = Command::new("sleep").arg("600").spawn().unwrap();
+    let (enough, text) = says(&["--pid", &other.id().to_string()], caps);
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert!(!enough && text.contains("CAP_SETUID") && text.contains("belongs to uid 0"), "{text}");
+    let plain = Command::new(CRUST).args(["check", "--needs", "--pid", &pid]).output().unwrap();
+    let text = String::from_utf8_lossy(&plain.stdout);
+    assert!(text.contains("- CAP_SYS_PTRACE [held]") && text.contains("- CAP_SETUID [held]"), "{text}");
     let dump = ["dump", "--unprivileged", "-t", &pid, "-D", &images, "-o", "dump.log", "-v4"];
     good(&home.with_caps(&dump, caps).output().unwrap());
     assert_eq!(sample.wait().unwrap().code(), None);
     let before = home.dir.sample_count();
+    let (enough, text) = says(&["-D", &images], caps);
+    assert!(enough && text.contains("time namespace"), "{text}");
+    let (enough, text) = says(&["-D", &images], &[]);
+    assert!(!enough && text.contains("uid 65534, gid 65534 needs none"), "{text}");
 
     // Without the capability: one error that names it, before anything is made.
     let restore = ["restore", "--unprivileged", "-d", "-D", &images, "-o", "restore.log", "-v4"];

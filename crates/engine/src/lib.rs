@@ -13,6 +13,7 @@ pub mod files;
 pub mod images;
 pub mod memory;
 pub mod namespaces;
+pub mod needs;
 pub mod options;
 pub mod restore;
 pub mod task;

@@ -397,6 +397,9 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
         s.pid_or_pidfile = Some(v.to_os_string());
         Ok(())
     }, "say what in the tree below PID would stop a dump, changing nothing").ours(),
+    flag("needs", None, Check, In::Check, |s, on| s.check_needs = on,
+        "say which privileges dump and restore of the tree below --pid, or a restore from --images-dir, take here and why").ours(),
+    flag("json", None, Check, In::Check, |s, on| s.check_json = on, "say it as JSON (with --needs)").ours(),
     row("ms", None, Arg::None, Check, In::Check, Effect::Value(|_, _| Err(String::new())), "refused, as in CRIU"),
 
     // Logging

@@ -44,6 +44,8 @@ pub(crate) struct Settings {
     pub(crate) tls: bool,
     pub(crate) feature: Option<String>,
     pub(crate) check_extra: bool,
+    pub(crate) check_needs: bool,
+    pub(crate) check_json: bool,
     pub(crate) dry_run: bool,
     pub(crate) check_experimental: bool,
     /// `--pid`: ours for `check`, an abbreviation of `--pidfile` for everything else.
@@ -84,6 +86,8 @@ impl Default for Settings {
             tls: false,
             feature: None,
             check_extra: false,
+            check_needs: false,
+            check_json: false,
             dry_run: false,
             check_experimental: false,
             pid_or_pidfile: None,

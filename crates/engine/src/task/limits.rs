@@ -8,7 +8,7 @@ use crust_kernel::procfs::{Limit, ProcDir, parse_limits};
 /// struct rlimit64: soft limit, hard limit.
 const LIMIT_BYTES: usize = 16;
 
-const NAMES: [&str; 16] = [
+pub(crate) const NAMES: [&str; 16] = [
     "RLIMIT_CPU",
     "RLIMIT_FSIZE",
     "RLIMIT_DATA",

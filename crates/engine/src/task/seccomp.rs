@@ -23,7 +23,7 @@ const INSN_BYTES: usize = 8;
 const MAX_INSNS: usize = 4096;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 /// The inode of the first user namespace (`PROC_USER_INIT_INO`), which the kernel never gives to another.
-const FIRST_USER_NS: &str = "user:[4026531837]";
+pub(crate) const FIRST_USER_NS: &str = "user:[4026531837]";
 
 /// Why filters can neither be read nor suspended by this process, if they cannot. The kernel wants CAP_SYS_ADMIN in the first
 /// user namespace, of somebody who is under no filter himself.

@@ -1,0 +1,414 @@
+//! Which privileges a tree or a checkpoint takes, and why: for people who want to give no more than that. Looks only.
+//!
+//! The rules are the kernel's, written down here; dump and restore do not ask this table but try, and make no call that would
+//! change nothing.
+use crate::Options;
+use crate::dump::{find_root, stat_of};
+use crate::error::{Error, Kind, Result, ResultExt};
+use crate::images::Source;
+use crate::task::{creds, limits};
+use crust_image::ImageKind;
+use crust_image::proto::{CoreEntry, CredsEntry, FileEntry, FsEntry, PstreeEntry};
+use crust_kernel::HostTid;
+use crust_kernel::procfs::{ProcDir, Status};
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+/// Which journey a privilege is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Saving the tree.
+    Dump,
+    /// Bringing it back on this machine, by whoever asks.
+    Restore,
+}
+
+/// A privilege, and what it is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// For what.
+    pub step: Step,
+    /// Its name; of two, either does.
+    pub right: &'static str,
+    /// What of the tree takes it.
+    pub why: String,
+    /// The processes of which that is true; none means the tree as a whole.
+    pub tasks: Vec<i32>,
+    /// We have it.
+    pub held: bool,
+    /// What happens without, if that is no failure.
+    pub without: Option<&'static str>,
+}
+
+/// What a tree or a checkpoint takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Dump first.
+    pub needs: Vec<Need>,
+    /// What else is to be known.
+    pub notes: Vec<String>,
+}
+
+/// Capabilities by their numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Cap(u32, &'static str);
+
+const SETGID: Cap = Cap(6, "CAP_SETGID");
+const SETUID: Cap = Cap(7, "CAP_SETUID");
+const SETPCAP: Cap = Cap(8, "CAP_SETPCAP");
+const NET_BIND_SERVICE: Cap = Cap(10, "CAP_NET_BIND_SERVICE");
+const NET_RAW: Cap = Cap(13, "CAP_NET_RAW");
+const SYS_CHROOT: Cap = Cap(18, "CAP_SYS_CHROOT");
+const SYS_PTRACE: Cap = Cap(19, "CAP_SYS_PTRACE");
+const SYS_ADMIN: Cap = Cap(21, "CAP_SYS_ADMIN");
+const SYS_NICE: Cap = Cap(23, "CAP_SYS_NICE");
+const SYS_RESOURCE: Cap = Cap(24, "CAP_SYS_RESOURCE");
+const AUDIT_CONTROL: Cap = Cap(30, "CAP_AUDIT_CONTROL");
+const CHECKPOINT_RESTORE: Cap = Cap(40, "CAP_CHECKPOINT_RESTORE");
+
+/// What is asked of one process, wherever it comes from.
+#[derive(Default)]
+struct Facts {
+    pid: i32,
+    /// Of each thread.
+    creds: Vec<CredsEntry>,
+    hard_limits: Vec<u64>,
+    oom_score_adj: Option<i32>,
+    loginuid: Option<u32>,
+    /// Policy and nice value of each thread.
+    sched: Vec<(u32, i32)>,
+    seccomp: bool,
+    other_root: bool,
+    raw_socket: bool,
+    fanotify: bool,
+    low_ports: Vec<u32>,
+}
+
+/// Whoever asks.
+struct Own {
+    creds: CredsEntry,
+    hard_limits: Vec<u64>,
+    oom_score_adj: i32,
+    loginuid: Option<u32>,
+    first_port: u32,
+    first_user_ns: bool,
+}
+
+fn number(path: &str) -> Option<i64> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn mask(words: &[u32]) -> u64 {
+    words.iter().rev().fold(0, |all, &word| all << 32 | u64::from(word))
+}
+
+fn sched_of(tid: HostTid) -> Option<(u32, i32)> {
+    crust_kernel::process::sched(tid).ok().map(|s| (s.policy, s.nice))
+}
+
+impl Own {
+    fn look() -> Result<Self> {
+        let me = HostTid::new(rustix::process::getpid().as_raw_nonzero().get());
+        let me = me.ok_or_else(|| Error::new(Kind::Internal, "we have no pid"))?;
+        let proc = ProcDir::open_self(me).during("opening /proc/self")?;
+        let status = Status::new(proc.read_text("status").during("reading /proc/self/status")?);
+        Ok(Self {
+            creds: creds::from_status(&status, 0)?,
+            hard_limits: limits::look(&proc)?.iter().map(|l| l.max).collect(),
+            oom_score_adj: number("/proc/self/oom_score_adj").unwrap_or(0) as i32,
+            loginuid: number("/proc/self/loginuid").map(|n| n as u32),
+            first_port: number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024) as u32,
+            first_user_ns: proc
+                .readlink("ns/user")
+                .is_ok_and(|link| link == crate::task::seccomp::FIRST_USER_NS.as_bytes()),
+        })
+    }
+
+    fn has(&self, cap: Cap) -> bool {
+        mask(&self.creds.cap_eff) & 1 << cap.0 != 0
+    }
+}
+
+impl Needs {
+    /// True if we may do all of it.
+    pub fn enough(&self) -> bool {
+        self.needs.iter().all(|n| n.held || n.without.is_some())
+    }
+
+    fn add(&mut self, own: &Own, step: Step, cap: Cap, task: Option<i32>, why: impl Into<String>) -> &mut Need {
+        self.add_named(step, cap.1, own.has(cap), task, why.into())
+    }
+
+    fn add_named(&mut self, step: Step, right: &'static str, held: bool, task: Option<i32>, why: String) -> &mut Need {
+        let same = self.needs.iter().position(|n| n.step == step && n.right == right && n.why == why);
+        let at = same.unwrap_or_else(|| {
+            self.needs.push(Need { step, right, why, tasks: Vec::new(), held, without: None });
+            self.needs.len() - 1
+        });
+        self.needs[at].tasks.extend(task);
+        &mut self.needs[at]
+    }
+
+    fn dump(&mut self, own: &Own, pid: i32, creds: &CredsEntry, proc: &ProcDir) {
+        let ours = (own.creds.uid, own.creds.gid);
+        let theirs = [(creds.uid, creds.gid), (creds.euid, creds.egid), (creds.suid, creds.sgid)];
+        let mut add = |why: String| {
+            self.add(own, Step::Dump, SYS_PTRACE, Some(pid), why);
+        };
+        if theirs.iter().any(|&ids| ids != ours) {
+            add(format!("belongs to uid {}, gid {}; we are uid {}, gid {}", creds.uid, creds.gid, ours.0, ours.1));
+        }
+        if mask(&creds.cap_prm) & !mask(&own.creds.cap_prm) != 0 {
+            add("has capabilities that we lack".into());
+        }
+        // Its files in /proc are root's then.
+        let owner = std::fs::metadata(format!("/proc/{}", proc.id())).map_or(creds.euid, |m| m.uid());
+        if owner != creds.euid {
+            add("may not be looked at by its own user (prctl PR_SET_DUMPABLE, or started with more rights)".into());
+        }
+        match number("/proc/sys/kernel/yama/ptrace_scope") {
+            Some(1 | 2) => add("this machine lets nobody trace others' children (kernel.yama.ptrace_scope)".into()),
+            Some(3) => self.notes.push("nobody may trace anybody here: kernel.yama.ptrace_scope is 3".into()),
+            _ => {}
+        }
+    }
+
+    fn seccomp(&mut self, own: &Own, step: Step, pid: i32) {
+        let why = "runs under seccomp, whose filters only root in the first user namespace may read and suspend";
+        self.add(own, step, SYS_ADMIN, Some(pid), why).held &= own.first_user_ns;
+    }
+
+    fn restore(&mut self, own: &Own, facts: &Facts) {
+        let task = Some(facts.pid);
+        let mut add = |cap: Cap, why: String| {
+            self.add(own, Step::Restore, cap, task, why);
+        };
+        let ids = |c: &CredsEntry| [c.uid, c.euid, c.suid];
+        let groups = |c: &CredsEntry| [c.gid, c.egid, c.sgid];
+        for want in &facts.creds {
+            if let Some(id) = [&ids(want)[..], &[want.fsuid]].concat().iter().find(|&id| !ids(&own.creds).contains(id))
+            {
+                add(SETUID, format!("becomes uid {id}"));
+                // Otherwise the first change of ids would take the rights that the next calls need.
+                add(SETPCAP, "keeps its capabilities while its ids change".into());
+            }
+            let gids = [&groups(want)[..], &[want.fsgid]].concat();
+            if let Some(id) = gids.iter().find(|&id| !groups(&own.creds).contains(id)) {
+                add(SETGID, format!("becomes gid {id}"));
+            }
+            if want.groups != own.creds.groups {
+                add(SETGID, "has other supplementary groups than we have".into());
+            }
+            if mask(&own.creds.cap_bnd) & !mask(&want.cap_bnd) != 0 {
+                add(SETPCAP, "has a smaller bounding set of capabilities".into());
+            }
+        }
+        let raised = facts.hard_limits.iter().zip(&own.hard_limits).enumerate().find(|(_, (want, have))| want > have);
+        if let Some((i, (want, have))) = raised {
+            let name = limits::NAMES.get(i).copied().unwrap_or("a resource limit");
+            add(SYS_RESOURCE, format!("has the hard limit {want} of {name}, ours is {have}"));
+        }
+        if facts.oom_score_adj.is_some_and(|want| want < own.oom_score_adj) {
+            add(SYS_RESOURCE, format!("has a lower oom_score_adj than we have ({})", own.oom_score_adj));
+        }
+        if let Some((policy, _)) = facts.sched.iter().find(|(policy, _)| matches!(policy & 0xff, 1 | 2 | 6)) {
+            add(SYS_NICE, format!("is scheduled in real time (policy {})", policy & 0xff));
+        }
+        if let Some((_, nice)) = facts.sched.iter().find(|(policy, nice)| *nice < 0 && policy & 0xff == 0) {
+            add(SYS_NICE, format!("has the nice value {nice}"));
+        }
+        if facts.raw_socket {
+            add(NET_RAW, "has a raw or packet socket".into());
+        }
+        if let Some(port) = facts.low_ports.iter().find(|&&port| port < own.first_port) {
+            add(NET_BIND_SERVICE, format!("has a socket on port {port}"));
+        }
+        if facts.other_root {
+            add(SYS_CHROOT, "has another root directory".into());
+        }
+        if facts.fanotify {
+            add(SYS_ADMIN, "has a fanotify group".into());
+        }
+        if facts.seccomp {
+            self.seccomp(own, Step::Restore, facts.pid);
+        }
+        if facts.loginuid.is_some_and(|want| own.loginuid.is_some_and(|have| have != want)) {
+            let why = "has another login user id than we have";
+            self.add(own, Step::Restore, AUDIT_CONTROL, task, why).without = Some("it gets ours");
+        }
+        // What nobody can give who does not have it himself.
+        let lacking = facts.creds.iter().fold(0, |all, want| {
+            let more = |want: &[u32], have: &[u32]| mask(want) & !mask(have);
+            all | more(&want.cap_prm, &own.creds.cap_prm) | more(&want.cap_bnd, &own.creds.cap_bnd)
+        });
+        if lacking != 0 {
+            let why = format!("has capabilities, or a bounding set, that we lack: {lacking:#x}");
+            self.add_named(Step::Restore, "those capabilities", false, task, why);
+        }
+    }
+
+    fn restore_all(&mut self, own: &Own, all: &[Facts]) {
+        let held = own.has(CHECKPOINT_RESTORE) || own.has(SYS_ADMIN);
+        let why = "processes and threads get their ids back".to_owned();
+        self.add_named(Step::Restore, "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN", held, None, why);
+        let why = "a time namespace, in which clocks go on from where they stood";
+        self.add(own, Step::Restore, SYS_ADMIN, None, why).without =
+            Some("the restore is refused only where clocks would go back");
+        for facts in all {
+            self.restore(own, facts);
+        }
+        let mut users =
+            all.iter().flat_map(|f| &f.creds).flat_map(|c| [(c.uid, c.gid), (c.euid, c.egid), (c.suid, c.sgid)]);
+        let first = users.next();
+        if let Some((uid, gid)) = first.filter(|&f| users.all(|u| u == f))
+            && !self.enough()
+        {
+            self.notes.push(format!(
+                "who is uid {uid}, gid {gid} needs none of it for a restore in namespaces of its own (without \
+                 --unprivileged), as far as only ids are concerned"
+            ));
+        }
+    }
+}
+
+/// What dump and restore of the tree below `pid` take.
+///
+/// # Errors
+/// Only if the tree cannot be looked at.
+pub fn of_tree(pid: i32) -> Result<Needs> {
+    let own = Own::look()?;
+    let mut found = Needs::default();
+    let mut all = Vec::new();
+    let mut pids = vec![find_root(pid)?];
+    let mut seen: HashSet<HostTid> = pids.iter().copied().collect();
+    let user_ns = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/user")).ok();
+    let mut at = 0;
+    while let Some(&pid) = pids.get(at) {
+        at += 1;
+        // Who ended meanwhile needs nothing.
+        let Ok(proc) = ProcDir::open(pid) else { continue };
+        pids.extend(proc.children().unwrap_or_default().into_iter().filter(|c| seen.insert(*c)));
+        if stat_of(&proc).is_none_or(|s| s.state == b'Z') {
+            continue;
+        }
+        let Ok(status) = proc.read_text("status").map(Status::new) else { continue };
+        let creds = creds::from_status(&status, 0)?;
+        let raw = pid.as_raw();
+        match (user_ns("self"), user_ns(&raw.to_string())) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                let note = "lives in a user namespace of its own; a dump of a job of `crust run` enters it, and needs nothing there";
+                found.notes.push(format!("process {raw} {note}"));
+                continue;
+            }
+            _ => {}
+        }
+        found.dump(&own, raw, &creds, &proc);
+        let seccomp = status.number("Seccomp").is_some_and(|mode| mode != 0);
+        if seccomp {
+            found.seccomp(&own, Step::Dump, raw);
+        }
+        all.push(live(&proc, creds, seccomp));
+    }
+    found.restore_all(&own, &all);
+    Ok(found)
+}
+
+fn live(proc: &ProcDir, creds: CredsEntry, seccomp: bool) -> Facts {
+    let number = |name: &str| proc.read_text(name).ok()?.trim().parse::<i64>().ok();
+    let threads = proc.threads().unwrap_or_default();
+    let mut facts = Facts {
+        pid: proc.id().as_raw(),
+        creds: vec![creds],
+        hard_limits: limits::look(proc).map_or_else(|_| Vec::new(), |l| l.iter().map(|l| l.max).collect()),
+        oom_score_adj: number("oom_score_adj").map(|n| n as i32),
+        loginuid: number("loginuid").map(|n| n as u32),
+        sched: threads.into_iter().filter_map(sched_of).collect(),
+        seccomp,
+        other_root: proc.readlink("root").is_ok_and(|link| link != b"/"),
+        ..Default::default()
+    };
+    let (raw, ports) = sockets(proc);
+    for fd in proc.numbers("fd").unwrap_or_default() {
+        let Ok(link) = proc.readlink(&format!("fd/{fd}")) else { continue };
+        let link = String::from_utf8_lossy(&link);
+        facts.fanotify |= link == "anon_inode:[fanotify]";
+        let Some(inode) = link.strip_prefix("socket:[").and_then(|l| l.strip_suffix(']')) else { continue };
+        facts.raw_socket |= raw.contains(inode);
+        facts.low_ports.extend(ports.get(inode).filter(|&&p| p != 0));
+    }
+    facts
+}
+
+/// Inodes of raw and packet sockets of a process's network, and the local ports of others.
+fn sockets(proc: &ProcDir) -> (HashSet<String>, HashMap<String, u32>) {
+    let (mut raw, mut ports) = (HashSet::new(), HashMap::new());
+    // The inode's column; packet sockets have it last.
+    for (name, column) in [("raw", 9), ("raw6", 9), ("packet", 8), ("tcp", 9), ("tcp6", 9), ("udp", 9), ("udp6", 9)] {
+        for line in proc.read_text(&format!("net/{name}")).unwrap_or_default().lines().skip(1) {
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            let Some(inode) = words.get(column) else { continue };
+            let port = words.get(1).and_then(|local| u32::from_str_radix(local.rsplit(':').next()?, 16).ok());
+            match port {
+                _ if name.starts_with("raw") || name == "packet" => {
+                    raw.insert((*inode).to_owned());
+                }
+                Some(port) => {
+                    ports.insert((*inode).to_owned(), port);
+                }
+                None => {}
+            }
+        }
+    }
+    (raw, ports)
+}
+
+/// What a restore of the checkpoint in `opts.images_dir` takes here.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn of_images(opts: &Options) -> Result<Needs> {
+    const LIVE: [u32; 3] = [1, 3, 6];
+    const SOCK_RAW: u32 = 3;
+    let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
+    let source = Source::open(dir.as_fd())?;
+    let own = Own::look()?;
+    let mut whole = Facts::default();
+    let mut roots = HashMap::new();
+    for file in source.read_all::<FileEntry>(ImageKind::Files, 0)? {
+        whole.fanotify |= file.ffy.is_some();
+        whole.raw_socket |= file.psk.is_some();
+        if let Some(socket) = &file.isk {
+            whole.raw_socket |= socket.r#type == SOCK_RAW;
+            whole.low_ports.extend(Some(socket.src_port).filter(|&p| p != 0));
+        }
+        if let Some(reg) = file.reg {
+            roots.insert(reg.id, reg.name);
+        }
+    }
+    let mut all = Vec::new();
+    for entry in source.read_all::<PstreeEntry>(ImageKind::Pstree, 0)? {
+        let mut facts = Facts { pid: entry.pid as i32, ..Default::default() };
+        let leader: CoreEntry = source.read_one(ImageKind::Core, entry.pid.into())?;
+        let Some(tc) = leader.tc.as_ref().filter(|tc| LIVE.contains(&tc.task_state)) else { continue };
+        facts.hard_limits = tc.rlimits.as_ref().map_or_else(Vec::new, |l| l.rlimits.iter().map(|l| l.max).collect());
+        facts.oom_score_adj = tc.oom_score_adj;
+        facts.loginuid = tc.loginuid;
+        let others = entry.threads.iter().filter(|&&t| t != entry.pid);
+        let others = others.map(|&t| source.read_one(ImageKind::Core, t.into())).collect::<Result<Vec<CoreEntry>>>()?;
+        for thread in std::iter::once(&leader).chain(&others).filter_map(|core| core.thread_core.as_ref()) {
+            facts.creds.extend(thread.creds.clone());
+            facts.sched.extend(thread.sched_policy.map(|p| (p, thread.sched_nice.unwrap_or(0))));
+            facts.seccomp |= thread.seccomp_mode.is_some_and(|mode| mode != 0);
+        }
+        let fs: Option<FsEntry> = source.read_one_if(ImageKind::Fs, entry.pid.into())?;
+        facts.other_root = fs.and_then(|fs| roots.get(&fs.root_id)).is_some_and(|name| name != b"/");
+        all.push(facts);
+    }
+    if let Some(root) = all.first_mut() {
+        (root.fanotify, root.raw_socket, root.low_ports) = (whole.fanotify, whole.raw_socket, whole.low_ports);
+    }
+    let mut found = Needs::default();
+    found.restore_all(&own, &all);
+    Ok(found)
+}
