@@ -150,6 +150,14 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
     if !s.engine.inherit_fds.is_empty() && !restore {
         return Err(bad("--inherit-fd is a restore-only option"));
     }
+    // A number that was free may be one of our own files by now, and would be handed to the program.
+    if let Some(missing) = s.engine.inherit_fds.iter().find(|i| !crust_kernel::inherited::was_given(i.fd)) {
+        return Err(bad(&format!(
+            "--inherit-fd fd[{}]:{}: crust was started without a descriptor {0}",
+            missing.fd, missing.key
+        ))
+        .help("open it for crust: what starts it may close descriptors (Python's subprocess does without pass_fds)"));
+    }
     if s.network_lock_given && restore {
         log::warn!("--network-lock is ignored by restore: the method of the dump is used");
     }

@@ -16,7 +16,11 @@ use std::process::ExitCode;
 pub(crate) const CLAIMED_VERSION: &str = "4.2";
 
 fn main() -> ExitCode {
+    let noted = crust_kernel::inherited::note();
     logging::init();
+    if let Err(e) = noted {
+        log::debug!("our descriptors cannot be listed: {e}");
+    }
     if let Err(why) = not_setuid() {
         log::error!("{why}");
         return ExitCode::from(exit::Exit::Failure.code());

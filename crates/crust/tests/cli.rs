@@ -42,6 +42,17 @@ fn called_criu_it_is_the_same() {
 }
 
 #[test]
+fn inherited_descriptors_must_be_there() {
+    let dir = Dir::new("inherit");
+    // Descriptor 5 would be one of our own files by the time it is looked at.
+    let mut restore = crust(&dir);
+    restore.args(["restore", "-D"]).arg(&dir.0).args(["--inherit-fd", "fd[5]:pipe:[77]"]);
+    let (code, _, err) = ends(&mut restore);
+    assert_eq!(code, 1, "{err}");
+    assert!(err.contains("fd[5]:pipe:[77]: crust was started without a descriptor 5"), "{err}");
+}
+
+#[test]
 fn exit_codes_are_criu_s() {
     let dir = Dir::new("codes");
     for (args, code) in [
