@@ -387,3 +387,47 @@ fn a_shell_moves_to_another_terminal() {
     (&second).write_all(b"exit\n").unwrap();
     assert!(restore.wait().unwrap().success());
 }
+
+/// A terminal from outside that the caller names at the dump and replaces at the restore.
+#[test]
+fn an_external_terminal_is_the_session_s_again() {
+    if !inside("an_external_terminal_is_the_session_s_again") {
+        return;
+    }
+    let dir = Dir::new("external-tty");
+    fs::create_dir(dir.path("images")).unwrap();
+    let (first, slave) = terminal();
+    let mut shell = Command::new("/bin/sh");
+    shell.arg("-i").current_dir(&dir.0).env_clear().env("PS1", "ready> ").env("PATH", "/usr/bin:/bin");
+    let mut shell = on_terminal(shell, &slave);
+    let (pid, at) = (shell.id().to_string(), rustix::fs::fstat(&slave).unwrap());
+    let key = format!("tty[{:x}:{:x}]", at.st_rdev, at.st_dev);
+    drop(slave);
+    expect(&first, "ready> ");
+    (&first).write_all(b"kept=$((6*7)); echo set=$kept.\n").unwrap();
+    expect(&first, "set=42.");
+    let crust = |args: &[&str]| {
+        let mut command = Command::new(CRUST);
+        command.args(args).current_dir(&dir.0).env_clear().stdin(Stdio::null());
+        command
+    };
+    let dump = crust(&["dump", "-t", &pid, "-D", "images", "--external", &key]).output().unwrap();
+    assert!(dump.status.success(), "{}", output_text(&dump));
+    shell.wait().unwrap();
+    drop(first);
+
+    let missing = crust(&["restore", "-d", "-D", "images"]).output().unwrap();
+    let said = output_text(&missing);
+    assert!(!missing.status.success() && said.contains("--inherit-fd") && said.contains(&key), "{said}");
+    let (second, slave) = terminal();
+    let mut restore = crust(&["restore", "-d", "-D", "images", "--inherit-fd", &format!("fd[0]:{key}")]);
+    let restore = restore.stdin(slave).output().unwrap();
+    assert!(restore.status.success(), "{}", output_text(&restore));
+    (&second).write_all(b"exec 3</dev/tty && echo kept=$kept.\n").unwrap();
+    expect(&second, "kept=42.");
+    // Only the controlling terminal's end hangs a program up that does not read.
+    (&second).write_all(b"exec sleep 1000\n").unwrap();
+    until("no sleep", || fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm == "sleep\n"));
+    drop(second);
+    until("the hang-up does not reach it", || stat(pid.parse().unwrap()).first().is_none_or(|state| state == "Z"));
+}

@@ -408,6 +408,11 @@ impl FileImages {
         errors
     }
 
+    /// The descriptor the caller gave us for `key`, once [`FileImages::open_shared`] has taken it.
+    pub(super) fn given(&self, key: &str) -> Option<&OwnedFd> {
+        self.state.inherited.get(key)
+    }
+
     /// Opens everything that more than one table uses. Called once, in the root task before it forks.
     ///
     /// # Errors

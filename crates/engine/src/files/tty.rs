@@ -238,8 +238,11 @@ impl FileTable<'_> {
             let Some(info) = r.tty_info.iter().find(|i| i.id == *id) else { continue };
             // Those of the machine are opened again by their names.
             let machine = [TtyType::Console, TtyType::Vt, TtyType::Serial].map(|t| t as i32).contains(&info.r#type);
-            // Whatever stands behind /dev/tty is somebody's pty.
-            let ours = |i: &TtyInfoEntry| i.sid == info.sid && pty(i) && masters.contains(&(i.id >> 1));
+            // Whatever stands behind /dev/tty is somebody's pty, or comes from outside.
+            let ours = |i: &TtyInfoEntry| {
+                let comes_back = pty(i) && masters.contains(&(i.id >> 1)) || i.r#type == TtyType::ExtTty as i32;
+                i.sid == info.sid && comes_back
+            };
             let is_alias = info.r#type == TtyType::Ctty as i32 && info.sid != 0 && r.tty_info.iter().any(ours);
             let inside = machine
                 || is_alias
@@ -344,10 +347,15 @@ impl FileImages {
     /// # Errors
     /// The kernel refuses.
     pub fn take_controlling_tty(&mut self, pid: i32) -> Result<()> {
-        let found = self.files_with_tty().find(|(_, info)| {
-            info.sid == pid.unsigned_abs() && info.r#type == TtyType::Pty as i32 && !self.is_ours(info)
-        });
-        let Some(index) = found.and_then(|(_, info)| info.pty.as_ref().map(|p| p.index)) else { return Ok(()) };
+        let Some((_, info)) = self.files_with_tty().find(|(_, info)| self.is_own_of(info, pid)) else { return Ok(()) };
+        if let Some(given) = self.given(&key_of(info)) {
+            return tty::set_controlling(given).during("taking the session's controlling terminal").map_err(|e| {
+                e.on(Object::Path(key_of(info))).help(
+                    "give --inherit-fd a terminal that is no other session's controlling one, for instance a new pty",
+                )
+            });
+        }
+        let Some(index) = info.pty.as_ref().map(|p| p.index) else { return Ok(()) };
         let path = format!("/dev/pts/{index}");
         let slave = rustix::fs::open(&path, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
             .during("opening the session's terminal")
@@ -357,6 +365,13 @@ impl FileImages {
             .map_err(|e| e.on(Object::Path(path)))
     }
 
+    /// True if a terminal is the controlling one of the session `pid` leads, and comes back as such: the tree's own, or one
+    /// that the caller gave us for it. Under `--shell-job` the session is ours, and has a terminal.
+    fn is_own_of(&self, info: &TtyInfoEntry, pid: i32) -> bool {
+        let comes_back = info.r#type == TtyType::Pty as i32 && !self.is_ours(info);
+        info.sid == pid.unsigned_abs() && (comes_back || self.given(&key_of(info)).is_some())
+    }
+
     /// Puts foreground groups back: of the terminals that sessions of the tree had, and of ours under `--shell-job`, where
     /// the tree's group replaces the command's. Call it in session leader or root task when all groups exist.
     ///
@@ -364,7 +379,7 @@ impl FileImages {
     /// The kernel refuses.
     pub fn set_foreground(&self, pid: i32, opts: &Options) -> Result<()> {
         let ours = self.files_with_tty().any(|(_, info)| self.is_ours(info));
-        let own = self.files_with_tty().find(|(_, i)| i.sid == pid.unsigned_abs() && !self.is_ours(i) && i.pgrp != 0);
+        let own = self.files_with_tty().find(|(_, i)| self.is_own_of(i, pid) && i.pgrp != 0);
         let group = match own {
             Some((_, info)) => i32::try_from(info.pgrp).unwrap_or(0),
             None if ours && opts.shell_job => rustix::process::getpgrp().as_raw_nonzero().get(),
