@@ -152,7 +152,7 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
     }
     // A number that was free may be one of our own files by now, and would be handed to the program.
     if let Some(missing) = s.engine.inherit_fds.iter().find(|i| !crust_kernel::inherited::was_given(i.fd)) {
-        return Err(bad(&format!(
+        return Err(bad(format!(
             "--inherit-fd fd[{}]:{}: crust was started without a descriptor {0}",
             missing.fd, missing.key
         ))

@@ -431,3 +431,66 @@ fn an_external_terminal_is_the_session_s_again() {
     drop(second);
     until("the hang-up does not reach it", || stat(pid.parse().unwrap()).first().is_none_or(|state| state == "Z"));
 }
+
+/// A program that talks over one end of a connection whose other end is ours; the caller names it and gives a new one.
+#[test]
+fn an_external_unix_socket_is_replaced() {
+    if !inside("an_external_unix_socket_is_replaced") {
+        return;
+    }
+    use std::os::unix::net::UnixStream;
+    let dir = Dir::new("external-unix");
+    fs::create_dir(dir.path("images")).unwrap();
+    let echoes = |mut end: &UnixStream, text: &str| {
+        end.set_read_timeout(Some(LIMIT)).unwrap();
+        end.write_all(text.as_bytes()).unwrap();
+        let mut back = vec![0; text.len()];
+        end.read_exact(&mut back).unwrap();
+        assert_eq!(String::from_utf8_lossy(&back), text);
+    };
+    let (first, its) = UnixStream::pair().unwrap();
+    let key = format!("socket:[{}]", rustix::fs::fstat(&its).unwrap().st_ino);
+    let mut cat = Command::new("cat");
+    cat.current_dir(&dir.0).stderr(Stdio::null());
+    cat.stdin(OwnedFd::from(its.try_clone().unwrap())).stdout(OwnedFd::from(its));
+    // SAFETY: one system call, safe between fork and exec.
+    unsafe { cat.pre_exec(|| Ok(rustix::process::setsid().map(drop)?)) };
+    let mut cat = cat.spawn().unwrap();
+    echoes(&first, "before");
+    let pid = cat.id().to_string();
+    let crust = |args: &[&str]| {
+        let mut command = Command::new(CRUST);
+        command.args(args).current_dir(&dir.0).env_clear().stdin(Stdio::null());
+        command
+    };
+    let refused = |output: Output, text: &str| {
+        let said = output_text(&output);
+        assert!(!output.status.success() && said.contains(text) && said.contains("help:"), "{said}");
+    };
+    let option = format!("--ext-unix-sk={}", key.trim_start_matches("socket:[").trim_end_matches(']'));
+    let dump = |more: &[&str]| crust(&[&["dump", "-t", &pid, "-D", "images"], more].concat()).output().unwrap();
+    refused(dump(&[]), &option);
+    // What waits in it could not be put into another one.
+    let signal = |signal| kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), signal).unwrap();
+    signal(Signal::STOP);
+    until("it does not stop", || stat(pid.parse().unwrap()).first().is_some_and(|state| state == "T"));
+    (&first).write_all(b"unread").unwrap();
+    refused(dump(&[&option]), "6 bytes from outside wait in the external unix socket");
+    signal(Signal::CONT);
+    let mut back = [0; 6];
+    (&first).read_exact(&mut back).unwrap();
+    echoes(&first, "again");
+
+    let output = dump(&[&option]);
+    assert!(output.status.success(), "{}", output_text(&output));
+    cat.wait().unwrap();
+    refused(crust(&["restore", "-d", "-D", "images"]).output().unwrap(), &key);
+    let (second, its) = UnixStream::pair().unwrap();
+    let mut restore = crust(&["restore", "-d", "-D", "images", "--inherit-fd", &format!("fd[0]:{key}")]);
+    let restore = restore.stdin(OwnedFd::from(its)).output().unwrap();
+    assert!(restore.status.success(), "{}", output_text(&restore));
+    echoes(&second, "after");
+    // It holds the only other end.
+    drop(second);
+    until("it does not see the end", || stat(pid.parse().unwrap()).first().is_none_or(|state| state == "Z"));
+}

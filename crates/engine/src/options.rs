@@ -189,4 +189,9 @@ impl Options {
     pub const DEFAULT_GHOST_LIMIT: u64 = 1 << 20;
     /// CRIU's default for `--timeout`.
     pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// True if the unix socket with this inode was named: `--ext-unix-sk=INO` or `--external unix[INO]`.
+    pub fn is_external_unix(&self, ino: u32) -> bool {
+        self.ext_unix_inodes.contains(&ino) || self.external.iter().any(|e| *e == format!("unix[{ino}]"))
+    }
 }

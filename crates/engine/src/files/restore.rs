@@ -342,6 +342,7 @@ impl FileImages {
     /// Everything that would make the restore of files fail, asked before anything is made.
     pub fn check(&self, opts: &Options) -> Vec<Error> {
         let mut errors = self.check_ttys(opts);
+        errors.extend(self.check_unix(opts));
         let terminals = tty::path_records(self.files.values().map(Box::as_ref));
         let mut build_ids = regular::BuildIds::new();
         for (id, entry) in &self.files {

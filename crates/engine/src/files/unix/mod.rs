@@ -226,6 +226,8 @@ impl FileTable<'_> {
         let inside: BTreeSet<u32> = seen.iter().map(|(ino, _, _)| *ino).collect();
         let mut errors = Vec::new();
         let mut made = Vec::new();
+        // Other ends that nothing is known of: the tree's end is given to the restore.
+        let mut given = BTreeSet::new();
         for (ino, peer, object) in &seen {
             if *peer == 0 {
                 continue;
@@ -236,9 +238,7 @@ impl FileTable<'_> {
             }
             let other = r.unix.as_ref().and_then(|all| all.get(peer)).cloned();
             let by_name = other.as_ref().filter(|o| i32::from(o.kind) == libc::SOCK_DGRAM && !o.name.is_empty());
-            let allowed = r.opts.ext_unix_sk
-                || r.opts.ext_unix_inodes.contains(peer)
-                || r.opts.external.iter().any(|e| *e == format!("unix[{peer}]"));
+            let allowed = r.opts.ext_unix_sk || r.opts.is_external_unix(*peer) || r.opts.is_external_unix(*ino);
             match (by_name, allowed) {
                 (Some(o), true) => made.push((*peer, o.clone())),
                 (Some(o), false) => errors.push(
@@ -253,10 +253,26 @@ impl FileTable<'_> {
                 ),
                 // It may be on its way through a socket, and only a stopped program's queues are looked into.
                 (None, _) if r.running && r.rights_wait => {}
+                (None, _) if r.opts.is_external_unix(*ino) => {
+                    let waiting = r.unix.as_ref().and_then(|all| all.get(ino)).map_or(0, |s| s.waiting);
+                    if waiting > 0 && !r.running {
+                        errors.push(
+                            Error::unsupported(
+                                format!("{waiting} bytes from outside wait in the external unix socket {ino}"),
+                                "let the program read them: nothing can put them into the socket that --inherit-fd gives",
+                            )
+                            .on(object.clone()),
+                        );
+                    }
+                    given.insert(*peer);
+                }
                 (None, _) => errors.push(
                     Error::unsupported(
                         format!("unix socket {ino} is connected, and its peer {peer} belongs to no task in the tree"),
-                        "dump from the common parent, or close the connection before the dump",
+                        format!(
+                            "dump from the common parent, close the connection before the dump, or pass \
+                             `--ext-unix-sk={ino}` here and `--inherit-fd fd[N]:socket:[{ino}]` to restore"
+                        ),
                     )
                     .on(object.clone()),
                 ),
@@ -264,6 +280,8 @@ impl FileTable<'_> {
         }
         made.sort_by_key(|(ino, _)| *ino);
         made.dedup_by_key(|(ino, _)| *ino);
+        // CRIU looks for a peer among the sockets it has read already.
+        let mut records = Vec::with_capacity(made.len() + given.len());
         for (ino, o) in made {
             let id = r.new_id();
             let mut name = o.name;
@@ -280,8 +298,22 @@ impl FileTable<'_> {
                 name,
                 ..UnixSkEntry::default()
             };
-            r.files.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() });
+            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() });
         }
+        for ino in given {
+            let id = r.new_id();
+            // As CRIU has it, whatever the socket is.
+            let usk = UnixSkEntry {
+                id,
+                ino,
+                r#type: libc::SOCK_DGRAM as u32,
+                state: LISTEN,
+                uflags: EXTERN,
+                ..UnixSkEntry::default()
+            };
+            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() });
+        }
+        r.files.splice(0..0, records);
         errors
     }
 }

@@ -4,10 +4,12 @@
 //! exists and has its name before anybody connects, and a datagram socket is filled before it connects, since one that
 //! is connected takes messages from its peer only. If descriptors wait in a queue of a unit, the second half waits until
 //! all files are open that anybody shares.
+use super::super::regular::missing_external;
 use super::super::restore::{FileImages, Opener, QueuedPacket};
 use super::super::sockopt;
 use super::bind::{Keep, Place, address, bind, is_path, shown};
 use super::{ESTABLISHED, EXTERN, LISTEN, SERVICE};
+use crate::options::Options;
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{FileEntry, SkShutdown, UnixSkEntry};
 use crust_kernel::sock_diag::{option, set_option};
@@ -93,10 +95,30 @@ pub(in super::super) fn must_be_early(e: &FileEntry, images: &FileImages) -> boo
     elsewhere || s.deleted == Some(true) || s.crust_moved.is_some() || connection && images.unix.listener(s).is_none()
 }
 
+/// Name under which `--inherit-fd` gives a socket.
+fn key_of(s: &UnixSkEntry) -> String {
+    format!("socket:[{}]", s.ino)
+}
+
+impl FileImages {
+    /// Sockets whose other end is outside, without a name to connect to, must be given.
+    pub(in super::super) fn check_unix(&self, opts: &Options) -> Vec<Error> {
+        let sockets = self.unix.by_ino.values().filter_map(|id| self.unix_by_id(*id));
+        let lost = sockets.filter(|s| {
+            let peer = self.unix.by_ino(s.peer).and_then(|id| self.unix_by_id(id));
+            peer.is_some_and(|p| p.uflags & EXTERN != 0 && p.name.is_empty())
+        });
+        let missing = lost.map(key_of).filter(|key| !opts.inherit_fds.iter().any(|i| i.key == *key));
+        missing.map(|key| missing_external(&key)).collect()
+    }
+}
+
 /// The second half of a unit that waits for other files.
 #[derive(Debug)]
 pub(in super::super) struct Waiting {
     ids: Vec<u32>,
+    /// Sockets that the caller gave us: connected as they are, by inode.
+    given: BTreeSet<u32>,
     places: HashMap<u32, Place>,
     senders: HashMap<u32, OwnedFd>,
 }
@@ -142,9 +164,16 @@ pub(super) fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u
     }
     let mut unit = Making { all, fds: HashMap::new(), places: HashMap::new(), senders: HashMap::new() };
     let own: Vec<&UnixSkEntry> = unit.all.values().copied().filter(|s| s.uflags & EXTERN == 0).collect();
+    let mut given = BTreeSet::new();
+    for s in &own {
+        if let Some(fd) = cx.inherited(&key_of(s))? {
+            unit.fds.insert(s.ino, fd);
+            given.insert(s.ino);
+        }
+    }
     // Listeners and datagram sockets first: connections are made through them.
     for s in &own {
-        if !unit.is_end(s) {
+        if !unit.is_end(s) && !given.contains(&s.ino) {
             unit.stand(s, cx)?;
         }
     }
@@ -157,7 +186,7 @@ pub(super) fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u
     let ids: Vec<u32> = own.iter().map(|s| s.id).collect();
     let of_ino: HashMap<u32, u32> = own.iter().map(|s| (s.ino, s.id)).collect();
     let opened: Vec<(u32, OwnedFd)> = fds.into_iter().filter_map(|(ino, fd)| Some((*of_ino.get(&ino)?, fd))).collect();
-    let rest = Waiting { ids, places, senders };
+    let rest = Waiting { ids, given, places, senders };
     if rest.ids.iter().any(|id| cx.images.carries_rights(*id)) {
         cx.state.unix.push(rest);
         return Ok(opened);
@@ -343,7 +372,7 @@ impl Waiting {
         for (ino, (s, _)) in all {
             let datagram = s.r#type == libc::SOCK_DGRAM as u32;
             let made_as_pair = || is_pair(s, |ino| all.get(&ino).map(|(o, _)| *o), all.values().map(|(o, _)| *o));
-            if s.peer == 0 || !datagram || made_as_pair() {
+            if s.peer == 0 || !datagram || made_as_pair() || self.given.contains(ino) {
                 continue;
             }
             todo.insert(*ino);
