@@ -148,6 +148,7 @@ macro_rules! programs {
             beyond udp_places;
             beyond udp_shut;
             beyond udp_waiting;
+            beyond odds;
             beyond unix_empty;
             beyond unix_listen;
             beyond unix_names_gone;

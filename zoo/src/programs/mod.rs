@@ -78,6 +78,7 @@ mod mqueue;
 mod multicast;
 mod nanosleep;
 mod netlink;
+mod odds;
 mod oom_score_adj;
 mod orphans;
 mod packet_sockets;
