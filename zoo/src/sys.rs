@@ -438,6 +438,12 @@ pub fn timer_get(id: i32) -> io::Result<(Duration, Duration)> {
     Ok((duration(now.it_value), duration(now.it_interval)))
 }
 
+/// The time that this thread has had a processor.
+pub fn cpu_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::from_secs(now.tv_sec.unsigned_abs()) + Duration::from_nanos(now.tv_nsec.unsigned_abs())
+}
+
 fn timespec(d: Duration) -> libc::timespec {
     libc::timespec { tv_sec: d.as_secs().cast_signed(), tv_nsec: d.subsec_nanos().into() }
 }

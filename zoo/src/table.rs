@@ -68,6 +68,7 @@ macro_rules! programs {
             first pipe_content;
             first pipe_size;
             first pipe_tasks;
+            first posix_timer_cpu;
             first posix_timer_thread;
             first posix_timers;
             first prctls;

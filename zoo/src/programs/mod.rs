@@ -93,6 +93,7 @@ mod pipe_packets;
 mod pipe_size;
 mod pipe_spliced;
 mod pipe_tasks;
+mod posix_timer_cpu;
 mod posix_timer_thread;
 mod posix_timers;
 mod prctls;

@@ -216,7 +216,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     let tid_inside = |raw: i32| {
         asked.threads.iter().position(|t| t.tid.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw())
     };
-    let tc = process_part(p, asked, &tid_inside, process)?;
+    let tc = process_part(p, asked, &tid_inside, (ns_pid, &inner), process)?;
     if p.live != p.pid
         && let Some((_, living)) = cores.first()
     {
@@ -286,6 +286,7 @@ fn process_part(
     p: &Seen,
     asked: &Asked,
     tid_inside: &dyn Fn(i32) -> Option<i32>,
+    (ns_pid, inner): (NsTid, &[NsTid]),
     begun: TaskCoreEntry,
 ) -> Result<TaskCoreEntry> {
     let Asked { questions: q, answers: a, .. } = asked;
@@ -295,7 +296,9 @@ fn process_part(
         std::str::from_utf8(&text).ok()?.trim().parse::<i64>().ok()
     };
     let stopped = asked.group_stop;
-    let timers = timers::answers(&q.timers, &read, &|slot| a.slot(q.main, slot), tid_inside)?;
+    let is_thread = |tid: i32| inner.iter().any(|t| t.as_raw() == tid);
+    let own_ids: (i32, &dyn Fn(i32) -> bool) = (ns_pid.as_raw(), &is_thread);
+    let timers = timers::answers(&q.timers, &read, &|slot| a.slot(q.main, slot), tid_inside, own_ids)?;
     let mut settings = settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?;
     if p.stat.session == p.pid.as_raw() {
         settings.autogroup_nice = odds::autogroup_nice(&p.proc);

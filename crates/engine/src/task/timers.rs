@@ -85,15 +85,55 @@ pub fn ask(p: &mut Program, plan: PlanId, list: &str) -> Result<Asked> {
     Ok(Asked { itimers, posix })
 }
 
-/// Reads the answers. `slot` gives a result of the plan, `tid` turns a thread id that we see into the task's own.
+/// A negative clock id is the CPU clock of a task: the complement of its id (0: of whoever makes the timer), shifted by
+/// three, one bit for "of a thread", and what is counted.
+mod cpu_clock {
+    pub(super) const THREAD: i32 = 4;
+    const SORT: i32 = 3;
+    /// Time on the processor, by the scheduler's account.
+    const SCHED: i32 = 2;
+
+    pub(super) fn task(clock: i32) -> i32 {
+        !(clock >> 3)
+    }
+
+    /// The clock of thread `tid` for a clock that was "that of the calling thread"; `None` for other clocks.
+    pub(super) fn of_caller_for(clock: i32, tid: i32) -> Option<i32> {
+        let sort = match clock {
+            libc::CLOCK_THREAD_CPUTIME_ID => SCHED,
+            c if c < 0 && task(c) == 0 && c & THREAD != 0 => c & SORT,
+            _ => return None,
+        };
+        Some((!tid << 3) | THREAD | sort)
+    }
+}
+
+/// Why a timer on `clock` could not be made again, if so; `threads` are the process and its threads, by their own ids.
+fn obstacle(id: u32, clock: i32, pid: i32, is_thread: impl Fn(i32) -> bool) -> Option<Error> {
+    let task = cpu_clock::task(clock);
+    if clock >= 0 || task == 0 {
+        return None;
+    }
+    let (what, help) = match clock & cpu_clock::THREAD != 0 {
+        true if is_thread(task) => return None,
+        false if task == pid => return None,
+        true => ("a thread that has ended", "delete the timer before the dump"),
+        false => ("another process", "use a clock of the process itself"),
+    };
+    Some(Error::unsupported(format!("POSIX timer {id} runs on the CPU clock of {what}"), help))
+}
+
+/// Reads the answers. `slot` gives a result of the plan, `tid` turns a thread id that we see into the task's own; `pid` and
+/// what `is_thread` knows are the task's own ids.
 ///
 /// # Errors
-/// As `read`; `Unsupported` for a timer on a CPU clock of another task.
+/// As `read`; `Unsupported` for a timer on the CPU clock of another process or of a thread that is gone.
 pub fn answers(
     asked: &Asked,
     read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>,
     slot: &dyn Fn(Slot) -> Result<i64>,
     tid: &dyn Fn(i32) -> Option<i32>,
+    (pid, is_thread): (i32, &dyn Fn(i32) -> bool),
 ) -> Result<TaskTimersEntry> {
     let word = |b: &[u8], i: usize| {
         b.get(8 * i..8 * i + 8).map_or(0, |w| u64::from_le_bytes(w.try_into().unwrap_or_default()))
@@ -106,10 +146,8 @@ pub fn answers(
     };
     let mut posix = Vec::new();
     for (listed, at, over) in &asked.posix {
-        // Negative clock ids name the CPU clock of a task; those of the process itself have pid bits zero.
-        if listed.clock < 0 && (!listed.clock) >> 3 != 0 {
-            let what = format!("POSIX timer {} runs on the CPU clock of another task", listed.id);
-            return Err(Error::unsupported(what, "use a clock of the process itself"));
+        if let Some(obstacle) = obstacle(listed.id, listed.clock, pid, is_thread) {
+            return Err(obstacle);
         }
         let b = read(*at, 32)?;
         let notify_thread_id = if listed.notify & 4 != 0 {
@@ -172,7 +210,10 @@ pub fn plan(p: &mut Program, plan: PlanId, timers: &TaskTimersEntry, mode: IdMod
         event[16..20].copy_from_slice(&t.notify_thread_id.unwrap_or(0).to_le_bytes());
         let event = p.data(&event);
         let id = p.data(&t.it_id.to_le_bytes());
-        let args: [Arg; 3] = [(t.clock_id as i32).into(), event.into(), id.into()];
+        // The kernel does not tell whose clock "that of the calling thread" was: it was the thread's that is told, which is
+        // how profilers use it.
+        let own_clock = t.notify_thread_id.and_then(|tid| cpu_clock::of_caller_for(t.clock_id as i32, tid));
+        let args: [Arg; 3] = [own_clock.unwrap_or(t.clock_id as i32).into(), event.into(), id.into()];
         if mode == IdMode::CountUp {
             if t.it_id > COUNT_UP_LIMIT || t.it_id < next {
                 let what = format!("POSIX timer id {} cannot be had on this kernel", t.it_id);
@@ -232,6 +273,24 @@ mod tests {
         assert_eq!(list[0], Listed { id: 7, signo: 34, value: 0x7ffc_1234_5678, notify: 4, thread: 4711, clock: 1 });
         assert_eq!((list[1].notify, list[1].clock), (1, 0));
         assert_eq!(parse_list("signal: 1/0"), None);
+    }
+
+    #[test]
+    fn clocks_of_threads_of_the_process_are_taken() {
+        let clock = |task: i32, bits: i32| (!task << 3) | bits;
+        let free = |clock| obstacle(0, clock, 40, |tid| tid == 40 || tid == 41).is_none();
+        assert!(free(libc::CLOCK_MONOTONIC) && free(clock(0, 2)) && free(clock(0, 6)));
+        assert!(free(clock(40, 2)) && free(clock(40, 6)) && free(clock(41, 6)));
+        assert!(!free(clock(41, 2)), "another process");
+        assert!(!free(clock(42, 6)), "no thread of this process any more");
+    }
+
+    #[test]
+    fn the_clock_of_the_calling_thread_gets_a_name() {
+        assert_eq!(cpu_clock::of_caller_for(libc::CLOCK_THREAD_CPUTIME_ID, 41), Some((!41 << 3) | 6));
+        assert_eq!(cpu_clock::of_caller_for(-3, 41), Some((!41 << 3) | 5));
+        assert_eq!(cpu_clock::of_caller_for(libc::CLOCK_PROCESS_CPUTIME_ID, 41), None);
+        assert_eq!(cpu_clock::of_caller_for((!40 << 3) | 6, 41), None);
     }
 
     #[test]
