@@ -167,6 +167,7 @@ macro_rules! programs {
             apart vfork_ends;
             refused refused_inotify_events;
             refused refused_io_uring;
+            refused refused_io_uring_worker;
             refused refused_landlock;
             refused refused_mqueue;
             refused refused_perf;

@@ -20,8 +20,7 @@ struct Real<'a> {
 fn run(real: &Real<'_>) {
     // A shell that only becomes the program names it after its script.
     let program = real.argv.get(3).filter(|_| real.argv[0] == "sh").unwrap_or(&real.argv[0]);
-    let on_path = |dir: std::path::PathBuf| dir.join(program).exists();
-    if !std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(on_path) {
+    if !installed(program) {
         return skipped(real.name, &format!("{program} is not installed"));
     }
     let mut bad = String::new();
@@ -44,6 +43,14 @@ fn run(real: &Real<'_>) {
         }
     }
     assert!(bad.is_empty(), "{bad}");
+}
+
+/// On the path, or where Debian puts the servers of PostgreSQL.
+fn installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut dirs = std::env::split_paths(&path).chain(versions.map(|v| v.path().join("bin")));
+    dirs.any(|dir| dir.join(program).exists())
 }
 
 fn trip(real: &Real<'_>, room: &mut Room, (dumper, restorer): &zoo::harness::Route) -> Outcome {
@@ -178,26 +185,30 @@ fn node() {
     run(&Real { name: "node", argv: &["node", "-e", script], goes_on: answers_the_same, end: nothing });
 }
 
+/// Writes into a fifo of the room as soon as it has a reader.
+fn feed(room: &Room, fifo: &str, text: &str) -> Outcome {
+    let end = Instant::now() + step_limit();
+    let mut writer = loop {
+        // Without blocking, opening fails until there is a reader.
+        match fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(room.dir.join(fifo)) {
+            Ok(writer) => break writer,
+            Err(e) if Instant::now() > end => return Err(format!("nobody reads {fifo}: {e}")),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    };
+    writer.write_all(text.as_bytes()).map_err(|e| e.to_string())
+}
+
 #[test]
 fn sqlite_open_database() {
     /// Commands go through a fifo; a temporary table lives in the process only, the other one in the database file.
     fn ask(room: &mut Room, n: u32) -> Outcome {
-        let fifo = room.dir.join("commands");
-        let end = Instant::now() + step_limit();
-        let mut writer = loop {
-            // Without blocking, opening fails until there is a reader.
-            match fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&fifo) {
-                Ok(writer) => break writer,
-                Err(e) if Instant::now() > end => return Err(format!("nobody reads the commands: {e}")),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
         let sql = format!(
             "INSERT INTO kept SELECT value * 3 FROM generate_series(1, 1000);\nINSERT INTO own VALUES ({n});\n\
             .output part.{n}\nSELECT count(*), sum(x), (SELECT group_concat(x) FROM own) FROM kept;\n.output\n\
             .shell mv part.{n} told.{n}\n"
         );
-        writer.write_all(sql.as_bytes()).map_err(|e| e.to_string())?;
+        feed(room, "commands", &sql)?;
         let told = room.await_file(&format!("told.{n}"), &[])?;
         let own: Vec<String> = (0..=n).map(|i| i.to_string()).collect();
         let want = format!("{}|{}|{}", 1000 * (n + 1), 1_501_500 * (n + 1), own.join(","));
@@ -274,6 +285,278 @@ fn nginx_workers() {
         fastcgi_temp_path t3; uwsgi_temp_path t4; scgi_temp_path t5; server { listen unix:s; lingering_close off; \
         return 200 hello; } }' > conf; exec nginx -p . -e err -c conf";
     run(&Real { name: "nginx_workers", argv: &["sh", "-c", script, "nginx"], goes_on: answers, end: nothing });
+}
+
+/// A server, and a session with a transaction that stays open over both dumps. What the session told last is what it sees
+/// at the end, too.
+#[test]
+fn postgres_open_transaction() {
+    fn inserts(room: &mut Room, n: u32) -> Outcome {
+        let sql = format!(
+            "INSERT INTO kept VALUES ({n}); \\o part.{n}\nSELECT sum(x), count(*), txid_current() = min(tx) FROM kept, began;\n\\o\n\
+            \\! mv part.{n} told.{n}\n"
+        );
+        feed(room, "pg/commands", &sql)?;
+        let told = room.await_file(&format!("pg/told.{n}"), &[])?;
+        let want = format!("{}|{}|t", n * (n + 1) / 2, n + 1);
+        if told.trim() == want { Ok(()) } else { Err(format!("told {told:?}, want {want:?}")) }
+    }
+    fn commits(room: &mut Room, _: Proc) -> Outcome {
+        feed(room, "pg/commands", "COMMIT; SELECT count(*) FROM kept \\g part\n\\! mv part committed\n")?;
+        match room.await_file("pg/committed", &[])?.trim() {
+            "3" => Ok(()),
+            other => Err(format!("{other} rows are committed")),
+        }
+    }
+    // The server refuses to be root's, and its user may be unable to reach the room by its own path.
+    let script = "mkdir @/pg; chown postgres @/pg; mount --bind @/pg /mnt; cd /mnt; \
+        PATH=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1):$PATH; export PATH HOME=/mnt; \
+        exec setpriv --reuid=postgres --regid=postgres --clear-groups sh -c \"mkfifo commands; \
+        initdb -D data -A trust -N -E UTF8 --locale=C >/dev/null; \
+        postgres -D data -k /mnt -c listen_addresses= -c fsync=off & \
+        until [ -S .s.PGSQL.5432 ] && psql -h /mnt -d postgres -qAt -c 'SELECT' </dev/null 2>/dev/null; do sleep 0.05; done; \
+        psql -X -h /mnt -d postgres -qAt -c 'CREATE TABLE kept (x int); CREATE TABLE began (tx bigint)'; \
+        (echo 'BEGIN; INSERT INTO began VALUES (txid_current());'; exec cat) <> commands | psql -X -h /mnt -d postgres -qAt\"";
+    run(&Real {
+        name: "postgres_open_transaction",
+        argv: &["sh", "-c", script, "postgres"],
+        goes_on: inserts,
+        end: commits,
+    });
+}
+
+#[test]
+fn httpd_workers() {
+    /// A port that nobody has, below those that the kernel gives away.
+    fn port() -> u16 {
+        let first = 2000 + (std::process::id() % 28_000) as u16;
+        let free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
+        (first..30_000).find(free).unwrap_or(first)
+    }
+    /// Connections to `port` that have not ended, as /proc/net/tcp lists them.
+    fn under_way(port: u16) -> usize {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let mine = format!("0100007F:{port:04X}");
+        let fields = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+        fields.filter(|f| f.len() > 3 && (f[1] == mine || f[2] == mine) && !matches!(f[3], "0A" | "06")).count()
+    }
+    fn answers(room: &mut Room, n: u32) -> Outcome {
+        let port: u16 = room.await_file("port", &[])?.trim().parse().map_err(|e| format!("port: {e}"))?;
+        let end = Instant::now() + step_limit();
+        for _ in 0..4 {
+            let mut stream = loop {
+                match std::net::TcpStream::connect(("127.0.0.1", port)) {
+                    Ok(stream) => break stream,
+                    Err(e) if Instant::now() > end => return Err(format!("nobody listens at {port}: {e}")),
+                    Err(_) => std::thread::sleep(Duration::from_millis(10)),
+                }
+            };
+            let mut told = String::new();
+            let talk = stream.set_read_timeout(Some(step_limit()));
+            let talk = talk.and_then(|()| stream.write_all(b"GET /a HTTP/1.0\r\n\r\n"));
+            talk.and_then(|()| stream.read_to_string(&mut told)).map_err(|e| format!("{e} after {told:?}"))?;
+            if !told.contains("Location: http://elsewhere/a\r\n") {
+                return Err(format!("told {told:?} in round {n}"));
+            }
+        }
+        while under_way(port) > 0 {
+            if Instant::now() > end {
+                return Err(format!("a connection to port {port} does not end"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+    let script = format!(
+        "cd @; echo {0} > port; printf '%s\\n' 'ServerRoot /usr/lib/apache2' 'DefaultRuntimeDir @' 'PidFile @/pid' 'ErrorLog @/err' \
+        'LoadModule mpm_event_module modules/mod_mpm_event.so' 'LoadModule alias_module modules/mod_alias.so' \
+        'LoadModule authz_core_module modules/mod_authz_core.so' 'Listen 127.0.0.1:{0}' 'ServerName here' \
+        'User www-data' 'Group www-data' 'StartServers 2' 'ThreadsPerChild 5' 'Redirect permanent / http://elsewhere/' \
+        > conf; exec apache2 -DFOREGROUND -f @/conf",
+        port()
+    );
+    run(&Real { name: "httpd_workers", argv: &["sh", "-c", &script, "apache2"], goes_on: answers, end: nothing });
+}
+
+/// The server of a terminal, with a shell in it, dumped from outside; its clients come and go.
+#[test]
+fn tmux_shell() {
+    fn typed(room: &mut Room, n: u32) -> Outcome {
+        // The interrupt ends the `sleep` that was in the foreground through the dump.
+        let script = "cd $0; s=$(basename $0); [ $1 != 0 ] || { until [ -S $s ]; do sleep 0.05; done; \
+            tmux -S $s new-session -d -x 80 -y 24 'exec sh -i'; }; tmux -S $s send-keys C-c \
+            \"(tty; stty size; echo \\$PPID) > part; mv part told.$1; sleep 1000\" Enter; \
+            until [ $(grep -c \" $s\\$\" /proc/net/unix) = 1 ]; do sleep 0.01; done";
+        let dir = room.dir.display().to_string();
+        match room.run(&["sh", "-c", script, &dir, &n.to_string()], &[], &format!("client.{n}.log"))? {
+            0 => {}
+            code => return Err(format!("typing failed with {code}")),
+        }
+        let told = room.await_file(&format!("told.{n}"), &[])?;
+        if told.lines().count() == 3 && told.contains("/dev/pts/") && told == room.read("told.0") {
+            return Ok(());
+        }
+        Err(format!("told {told:?}, at first {:?}", room.read("told.0")))
+    }
+    let script = "cd @; exec tmux -D -S $(basename @) -f /dev/null";
+    run(&Real { name: "tmux_shell", argv: &["sh", "-c", script, "tmux"], goes_on: typed, end: nothing });
+}
+
+#[test]
+fn java_threads() {
+    let script = r#"cd @; cat > T.java <<'END'
+import java.util.concurrent.CyclicBarrier;
+import java.util.concurrent.atomic.AtomicLong;
+public class T {
+    public static void main(String[] args) throws Exception {
+        AtomicLong sum = new AtomicLong();
+        CyclicBarrier meet = new CyclicBarrier(51);
+        for (int i = 0; i < 50; i++) {
+            final int k = i;
+            Thread t = new Thread(() -> {
+                try {
+                    byte[][] kept = new byte[20][];
+                    for (int n = 0; ; n++) {
+                        meet.await();
+                        kept[n % 20] = new byte[20_000];
+                        sum.addAndGet(k);
+                        meet.await();
+                    }
+                } catch (Exception e) { System.exit(3); }
+            });
+            t.setDaemon(true);
+            t.start();
+        }
+        try (java.io.FileWriter out = new java.io.FileWriter("count")) {
+            for (long n = 1; ; n++) {
+                meet.await();
+                meet.await();
+                if (sum.get() != 1225 * n) System.exit(4);
+                out.write(n + "\n");
+                out.flush();
+                Thread.sleep(10);
+            }
+        }
+    }
+}
+END
+exec java -Xmx48m -XX:+UseG1GC -XX:+PerfDisableSharedMem T.java"#;
+    run(&Real { name: "java_threads", argv: &["sh", "-c", script, "java"], goes_on: counts_on, end: nothing });
+}
+
+#[test]
+fn go_routines() {
+    let script = r#"cd @; cat > main.go <<'END'
+package main
+
+import (
+    "fmt"
+    "os"
+    "runtime"
+    "sync"
+    "time"
+)
+
+func main() {
+    for i := 0; i < 1000; i++ {
+        go func() {
+            for {
+                time.Sleep(20 * time.Millisecond)
+            }
+        }()
+    }
+    go func() {
+        for {
+            var kept [][]byte
+            for i := 0; i < 200; i++ {
+                kept = append(kept, make([]byte, 20000))
+                time.Sleep(time.Millisecond)
+            }
+            runtime.GC()
+        }
+    }()
+    out, _ := os.Create("count")
+    n := 0
+    for range time.NewTicker(20 * time.Millisecond).C {
+        n++
+        var done sync.WaitGroup
+        var sums [16]int
+        for i := range sums {
+            done.Add(1)
+            go func(i int) {
+                for j := 0; j < 10000; j++ {
+                    sums[i] += j
+                }
+                done.Done()
+            }(i)
+        }
+        done.Wait()
+        for _, sum := range sums {
+            if sum != 49995000 {
+                os.Exit(3)
+            }
+        }
+        fmt.Fprintln(out, n)
+    }
+}
+END
+export HOME=$PWD GOCACHE=$PWD/cache GO111MODULE=off CGO_ENABLED=0; go build -o program main.go && exec ./program"#;
+    run(&Real { name: "go_routines", argv: &["sh", "-c", script, "go"], goes_on: counts_on, end: nothing });
+}
+
+/// Four jobs at a time, twelve in all: every round lets four of them end, and compilers for the next four start.
+#[test]
+fn make_jobs() {
+    fn four_more(room: &mut Room, n: u32) -> Outcome {
+        room.touch(&format!("go.{n}"))?;
+        let (end, want) = (Instant::now() + step_limit(), 4 * (n as usize + 1));
+        while room.read("built").lines().count() < want {
+            if Instant::now() > end {
+                return Err(format!("built: {:?}; processes: {:#?}", room.read("built"), room.ps()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+    fn links(room: &mut Room, _: Proc) -> Outcome {
+        match room.await_file("result", &["failed"])?.trim() {
+            "78" => Ok(()),
+            other => Err(format!("the program says {other:?}")),
+        }
+    }
+    let script = r#"cd @; export TMPDIR=$PWD; all=; for i in 0 1 2 3 4 5 6 7 8 9 10 11; do all="$all f$i.o"
+for k in $(seq 200); do echo "int f${i}_$k(int x) { int s = x; for (int j = 0; j < $k; j++) s += j * (s ^ x); return s; }"; done > f$i.c
+echo "int f$i(void) { return $((i + 1)); }" >> f$i.c
+printf 'f%s.o: f%s.c\n\tcc -O2 -c $<\n\tuntil [ -e go.%s ]; do sleep 0.02; done; echo f%s.o >> built\n' $i $i $((i / 4)) $i >> rules; done
+{ echo '#include <stdio.h>'; echo 'int main(void) { int s = 0;'; for i in 0 1 2 3 4 5 6 7 8 9 10 11; do
+echo "{ int f$i(void); s += f$i(); }"; done; echo 'printf("%d", s); return 0; }'; } > main.c
+{ printf 'program:%s main.c\n\tcc -o program $^\n' "$all"; cat rules; } > Makefile
+make -j4 && ./program > part && mv part result || touch failed; exec sleep 1000"#;
+    run(&Real { name: "make_jobs", argv: &["sh", "-c", script, "make"], goes_on: four_more, end: links });
+}
+
+#[test]
+fn rsync_directories() {
+    fn copies(room: &mut Room, _: u32) -> Outcome {
+        let count = |room: &Room| fs::read_dir(room.dir.join("b")).map_or(0, Iterator::count);
+        let (from, end) = (count(room), Instant::now() + step_limit());
+        while count(room) <= from && !room.dir.join("told").exists() {
+            if Instant::now() > end {
+                return Err(format!("stays at {from} files; processes: {:#?}", room.ps()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+    fn whole(room: &mut Room, _: Proc) -> Outcome {
+        match room.await_file("told", &[])?.trim() {
+            "0" => Ok(()),
+            code => Err(format!("rsync, or the comparison, ended with {code}")),
+        }
+    }
+    let script = "cd @; mkdir a b; for i in $(seq 40); do head -c 200000 /dev/urandom > a/$i; done; \
+        rsync -a --bwlimit=1500 a/ b/ && diff -r a b; echo $? > part; mv part told; exec sleep 1000";
+    run(&Real { name: "rsync_directories", argv: &["sh", "-c", script, "rsync"], goes_on: copies, end: whole });
 }
 
 #[test]

@@ -104,6 +104,7 @@ mod raw_sockets;
 mod refused_bpf_program;
 mod refused_inotify_events;
 mod refused_io_uring;
+mod refused_io_uring_worker;
 mod refused_landlock;
 mod refused_mqueue;
 mod refused_perf;

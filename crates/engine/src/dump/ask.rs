@@ -4,7 +4,7 @@ use super::freeze::Seen;
 use crate::Result;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{limits, seccomp, settings, signals, timers};
+use crate::task::{limits, odds, seccomp, settings, signals, timers};
 use crust_image::proto::SignalQueueEntry;
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
 use crust_inject::{Job, Ran, SeizedProcess, SeizedThread, arch};
@@ -171,8 +171,9 @@ impl Prepared {
     fn new(seen: &Seen, process: &SeizedProcess) -> Result<Self> {
         let timer_list = seen.proc.read_text("timers").during("reading the list of timers")?;
         let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).collect();
-        for &tid in &tids {
-            settings::refuse_dispatch(tid)?;
+        for thread in process.threads() {
+            odds::refuse_worker(&seen.proc, thread)?;
+            settings::refuse_dispatch(thread.tid())?;
         }
         let mut program = Program::new();
         let questions = Questions::ask(&mut program, &tids, &timer_list)?;

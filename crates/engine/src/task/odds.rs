@@ -1,8 +1,35 @@
 //! Small things of a task that /proc alone tells: the login user id, the nice value of a session's scheduling group, and the
 //! memory policy of single mappings.
 use crate::error::{Error, Object, Result, ResultExt};
+use crust_inject::SeizedThread;
 use crust_kernel::procfs::ProcDir;
+use crust_kernel::procfs::Stat;
 use rustix::io::Errno;
+
+/// A thread that runs in the kernel only, on behalf of an io_uring or of vhost: it can be asked nothing, and would wait for
+/// ever instead of answering.
+///
+/// # Errors
+/// `Unsupported` if it is one.
+pub fn refuse_worker(proc: &ProcDir, thread: &SeizedThread) -> Result<()> {
+    const PF_IO_WORKER: u64 = 0x10;
+    const PF_USER_WORKER: u64 = 0x4000;
+    // It has no stack: the kernel shows debuggers a stack pointer of zero.
+    if crust_inject::arch::regs::sp(thread.regs()) != 0 {
+        return Ok(());
+    }
+    let tid = thread.tid();
+    let text = proc.read_small(&format!("task/{tid}/stat")).during("reading /proc/PID/task/TID/stat")?;
+    let Some(stat) = Stat::parse(&text).filter(|s| s.flags & (PF_IO_WORKER | PF_USER_WORKER) != 0) else {
+        return Ok(());
+    };
+    let (of, help) = match stat.flags & PF_IO_WORKER != 0 {
+        true => ("an io_uring", "close the ring before the dump"),
+        false => ("vhost", "close the device before the dump"),
+    };
+    let comm = String::from_utf8_lossy(&stat.comm).into_owned();
+    Err(Error::unsupported(format!("thread {tid} ({comm}) works for {of} in the kernel"), help))
+}
 
 /// Gives the calling process the login user id that is recorded.
 ///
