@@ -384,15 +384,22 @@ fn tmux_shell() {
     fn typed(room: &mut Room, n: u32) -> Outcome {
         // The interrupt ends the `sleep` that was in the foreground through the dump.
         let script = "cd $0; s=$(basename $0); [ $1 != 0 ] || { until [ -S $s ]; do sleep 0.05; done; \
-            tmux -S $s new-session -d -x 80 -y 24 'exec sh -i'; }; tmux -S $s send-keys C-c \
+            tmux -S $s new-session -d -x 80 -y 24 'exec sh -i'; }; tmux -S $s send-keys $2 \
             \"(tty; stty size; echo \\$PPID) > part; mv part told.$1; sleep 1000\" Enter; \
             until [ $(grep -c \" $s\\$\" /proc/net/unix) = 1 ]; do sleep 0.01; done";
         let dir = room.dir.display().to_string();
-        match room.run(&["sh", "-c", script, &dir, &n.to_string()], &[], &format!("client.{n}.log"))? {
+        let interrupt = if n == 0 { "" } else { "C-c" };
+        match room.run(&["sh", "-c", script, &dir, &n.to_string(), interrupt], &[], &format!("client.{n}.log"))? {
             0 => {}
             code => return Err(format!("typing failed with {code}")),
         }
         let told = room.await_file(&format!("told.{n}"), &[])?;
+        let end = Instant::now() + step_limit();
+        while !room.ps()?.iter().any(|p| p.contains("sleep")) {
+            if Instant::now() > end {
+                return Err(format!("nothing in the foreground; processes: {:#?}", room.ps()));
+            }
+        }
         if told.lines().count() == 3 && told.contains("/dev/pts/") && told == room.read("told.0") {
             return Ok(());
         }
@@ -441,7 +448,7 @@ public class T {
 }
 END
 exec java -Xmx48m -XX:+UseG1GC -XX:+PerfDisableSharedMem T.java"#;
-    run(&Real { name: "java_threads", argv: &["sh", "-c", script, "java"], goes_on: counts_on, end: nothing });
+    run(&Real { name: "java_threads", argv: &["sh", "-c", script, "javac"], goes_on: counts_on, end: nothing });
 }
 
 #[test]
