@@ -383,8 +383,8 @@ fn httpd_workers() {
 fn tmux_shell() {
     fn typed(room: &mut Room, n: u32) -> Outcome {
         // The interrupt ends the `sleep` that was in the foreground through the dump.
-        let script = "cd $0; s=$(basename $0); [ $1 != 0 ] || { until [ -S $s ]; do sleep 0.05; done; \
-            tmux -S $s new-session -d -x 80 -y 24 'exec sh -i'; }; tmux -S $s send-keys $2 \
+        let script = "cd $0; s=$(basename $0); [ $1 != 0 ] || \
+            until tmux -N -S $s new-session -d -x 80 -y 24 'exec sh -i'; do sleep 0.05; done; tmux -S $s send-keys $2 \
             \"(tty; stty size; echo \\$PPID) > part; mv part told.$1; sleep 1000\" Enter; \
             until [ $(grep -c \" $s\\$\" /proc/net/unix) = 1 ]; do sleep 0.01; done";
         let dir = room.dir.display().to_string();
