@@ -30,6 +30,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     prost_build::Config::new()
         .default_package_filename("records")
+        // A record of each kind side by side would be two kilobytes for each open file.
+        .boxed(".file_entry.isk")
+        .boxed(".file_entry.usk")
+        .boxed(".file_entry.psk")
+        .boxed(".file_entry.nlsk")
+        .boxed(".file_entry.tunf")
+        .boxed(".file_entry.bpf")
         .type_attribute(".", "#[allow(missing_docs, reason = \"fields keep CRIU's names; proto/*.proto comments on those that need it\")]")
         .compile_fds(set_without_options)?;
     Ok(())

@@ -383,7 +383,7 @@ fn load_older_files(set: &dyn ImageSet, files: &mut Files) -> Result<()> {
     }
     for usk in records::<UnixSkEntry>(set, ImageKind::Unixsk, 0)?.unwrap_or_default() {
         let id = usk.id;
-        let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() };
+        let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() };
         files.add(&entry);
     }
     Ok(())

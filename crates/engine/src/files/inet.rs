@@ -188,7 +188,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     }
     if kind == libc::SOCK_STREAM {
         tcp(v, source, peer, &seen, &mut entry, out)?;
-        return Ok(FileEntry { isk: Some(entry), ..FileEntry::default() });
+        return Ok(FileEntry { isk: Some(entry.into()), ..FileEntry::default() });
     }
     entry.crust_groups = memberships(fd, family, out)?;
     entry.state = if peer.is_some() { ESTABLISHED } else { CLOSE };
@@ -226,7 +226,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
             None => log::warn!("{v:?}: the packets that wait in {} are lost", describe(&entry)),
         }
     }
-    Ok(FileEntry { isk: Some(entry), ..FileEntry::default() })
+    Ok(FileEntry { isk: Some(entry.into()), ..FileEntry::default() })
 }
 
 fn shutdown_of(bits: u8) -> Option<i32> {
@@ -440,7 +440,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut opened = Vec::new();
     let mut made: Vec<(&InetSkEntry, OwnedFd)> = Vec::new();
     for e in entries {
-        let s = cx.body(e, e.isk.as_ref())?;
+        let s = cx.body(e, e.isk.as_deref())?;
         match cx.inherited(&format!("socket:[{}]", s.ino))? {
             Some(given) => opened.push((e.id, given)),
             None => {

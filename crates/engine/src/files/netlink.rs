@@ -60,13 +60,13 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         crust_options: (options != 0).then_some(options),
         crust_type: (kind != libc::SOCK_RAW).then_some(kind as u32),
     };
-    Ok(FileEntry { nlsk: Some(nlsk), ..FileEntry::default() })
+    Ok(FileEntry { nlsk: Some(nlsk.into()), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut opened = Vec::new();
     for e in entries {
-        let r = cx.body(e, e.nlsk.as_ref())?;
+        let r = cx.body(e, e.nlsk.as_deref())?;
         let kind = r.crust_type.map_or(SocketType::RAW, SocketType::from_raw);
         let protocol = NonZeroU32::new(r.protocol).map(Protocol::from_raw);
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)

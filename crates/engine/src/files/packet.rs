@@ -95,7 +95,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if rustix::io::ioctl_fionread(fd).is_ok_and(|n| n > 0) || s.rx.is_some() {
         log::warn!("{v:?}: packets that wait in a packet socket are lost");
     }
-    Ok(FileEntry { psk: Some(entry), ..FileEntry::default() })
+    Ok(FileEntry { psk: Some(entry.into()), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {

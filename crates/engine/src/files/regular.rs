@@ -467,15 +467,19 @@ pub(super) fn missing_external(key: &str) -> Error {
         .help(format!("pass `--inherit-fd fd[N]:{key}` with N an open descriptor"))
 }
 
-/// Build ids of files by their path, as far as they were asked for.
-pub(super) type BuildIds<'a> = std::collections::HashMap<&'a [u8], Option<Vec<u32>>>;
+/// What was asked about files by their path: programs open one file many times.
+#[derive(Default)]
+pub(super) struct Asked<'a> {
+    stats: std::collections::HashMap<&'a [u8], rustix::io::Result<Stat>>,
+    build_ids: std::collections::HashMap<&'a [u8], Option<Vec<u32>>>,
+}
 
 /// Everything that keeps a file from being opened as it was; asked before anything is made.
 pub(super) fn check<'a>(
     reg: &'a RegFileEntry,
     images: &'a FileImages,
     opts: &crate::Options,
-    known: &mut BuildIds<'a>,
+    known: &mut Asked<'a>,
     errors: &mut Vec<Error>,
 ) {
     let name = String::from_utf8_lossy(&reg.name);
@@ -498,7 +502,7 @@ pub(super) fn check<'a>(
         Ok(path) => path,
         Err(e) => return problem(e),
     };
-    let stat = match rustix::fs::lstat(path) {
+    let stat = match *known.stats.entry(path).or_insert_with(|| rustix::fs::lstat(path)) {
         Ok(stat) => stat,
         Err(e) => {
             return problem(
@@ -530,9 +534,8 @@ pub(super) fn check<'a>(
     }
     if opts.file_validation == FileValidation::BuildId && !reg.build_id.is_empty() {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        // Programs open one file many times.
         let ask = || rustix::fs::open(path, flags, Mode::empty()).ok().and_then(|fd| build_id(&fd));
-        if known.entry(path).or_insert_with(ask).as_ref().is_some_and(|now| *now != reg.build_id) {
+        if known.build_ids.entry(path).or_insert_with(ask).as_ref().is_some_and(|now| *now != reg.build_id) {
             problem(
                 Error::new(Kind::Kernel, "the file has another build id than at the dump: it is another program")
                     .help("install the version that ran at the dump, or pass `--file-validation filesize`"),

@@ -214,7 +214,7 @@ impl FileImages {
             known(&mut fs.root_id);
         }
         images.find_watched_ghosts(source)?;
-        images.unix = unix::Names::new(images.files.values().filter_map(|f| f.usk.as_ref()));
+        images.unix = unix::Names::new(images.files.values().filter_map(|f| f.usk.as_deref()));
         images.plan(tasks)?;
         images.plan_carried(&rights_in_order);
         Ok(images)
@@ -344,7 +344,7 @@ impl FileImages {
         let mut errors = self.check_ttys(opts);
         errors.extend(self.check_unix(opts));
         let terminals = tty::path_records(self.files.values().map(Box::as_ref));
-        let mut build_ids = regular::BuildIds::new();
+        let mut asked = regular::Asked::default();
         for (id, entry) in &self.files {
             let before = errors.len();
             if kind_of_type(entry.r#type).is_none() {
@@ -356,7 +356,7 @@ impl FileImages {
                 ));
             }
             if let Some(reg) = entry.reg.as_ref().filter(|_| !terminals.contains(id)) {
-                regular::check(reg, self, opts, &mut build_ids, &mut errors);
+                regular::check(reg, self, opts, &mut asked, &mut errors);
             }
             super::mqueue::check(entry, &mut errors);
             if errors.len() > before
@@ -742,7 +742,7 @@ impl FileImages {
 
     /// The record of a unix socket.
     pub(super) fn unix_by_id(&self, id: u32) -> Option<&UnixSkEntry> {
-        self.files.get(&id)?.usk.as_ref()
+        self.files.get(&id)?.usk.as_deref()
     }
 
     /// True if descriptors wait in a socket.

@@ -83,7 +83,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if s.peer != 0 && out.opts.service_socket_inode == Some(u64::from(s.peer)) {
         (entry.state, entry.peer, entry.uflags) = (CLOSE, 0, SERVICE);
         out.unix_seen.push((ino, 0, v.object()));
-        return Ok(FileEntry { usk: Some(entry), ..FileEntry::default() });
+        return Ok(FileEntry { usk: Some(entry.into()), ..FileEntry::default() });
     }
     if !s.name.is_empty() && s.name.first() != Some(&0) {
         entry.name.push(0); // as CRIU has it
@@ -124,7 +124,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     for client in s.pending.iter().filter(|_| state == LISTEN) {
         out.unix_seen.push((ino, *client, v.object()));
     }
-    Ok(FileEntry { usk: Some(entry), ..FileEntry::default() })
+    Ok(FileEntry { usk: Some(entry.into()), ..FileEntry::default() })
 }
 
 fn fresh(v: &FdView<'_>) -> Result<UnixSocket> {
@@ -298,7 +298,7 @@ impl FileTable<'_> {
                 name,
                 ..UnixSkEntry::default()
             };
-            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() });
+            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() });
         }
         for ino in given {
             let id = r.new_id();
@@ -311,7 +311,7 @@ impl FileTable<'_> {
                 uflags: EXTERN,
                 ..UnixSkEntry::default()
             };
-            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk), ..FileEntry::default() });
+            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() });
         }
         r.files.splice(0..0, records);
         errors
