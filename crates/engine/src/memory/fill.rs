@@ -32,10 +32,10 @@ pub(super) struct Filler {
 }
 
 /// One read's size: far above the cost of a call, small enough to share work evenly.
-const JOB_BYTES: u64 = 8 << 20;
-const MAX_RANGES: usize = 1024;
-/// Below this a second thread is not worth its start.
-const SMALL: u64 = 24 << 20;
+const JOB_BYTES: u64 = 4 << 20;
+const MAX_RANGES: usize = 256;
+/// Below this a second thread is not worth its start: a touched page costs two to four microseconds, a thread some fifty.
+const SMALL: u64 = 1 << 20;
 
 impl Filler {
     /// `len` bytes at `offset` of `file` belong at `at`.
@@ -86,9 +86,7 @@ impl Filler {
             Ok(())
         };
         let limit = if threads == 0 { 2 } else { threads };
-        let threads =
-            if self.bytes < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(limit)) };
-        if threads == 1 {
+        if self.bytes < SMALL || self.jobs.len() < 2 || limit < 2 || !several_processors() {
             return work();
         }
         std::thread::scope(|scope| {
@@ -155,6 +153,13 @@ fn make_huge(at: u64, len: u64) {
     }
 }
 
+/// True if two threads can run at once.
+fn several_processors() -> bool {
+    static SEVERAL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    // Not std's count, which reads a dozen files for what groups are allowed: a second thread does no harm there.
+    *SEVERAL.get_or_init(|| rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() > 1))
+}
+
 /// True if this machine makes huge pages where it is asked to.
 pub(super) fn huge_pages_allowed() -> bool {
     // One answer for a whole tree: the tasks inherit it.
@@ -165,7 +170,9 @@ pub(super) fn huge_pages_allowed() -> bool {
     })
 }
 
-const _: () = assert!(JOB_BYTES.is_multiple_of(HUGE_PAGE) && HUGE_PAGE.is_multiple_of(PAGE_SIZE));
+// Less than two huge pages to a job, and none would ever take one whose start lies between.
+const _: () =
+    assert!(JOB_BYTES >= 2 * HUGE_PAGE && JOB_BYTES.is_multiple_of(HUGE_PAGE) && HUGE_PAGE.is_multiple_of(PAGE_SIZE));
 
 #[cfg(test)]
 mod tests {

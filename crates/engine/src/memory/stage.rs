@@ -284,7 +284,7 @@ impl Staged {
         // SAFETY: FIXED_NOREPLACE takes only what is free.
         unsafe { mman::mmap(at, len, libc::PROT_NONE, flags, None, 0) }
             .map_err(|e| fail(e, &self.places[first].vma))?;
-        let mut open: Option<(u64, u64)> = None;
+        let mut open: Vec<(u64, u64)> = Vec::new();
         for place in &mut self.places[first..first + count] {
             let vma = place.vma;
             while extents.get(extent).is_some_and(|e| e.end <= vma.start) {
@@ -292,19 +292,18 @@ impl Staged {
             }
             let filled = extents.get(extent).is_some_and(|e| e.start < vma.end);
             place.prot = if filled || vma.prot & WRITE != 0 { libc::PROT_READ as u32 | WRITE } else { 0 };
+            if place.prot == 0 {
+                continue;
+            }
             let end = place.at + (vma.end - vma.start);
-            open = match open {
-                Some((start, _)) if place.prot != 0 => Some((start, end)),
-                None if place.prot != 0 => Some((place.at, end)),
-                Some((start, end)) => {
-                    make_writable(start, end - start).map_err(|e| fail(e, &vma))?;
-                    None
-                }
-                None => None,
-            };
+            match open.last_mut() {
+                Some(last) if last.1 == place.at => last.1 = end,
+                _ => open.push((place.at, end)),
+            }
         }
-        if let Some((start, end)) = open {
-            make_writable(start, end - start).map_err(|e| fail(e, &self.places[first + count - 1].vma))?;
+        // From the end: the kernel cuts pieces off the end of a large mapping with less work than off its beginning.
+        for (start, end) in open.into_iter().rev() {
+            make_writable(start, end - start).map_err(|e| fail(e, &self.places[first].vma))?;
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ impl Twins {
             return found;
         }
         let alone = alone(tree);
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut processors = None;
         for parent in &tree.tasks {
             let mut groups: Vec<Vec<usize>> = Vec::new();
             for &c in parent.bears.iter().filter(|&&c| alone[c]) {
@@ -54,6 +54,8 @@ impl Twins {
                 }
             }
             for group in groups.into_iter().filter(|g| g.len() >= FEW) {
+                let ask = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+                let processors = *processors.get_or_insert_with(ask);
                 for part in group.chunks(group.len().div_ceil(processors).max(SMALL)) {
                     let [elder, others @ ..] = part else { continue };
                     for &t in others {
