@@ -152,6 +152,60 @@ fn another_root_and_a_failure_that_leaves_nothing() {
     });
 }
 
+#[test]
+fn what_a_killed_restore_made_is_cleaned_up() {
+    on("cgroups", |case, tool, room, root, groups| {
+        if tool.name != "ours" {
+            return Ok(());
+        }
+        case.dump(room, root, tool, "images.1", &[], &[])?;
+        expect_gone(room, root)?;
+        gone(groups)?;
+        // The groups are made by then, and nothing else is.
+        let script = room.dir.join("kill-restore");
+        let text = "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = pre-restore ] || exit 0\n\
+            for p in /proc/[0-9]*; do [ \"$(cat $p/comm)\" != crust ] || kill -9 ${p#/proc/}; done\n";
+        fs::write(&script, text).map_err(|e| e.to_string())?;
+        fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(|e| e.to_string())?;
+        let script = script.display().to_string();
+        match restore(room, tool, "images.1", &["--action-script", &script]) {
+            Err(text) if text.contains("signal 9") => {}
+            other => return Err(format!("the restore was not killed: {other:?}")),
+        }
+        expect_empty(room)?;
+        if !groups.iter().all(|g| g.exists()) {
+            return Err("the restore was killed before it made groups".to_owned());
+        }
+        let path = tool.path.display().to_string();
+        let dir = room.dir.display().to_string();
+        let clean = |room: &mut Room, more: &[&str], out: &str| -> Result<String, String> {
+            let argv = [&[path.as_str(), "cleanup", "-D", &dir][..], more].concat();
+            let code = room.run(&argv, &[], out)?;
+            let said = room.read(out);
+            if code == 0 { Ok(said) } else { Err(format!("cleanup: exit code {code}: {said}")) }
+        };
+        let said = clean(room, &["--dry-run"], "cleanup.1")?;
+        for group in groups {
+            let line = said.lines().find(|l| l.contains(&format!("{}:", name_of(group))));
+            if !line.is_some_and(|l| l.contains("left there")) || !group.exists() {
+                return Err(format!("{} is not shown: {said}", group.display()));
+            }
+        }
+        clean(room, &[], "cleanup.2")?;
+        if let Some(left) = groups.iter().find(|g| g.exists()) {
+            return Err(format!("{} was not removed", left.display()));
+        }
+        // Those of a restore that went well are the tree's.
+        case.restore(room, tool, "images.1")?;
+        let said = clean(room, &[], "cleanup.3")?;
+        if said.contains("cgroup") || !groups.iter().all(|g| g.exists()) {
+            return Err(format!("the groups of a tree at work: {said}"));
+        }
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}
+
 fn name_of(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -335,6 +335,7 @@ fn cleanup(s: &Settings) -> Result<Exit> {
     let dir = s.engine.images_dir.as_ref().ok_or_else(|| bad("no image directory was given"))?;
     let mut found = of::images(dir.as_fd(), s.dry_run)?;
     found.extend(of::tasks((s.engine.pid > 0).then_some(s.engine.pid), s.dry_run)?);
+    found.extend(of::groups(s.dry_run));
     found.extend(s.address.as_deref().and_then(|path| of::socket(path, s.dry_run)));
     found.extend(s.engine.pidfile.as_deref().and_then(|path| of::pidfile(path, s.dry_run)));
     let (mut text, mut exit) = (String::new(), Exit::Good);

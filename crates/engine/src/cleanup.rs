@@ -1,5 +1,5 @@
 //! What crashed runs left, found and removed. Nothing that belongs to a living run is touched: its directories are locked,
-//! its tasks are traced, its sockets answer, its pid files name a process.
+//! its tasks are traced, its sockets answer, its pid files name a process, its groups name a restore at work.
 use crate::images::{MANIFEST_UNDER_WAY, PARTIAL_PREFIX, remove_partial};
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
@@ -87,6 +87,16 @@ pub fn tasks(root: Option<i32>, dry: bool) -> Result<Vec<Found>> {
         found.push(Found { what, removed: (!dry).then(|| reclaim(pid)) });
     }
     Ok(found)
+}
+
+/// Control groups that restores made which were killed before their trees ran, as far as we may look for them.
+pub fn groups(dry: bool) -> Vec<Found> {
+    let left = crate::cgroup::mark::left_behind();
+    let found = left.iter().map(|group| Found {
+        what: format!("{}: made by a restore that was killed", group.object()),
+        removed: (!dry).then(|| group.remove()),
+    });
+    found.collect()
 }
 
 /// All processes, or those of a tree.

@@ -5,5 +5,6 @@
 pub(crate) mod freezer;
 mod hierarchy;
 pub(crate) mod look;
+pub(crate) mod mark;
 mod props;
 pub(crate) mod rebuild;

@@ -3,6 +3,7 @@
 use super::freezer::{STATE_V1, STATE_V2};
 use super::hierarchy;
 use super::look::{self, OWN_SET};
+use super::mark;
 use super::props;
 use crate::error::{Error, Kind, Object, OnObject, Result, ResultExt};
 use crate::images::Source;
@@ -237,7 +238,10 @@ impl Groups {
             at.extend_from_slice(step);
             let hierarchy = &self.hierarchies[h];
             match rustix::fs::mkdirat(&hierarchy.root, hierarchy::relative(&at), Mode::from_raw_mode(0o755)) {
-                Ok(()) => self.undo.push(Undo::Made(h, at.clone())),
+                Ok(()) => {
+                    mark::put(hierarchy.root.as_fd(), &at);
+                    self.undo.push(Undo::Made(h, at.clone()));
+                }
                 Err(Errno::EXIST) => continue,
                 Err(e) => return Err(Error::kernel("making a cgroup failed", e).on(self.object(h, &at))),
             }
@@ -480,7 +484,11 @@ impl Groups {
 
     /// The tree is there: what was made stays.
     pub(crate) fn keep(mut self) {
-        self.undo.clear();
+        for step in std::mem::take(&mut self.undo) {
+            if let Undo::Made(h, path) = step {
+                mark::take_away(self.hierarchies[h].root.as_fd(), &path);
+            }
+        }
     }
 
     fn take_back(&mut self) {
