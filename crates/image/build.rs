@@ -28,18 +28,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     for file in &mut set_without_options.file {
         file.dependency.retain(|name| name != "show.proto");
     }
-    prost_build::Config::new()
+    let mut config = prost_build::Config::new();
+    for field in boxed(&compiler.descriptor_pool())? {
+        config.boxed(field);
+    }
+    config
         .default_package_filename("records")
-        // A record of each kind side by side would be two kilobytes for each open file.
-        .boxed(".file_entry.isk")
-        .boxed(".file_entry.usk")
-        .boxed(".file_entry.psk")
-        .boxed(".file_entry.nlsk")
-        .boxed(".file_entry.tunf")
-        .boxed(".file_entry.bpf")
         .type_attribute(".", "#[allow(missing_docs, reason = \"fields keep CRIU's names; proto/*.proto comments on those that need it\")]")
         .compile_fds(set_without_options)?;
     Ok(())
+}
+
+/// Parts of records of which each has one of many: the place for all of them would be a page for each open file and thread.
+fn boxed(pool: &DescriptorPool) -> Result<Vec<String>, Box<dyn Error>> {
+    let mut found = Vec::new();
+    for (record, part) in [("file_entry", ""), ("core_entry", "ti_")] {
+        let message = pool.get_message_by_name(record).ok_or(record)?;
+        let parts = message.fields().filter(|f| matches!(f.kind(), Kind::Message(_)) && f.name().starts_with(part));
+        found.extend(parts.map(|f| format!(".{record}.{}", f.name())));
+    }
+    Ok(found)
 }
 
 /// The schema as tables for the JSON half of the crate (`src/schema.rs` has their types).

@@ -23,14 +23,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let file = |id: u32| FileEntry {
         r#type: FdTypes::Reg as i32,
         id,
-        reg: Some(RegFileEntry {
+        reg: Some(Box::new(RegFileEntry {
             id,
             flags: 0o100_002,
             name: format!("/srv/data/shard-{}/segment-{id:08}.log", id % 64).into_bytes(),
             size: Some(4096),
             mode: Some(0o100_644),
             ..Default::default()
-        }),
+        })),
         ..Default::default()
     };
     let files: Vec<FileEntry> = (1..=processes * EACH).map(file).collect();

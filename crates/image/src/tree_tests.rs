@@ -40,16 +40,22 @@ fn files() -> Vec<FileEntry> {
     let queue = CrustMqueue { path: b"/jobs".into(), ..Default::default() };
     let queue = ExtFileEntry { crust_mqueue: Some(queue), ..Default::default() };
     vec![
-        FileEntry { reg: Some(reg), ..file(1, FdTypes::Reg) },
-        FileEntry { usk: Some(unix(b"/run/x\0", 10)), ..file(2, FdTypes::Unixsk) },
-        FileEntry { usk: Some(unix(b"\0hidden", 7)), ..file(3, FdTypes::Unixsk) },
-        FileEntry { isk: Some(inet(6, 10)), ..file(4, FdTypes::Inetsk) },
-        FileEntry { isk: Some(inet(17, 7)), ..file(5, FdTypes::Inetsk) },
-        FileEntry { pipe: Some(PipeEntry { pipe_id: 9, flags: 0, ..Default::default() }), ..file(6, FdTypes::Pipe) },
-        FileEntry { pipe: Some(PipeEntry { pipe_id: 9, flags: 1, ..Default::default() }), ..file(7, FdTypes::Pipe) },
-        FileEntry { isk: Some(inet(262, 10)), ..file(8, FdTypes::Inetsk) },
-        FileEntry { bpf: Some(map), ..file(9, FdTypes::Bpfmap) },
-        FileEntry { ext: Some(queue), ..file(10, FdTypes::Ext) },
+        FileEntry { reg: Some(reg.into()), ..file(1, FdTypes::Reg) },
+        FileEntry { usk: Some(unix(b"/run/x\0", 10).into()), ..file(2, FdTypes::Unixsk) },
+        FileEntry { usk: Some(unix(b"\0hidden", 7).into()), ..file(3, FdTypes::Unixsk) },
+        FileEntry { isk: Some(inet(6, 10).into()), ..file(4, FdTypes::Inetsk) },
+        FileEntry { isk: Some(inet(17, 7).into()), ..file(5, FdTypes::Inetsk) },
+        FileEntry {
+            pipe: Some(Box::new(PipeEntry { pipe_id: 9, flags: 0, ..Default::default() })),
+            ..file(6, FdTypes::Pipe)
+        },
+        FileEntry {
+            pipe: Some(Box::new(PipeEntry { pipe_id: 9, flags: 1, ..Default::default() })),
+            ..file(7, FdTypes::Pipe)
+        },
+        FileEntry { isk: Some(inet(262, 10).into()), ..file(8, FdTypes::Inetsk) },
+        FileEntry { bpf: Some(map.into()), ..file(9, FdTypes::Bpfmap) },
+        FileEntry { ext: Some(queue.into()), ..file(10, FdTypes::Ext) },
     ]
 }
 

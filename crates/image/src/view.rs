@@ -373,17 +373,17 @@ impl View {
 fn load_older_files(set: &dyn ImageSet, files: &mut Files) -> Result<()> {
     for reg in records::<RegFileEntry>(set, ImageKind::RegFiles, 0)?.unwrap_or_default() {
         let id = reg.id;
-        let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() };
+        let entry = FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(Box::new(reg)), ..FileEntry::default() };
         files.add(&entry);
     }
     for pipe in records::<crate::proto::PipeEntry>(set, ImageKind::Pipes, 0)?.unwrap_or_default() {
         let id = pipe.id;
-        let entry = FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(pipe), ..FileEntry::default() };
+        let entry = FileEntry { r#type: FdTypes::Pipe as i32, id, pipe: Some(Box::new(pipe)), ..FileEntry::default() };
         files.add(&entry);
     }
     for usk in records::<UnixSkEntry>(set, ImageKind::Unixsk, 0)?.unwrap_or_default() {
         let id = usk.id;
-        let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() };
+        let entry = FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(Box::new(usk)), ..FileEntry::default() };
         files.add(&entry);
     }
     Ok(())

@@ -582,10 +582,26 @@ pub fn tgkill(pid: HostTid, tid: HostTid, signal: i32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_tgkill, pid.as_raw(), tid.as_raw(), signal) }).map(drop)
 }
 
+/// True if some task has this id: a process, a thread, a zombie. Cheaper than a look into /proc.
+pub fn is_taken(id: HostTid) -> bool {
+    // SAFETY: takes numbers only; signal 0 is no signal.
+    let sent = check(unsafe { libc::syscall(libc::SYS_tkill, id.as_raw(), 0) });
+    // What we may not signal is there as well.
+    sent != Err(Errno::SRCH)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::mem::offset_of;
+
+    #[test]
+    fn ids_of_threads_and_processes_are_taken() {
+        let own = HostTid::new(rustix::thread::gettid().as_raw_nonzero().get()).expect("has one");
+        assert!(is_taken(own) && is_taken(HostTid::new(1).expect("positive")));
+        // Above the largest limit of ids there is.
+        assert!(!is_taken(HostTid::new(i32::MAX).expect("positive")));
+    }
 
     #[test]
     fn layouts_are_the_kernels() {

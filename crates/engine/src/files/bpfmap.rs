@@ -91,7 +91,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         };
         maps.held.push((map, readable));
     }
-    Ok(FileEntry { bpf: Some(entry), ..FileEntry::default() })
+    Ok(FileEntry { bpf: Some(entry.into()), ..FileEntry::default() })
 }
 
 /// Writes bpfmap-data.img.

@@ -44,7 +44,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     }
     let _: &mut Records<'_> = out;
     let epfd = EventpollFileEntry { id, flags: v.info.flags, fown: v.fown()?, tfd };
-    Ok(FileEntry { epfd: Some(epfd), ..FileEntry::default() })
+    Ok(FileEntry { epfd: Some(Box::new(epfd)), ..FileEntry::default() })
 }
 
 /// The number under which the watched file can be reached in the same table.

@@ -28,7 +28,7 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
         counter,
         crust_semaphore: semaphore.then_some(true),
     };
-    Ok(FileEntry { efd: Some(efd), ..FileEntry::default() })
+    Ok(FileEntry { efd: Some(Box::new(efd)), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {

@@ -89,7 +89,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         }
         ffy.mark.push(mark);
     }
-    Ok(FileEntry { ffy: Some(ffy), ..FileEntry::default() })
+    Ok(FileEntry { ffy: Some(Box::new(ffy)), ..FileEntry::default() })
 }
 
 /// Opens groups without marks: those are added when nobody opens files any more.

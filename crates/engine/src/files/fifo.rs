@@ -31,7 +31,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         out.fifo_data.extend(content);
     }
     let fifo = FifoEntry { id, pipe_id, regf_id: Some(regf_id) };
-    Ok(FileEntry { fifo: Some(fifo), ..FileEntry::default() })
+    Ok(FileEntry { fifo: Some(Box::new(fifo)), ..FileEntry::default() })
 }
 
 fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {

@@ -253,7 +253,7 @@ pub(super) fn dump_linked(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut 
     out.files.push(crust_image::proto::FileEntry {
         r#type: crust_image::proto::FdTypes::Reg as i32,
         id: remap_id,
-        reg: Some(reg),
+        reg: Some(Box::new(reg)),
         ..Default::default()
     });
     out.remaps.push(RemapFilePathEntry { orig_id, remap_id, remap_type: Some(RemapType::Linked as i32) });

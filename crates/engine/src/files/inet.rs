@@ -440,7 +440,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut opened = Vec::new();
     let mut made: Vec<(&InetSkEntry, OwnedFd)> = Vec::new();
     for e in entries {
-        let s = cx.body(e, e.isk.as_deref())?;
+        let s = cx.body(e, e.isk.as_ref())?;
         match cx.inherited(&format!("socket:[{}]", s.ino))? {
             Some(given) => opened.push((e.id, given)),
             None => {

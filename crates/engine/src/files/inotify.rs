@@ -44,7 +44,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     }
     wd.sort_by_key(|w| w.wd);
     let ify = InotifyFileEntry { id, flags: v.info.flags, fown: v.fown()?, wd };
-    Ok(FileEntry { ify: Some(ify), ..FileEntry::default() })
+    Ok(FileEntry { ify: Some(Box::new(ify)), ..FileEntry::default() })
 }
 
 /// Opens instances without watches: those are added when nobody opens, makes or removes files any more.

@@ -84,7 +84,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
 pub(super) fn entry(seen: &Seen<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let inode_id = inode(seen, out)?;
     let memfd = MemfdFileEntry { id, flags: seen.flags, pos: seen.pos, fown: seen.fown, inode_id };
-    Ok(FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(memfd), ..FileEntry::default() })
+    Ok(FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(Box::new(memfd)), ..FileEntry::default() })
 }
 
 fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
@@ -137,7 +137,12 @@ impl FileTable<'_> {
         let out = self.records();
         let id = out.new_id();
         let memfd = MemfdFileEntry { id, inode_id, ..MemfdFileEntry::default() };
-        out.files.push(FileEntry { r#type: FdTypes::Memfd as i32, id, memfd: Some(memfd), ..FileEntry::default() });
+        out.files.push(FileEntry {
+            r#type: FdTypes::Memfd as i32,
+            id,
+            memfd: Some(Box::new(memfd)),
+            ..FileEntry::default()
+        });
         Ok(id)
     }
 }

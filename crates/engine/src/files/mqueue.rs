@@ -72,7 +72,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         gid: v.stat.st_gid,
     };
     let ext = ExtFileEntry { id, fown: v.fown()?, crust_mqueue: Some(queue) };
-    Ok(FileEntry { ext: Some(ext), ..FileEntry::default() })
+    Ok(FileEntry { ext: Some(ext.into()), ..FileEntry::default() })
 }
 
 impl FileTable<'_> {
@@ -171,7 +171,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut lent: Option<LentName> = None;
     for e in entries {
         let ext = cx.body(e, e.ext.as_ref())?;
-        let queue = cx.body(e, ext.crust_mqueue.as_ref())?;
+        let queue = cx.part(e, ext.crust_mqueue.as_ref())?;
         let fd = open_one(queue, &mut lent).map_err(|err| err.on(object(queue)))?;
         if let Some(pos) = queue.pos {
             rustix::fs::seek(&fd, SeekFrom::Start(pos)).during("setting the position")?;

@@ -66,7 +66,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut opened = Vec::new();
     for e in entries {
-        let r = cx.body(e, e.nlsk.as_deref())?;
+        let r = cx.body(e, e.nlsk.as_ref())?;
         let kind = r.crust_type.map_or(SocketType::RAW, SocketType::from_raw);
         let protocol = NonZeroU32::new(r.protocol).map(Protocol::from_raw);
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)

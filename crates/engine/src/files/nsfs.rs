@@ -54,7 +54,7 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
         return Err(refused());
     }
     let nsf = NsFileEntry { id, ns_id: *ns_id, ns_cflag: *flag, flags: v.info.flags };
-    Ok(FileEntry { nsf: Some(nsf), ..FileEntry::default() })
+    Ok(FileEntry { nsf: Some(Box::new(nsf)), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {

@@ -59,7 +59,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         fown: v.fown()?,
         crust_exit_status,
     };
-    Ok(FileEntry { pidfd: Some(pidfd), ..FileEntry::default() })
+    Ok(FileEntry { pidfd: Some(Box::new(pidfd)), ..FileEntry::default() })
 }
 
 /// False for a thread that leads no process. Threads have directories below /proc too.

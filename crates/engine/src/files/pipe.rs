@@ -23,7 +23,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         let content = content(v.copy(), pipe_id, out)?;
         out.pipe_data.extend(content);
     }
-    Ok(FileEntry { pipe: Some(pipe), ..FileEntry::default() })
+    Ok(FileEntry { pipe: Some(Box::new(pipe)), ..FileEntry::default() })
 }
 
 /// The content and capacity of a pipe, taken without consuming anything: one item, or one per packet (`O_DIRECT`).

@@ -79,6 +79,9 @@ pub(super) fn when_born<T>(
     mut open: impl FnMut() -> rustix::io::Result<T>,
 ) -> rustix::io::Result<T> {
     let awaited = owner(path).filter(|pid| images.has_task(*pid));
+    if awaited.is_none() {
+        return open();
+    }
     let (deadline, mut backoff) = (Deadline::after(BIRTH), Backoff::new());
     loop {
         match open() {

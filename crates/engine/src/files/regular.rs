@@ -67,7 +67,7 @@ pub(super) fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<Fil
         code: false,
     };
     let reg = dump_seen(&seen, v.target, id, out)?;
-    Ok(FileEntry { reg: Some(reg), ..FileEntry::default() })
+    Ok(FileEntry { reg: Some(Box::new(reg)), ..FileEntry::default() })
 }
 
 /// The record of a file, and whatever else its content needs.
@@ -314,7 +314,7 @@ pub(super) fn special(
         return Ok(id);
     }
     let reg = dump_seen(&seen, t, id, out)?;
-    out.files.push(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(reg), ..FileEntry::default() });
+    out.files.push(FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(Box::new(reg)), ..FileEntry::default() });
     out.special.insert(key, id);
     Ok(id)
 }

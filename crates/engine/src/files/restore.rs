@@ -78,8 +78,7 @@ pub(super) struct OpenState {
 /// All images about files, and the state of their restore.
 #[derive(Debug, Default)]
 pub struct FileImages {
-    /// Boxed: a record has room for every kind, and most maps move what they hold.
-    files: BTreeMap<u32, Box<FileEntry>>,
+    files: BTreeMap<u32, FileEntry>,
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     pub(super) fs: HashMap<i32, FsEntry>,
     pub(super) pipe_data: HashMap<u32, PipeContent>,
@@ -144,7 +143,7 @@ impl FileImages {
             let mut reader = Reader::open_named(&name, &bytes, ImageKind::Files)?;
             while let Some(entry) = reader.next::<FileEntry>()? {
                 let id = entry.id;
-                if images.files.insert(id, Box::new(entry)).is_some() {
+                if images.files.insert(id, entry).is_some() {
                     return Err(Error::bad_image("files.img", format!("two files have id {id}")));
                 }
             }
@@ -343,7 +342,7 @@ impl FileImages {
     pub fn check(&self, opts: &Options) -> Vec<Error> {
         let mut errors = self.check_ttys(opts);
         errors.extend(self.check_unix(opts));
-        let terminals = tty::path_records(self.files.values().map(Box::as_ref));
+        let terminals = tty::path_records(self.files.values());
         let mut asked = regular::Asked::default();
         for (id, entry) in &self.files {
             let before = errors.len();
@@ -463,10 +462,7 @@ impl FileImages {
         kept.extend(self.state.ghosts.values().map(|g| g.fd.as_raw_fd()));
         close_all_but(kept)?;
 
-        let mut places: HashMap<u32, Vec<&FdinfoEntry>> = HashMap::new();
-        for e in &entries {
-            places.entry(e.id).or_default().push(e);
-        }
+        let places = Places::new(&entries);
         self.with_opener(source, opts, |cx| {
             let mut done = BTreeSet::new();
             for e in &entries {
@@ -474,20 +470,20 @@ impl FileImages {
                     continue;
                 }
                 if let Some(fd) = cx.state.shared.get(&e.id) {
-                    put_all(fd, places.get(&e.id).map_or(&[][..], Vec::as_slice), 0)?;
+                    put_all(fd, places.of(e.id))?;
                     continue;
                 }
                 let unit = cx.images.unit_of.get(&e.id).and_then(|u| cx.images.units.get(*u));
-                let ids = unit.map(|u| u.ids.clone()).ok_or_else(|| {
+                let unit = unit.ok_or_else(|| {
                     Error::bad_image("files.img", format!("file {} is missing or of an unknown kind", e.id))
                 })?;
-                let mut opened = cx.open_unit(&ids).map_err(|err| err.held_by(format!("fd {}", e.fd)))?;
+                let mut opened = cx.open_unit(&unit.ids).map_err(|err| err.held_by(format!("fd {}", e.fd)))?;
                 // One of them may sit where another belongs; where it belongs first itself it can stay.
                 let sits = |(id, fd): &(u32, OwnedFd)| {
                     let number = fd.as_raw_fd() as u32;
                     opened.iter().any(|(o, _)| {
                         let skip = usize::from(o == id);
-                        places.get(o).is_some_and(|p| p.iter().skip(skip).any(|e| e.fd == number))
+                        places.of(*o).iter().skip(skip).any(|e| e.fd == number)
                     })
                 };
                 if opened.len() > 1 && opened.iter().any(sits) {
@@ -495,8 +491,7 @@ impl FileImages {
                 }
                 for (id, fd) in opened {
                     done.insert(id);
-                    let Some(wanted) = places.get(&id) else { continue };
-                    put(fd, wanted)?;
+                    put(fd, places.of(id))?;
                 }
             }
             cx.state.built.insert(table);
@@ -704,7 +699,7 @@ impl FileImages {
         let pids: HashMap<u32, i32> = self.table_of.iter().map(|(pid, table)| (*table, *pid)).collect();
         self.tables.iter().filter_map(move |(table, entries)| Some((*pids.get(table)?, entries))).flat_map(
             move |(pid, entries)| {
-                entries.iter().filter_map(move |e| Some((pid, number(e).ok()?, self.files.get(&e.id)?.as_ref())))
+                entries.iter().filter_map(move |e| Some((pid, number(e).ok()?, self.files.get(&e.id)?)))
             },
         )
     }
@@ -752,24 +747,29 @@ impl FileImages {
 
     /// Open terminals with what is known about each.
     pub(super) fn files_with_tty(&self) -> impl Iterator<Item = (&FileEntry, &TtyInfoEntry)> {
-        self.files.values().filter_map(|f| Some((f.as_ref(), self.tty_info.get(&f.tty.as_ref()?.tty_info_id)?)))
+        self.files.values().filter_map(|f| Some((f, self.tty_info.get(&f.tty.as_ref()?.tty_info_id)?)))
     }
 
     /// The record of a regular file.
     pub(super) fn regular(&self, id: u32) -> Result<&RegFileEntry> {
-        let entry = self.files.get(&id).and_then(|f| f.reg.as_ref());
+        let entry = self.files.get(&id).and_then(|f| f.reg.as_deref());
         entry.ok_or_else(|| Error::bad_image("files.img", format!("file {id} is missing or no regular file")))
     }
 }
 
 impl Opener<'_> {
     /// The part of an entry that its type promises.
-    pub(super) fn body<'e, T>(&self, entry: &FileEntry, body: Option<&'e T>) -> Result<&'e T> {
-        body.ok_or_else(|| Error::bad_image("files.img", format!("file {} lacks the record of its type", entry.id)))
+    pub(super) fn body<'e, T>(&self, entry: &FileEntry, body: Option<&'e Box<T>>) -> Result<&'e T> {
+        self.part(entry, body.map(AsRef::as_ref))
+    }
+
+    /// The same for a part of such a part.
+    pub(super) fn part<'e, T>(&self, entry: &FileEntry, part: Option<&'e T>) -> Result<&'e T> {
+        part.ok_or_else(|| Error::bad_image("files.img", format!("file {} lacks the record of its type", entry.id)))
     }
 
     fn open_unit(&mut self, ids: &[u32]) -> Result<Vec<(u32, OwnedFd)>> {
-        let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id).map(Box::as_ref)).collect();
+        let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id)).collect();
         let kind: &FdKind = entries
             .first()
             .and_then(|e| kind_of_type(e.r#type))
@@ -784,7 +784,7 @@ impl Opener<'_> {
             return fd.try_clone().during("copying a descriptor");
         }
         if let Some(reg) = self.images.files.get(&id).filter(|f| f.reg.is_some()) {
-            let entry = [reg.as_ref()];
+            let entry = [reg];
             let opened = (regular::KIND.open)(&entry, self)?;
             return opened
                 .into_iter()
@@ -867,13 +867,34 @@ impl Opener<'_> {
     }
 }
 
+/// The places of a table's files.
+struct Places<'a> {
+    /// By file, else in the table's order.
+    by_file: Vec<&'a FdinfoEntry>,
+}
+
+impl<'a> Places<'a> {
+    fn new(entries: &'a [FdinfoEntry]) -> Self {
+        let mut by_file: Vec<&FdinfoEntry> = entries.iter().collect();
+        by_file.sort_by_key(|e| e.id);
+        Self { by_file }
+    }
+
+    /// Where file `id` belongs.
+    fn of(&self, id: u32) -> &[&'a FdinfoEntry] {
+        let from = self.by_file.partition_point(|e| e.id < id);
+        let all = self.by_file.get(from..).unwrap_or_default();
+        all.get(..all.iter().take_while(|e| e.id == id).count()).unwrap_or_default()
+    }
+}
+
 /// Puts a file just opened into its places; the first may be the number it has already.
 fn put(fd: OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
-    let Some(first) = wanted.first() else { return Ok(()) };
+    let Some((first, others)) = wanted.split_first() else { return Ok(()) };
     if fd.as_raw_fd() != number(first)? {
-        return put_all(&fd, wanted, 0);
+        return put_all(&fd, wanted);
     }
-    put_all(&fd, wanted, 1)?;
+    put_all(&fd, others)?;
     if first.flags & libc::FD_CLOEXEC as u32 == 0 {
         kfd::set_cloexec(fd.as_raw_fd(), false).during("clearing close-on-exec")?;
     }
@@ -882,8 +903,8 @@ fn put(fd: OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
     Ok(())
 }
 
-fn put_all(fd: &OwnedFd, wanted: &[&FdinfoEntry], skip: usize) -> Result<()> {
-    for e in wanted.iter().skip(skip) {
+fn put_all(fd: &OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
+    for e in wanted {
         kfd::place(fd, number(e)?, e.flags & libc::FD_CLOEXEC as u32 != 0)
             .during("putting a descriptor into place")
             .map_err(|err| err.help(format!("fd {} must be allowed by the limit of open files", e.fd)))?;

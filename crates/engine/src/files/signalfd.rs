@@ -20,7 +20,7 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
     let sigmask =
         v.info.hex("sigmask").ok_or_else(|| Error::new(Kind::Internal, "fdinfo of a signalfd has no mask"))?;
     let sgfd = SignalfdEntry { id, flags: v.info.flags, fown: v.fown()?, sigmask };
-    Ok(FileEntry { sgfd: Some(sgfd), ..FileEntry::default() })
+    Ok(FileEntry { sgfd: Some(Box::new(sgfd)), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {

@@ -46,7 +46,7 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
         isec,
         insec,
     };
-    Ok(FileEntry { tfd: Some(tfd), ..FileEntry::default() })
+    Ok(FileEntry { tfd: Some(Box::new(tfd)), ..FileEntry::default() })
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {

@@ -130,7 +130,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         out.tty_seen.push((tty_info_id, v.object(), v.name()));
     }
     let tty = TtyFileEntry { id, tty_info_id, flags: v.info.flags, fown: v.fown()?, regf_id };
-    Ok(FileEntry { tty: Some(tty), ..FileEntry::default() })
+    Ok(FileEntry { tty: Some(Box::new(tty)), ..FileEntry::default() })
 }
 
 fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Result<TtyInfoEntry> {

@@ -2,6 +2,7 @@
 use crate::{Error, Kind};
 use crust_kernel::ids::{HostTid, NsTid};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
+use crust_kernel::ptrace;
 use rustix::io::Errno;
 use std::time::{Duration, Instant};
 
@@ -61,7 +62,8 @@ impl Holder {
 /// was killed a moment ago is no obstacle.
 pub(super) fn check_free(ids: &[NsTid]) -> Option<Error> {
     let start = Instant::now();
-    let mut holders: Vec<Holder> = ids.iter().copied().filter_map(Holder::of).collect();
+    let taken = |id: &NsTid| HostTid::new(id.as_raw()).is_some_and(ptrace::is_taken);
+    let mut holders: Vec<Holder> = ids.iter().copied().filter(taken).filter_map(Holder::of).collect();
     while !holders.is_empty() && holders.iter().all(|h| h.ending.is_some_and(|limit| start.elapsed() < limit)) {
         std::thread::sleep(STEP);
         holders = holders.into_iter().filter_map(|h| Holder::of(h.id)).collect();

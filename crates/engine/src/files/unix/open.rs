@@ -157,7 +157,7 @@ struct Making<'e> {
 pub(super) fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut all = BTreeMap::new();
     for e in entries {
-        let s = cx.body(e, e.usk.as_deref())?;
+        let s = cx.body(e, e.usk.as_ref())?;
         if all.insert(s.ino, s).is_some() {
             return Err(Error::bad_image("files.img", format!("two unix sockets have the inode {}", s.ino)));
         }
