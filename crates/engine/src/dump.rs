@@ -172,7 +172,6 @@ const LOOK_LIMIT: Duration = Duration::from_secs(600);
 const UNTOUCHED: &str = "nothing written, nothing stopped";
 const RUNS_ON: &str = "no images left behind, all tasks running again";
 
-/// Options whose work is not built yet are refused, not ignored.
 fn refuse_options(opts: &Options) -> Result<()> {
     let asked = [
         (opts.page_server.is_some(), "--page-server"),
@@ -180,12 +179,7 @@ fn refuse_options(opts: &Options) -> Result<()> {
         (opts.prev_images_dir.is_some(), "--prev-images-dir"),
         (opts.track_mem, "--track-mem"),
     ];
-    let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
-        Error::unsupported("is not supported yet", "leave the option out: the dump is then complete by itself")
-            .on(Object::Option(name.into()))
-            .at(Stage::Request)
-    });
-    Error::all(refused.collect()).map_or(Ok(()), Err)
+    Options::refuse(&asked, "leave the option out: the dump is then complete by itself")
 }
 
 /// Look, write, commit: everything between the freeze and the end of the tree's wait.

@@ -1,4 +1,5 @@
 //! What a request asks for: one structure filled by the command line and by RPC alike.
+use crate::{Error, Object, Result, Stage};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -193,5 +194,13 @@ impl Options {
     /// True if the unix socket with this inode was named: `--ext-unix-sk=INO` or `--external unix[INO]`.
     pub fn is_external_unix(&self, ino: u32) -> bool {
         self.ext_unix_inodes.contains(&ino) || self.external.iter().any(|e| *e == format!("unix[{ino}]"))
+    }
+
+    /// Options whose work is not built yet are refused, not ignored: an error for each that was given, all told at once.
+    pub(crate) fn refuse(asked: &[(bool, &str)], help: &str) -> Result<()> {
+        let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
+            Error::unsupported("is not supported yet", help).on(Object::Option(name.into())).at(Stage::Request)
+        });
+        Error::all(refused.collect()).map_or(Ok(()), Err)
     }
 }

@@ -80,50 +80,14 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let mut clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
     refuse_options(opts)?;
-    let (mut plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
-    clock.done("read");
-    if let Some(groups) = &mut groups {
-        // Files in them are looked for below. What is made here goes again if anything fails.
-        prepare(groups, &plan).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
-    }
-    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
-    clock.done("check");
-    events.notify(Event::PreRestore, None, None)?;
+    let (mut plan, mut groups) = begin(opts, events, &mut clock)?;
     let pid = plan.tree.tasks[0].pid.as_raw();
-
     let arena = Arena::new(plan.tree.tasks.len())?;
-    let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
-    let sharing = Sharing::find(&plan.tree);
-    let common = build::common(&plan.tree, &twins, &plan.memory);
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
     clock.done("shared memory");
     let started = Instant::now();
-    let mut cx = build::Cx {
-        tree: &plan.tree,
-        twins: &twins,
-        sharing: &sharing,
-        arena: &arena,
-        files: &mut plan.files,
-        memory: &plan.memory,
-        segments: &segments,
-        source: &plan.source,
-        opts,
-        deadline,
-        timer_ids: timers::probe_id_mode(),
-        creds: plan.creds.clone(),
-        own: plan.own,
-        filters: &plan.filters,
-        duties: &plan.duties,
-        groups: groups.as_ref(),
-        busy: memory::prepare()?,
-        fill_threads: if ids::keep_clear(&plan.tree.all_ids()) { 0 } else { 1 },
-        common: &common,
-        held: memory::Held::default(),
-    };
-    let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
-    let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
-    drop(clocks);
+    let root = fork_root((&mut plan, groups.as_ref()), &arena, &segments, opts, deadline)?;
     let guard = KillOnDrop { root, arena: &arena, tree: &plan.tree, armed: true };
     let sibling = opts.restore_sibling.then(|| HostTid::new(root)).flatten();
     if let Some(root) = sibling {
@@ -188,6 +152,59 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
         restoring: clock.started.elapsed(),
         phases: clock.phases,
     })
+}
+
+/// Reads and checks everything. Control groups are there then, and nothing else is.
+fn begin(opts: &Options, events: &mut dyn Events, clock: &mut Clock) -> Result<(Plan, Option<Groups>)> {
+    let (plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
+    clock.done("read");
+    if let Some(groups) = &mut groups {
+        // Files in them are looked for below. What is made here goes again if anything fails.
+        prepare(groups, &plan).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    }
+    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    clock.done("check");
+    events.notify(Event::PreRestore, None, None)?;
+    Ok((plan, groups))
+}
+
+/// Forks the root task, which builds itself and the others.
+fn fork_root(
+    (plan, groups): (&mut Plan, Option<&Groups>),
+    arena: &Arena,
+    segments: &memory::Segments,
+    opts: &Options,
+    deadline: Instant,
+) -> Result<i32> {
+    let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
+    let sharing = Sharing::find(&plan.tree);
+    let common = build::common(&plan.tree, &twins, &plan.memory);
+    let mut cx = build::Cx {
+        tree: &plan.tree,
+        twins: &twins,
+        sharing: &sharing,
+        arena,
+        files: &mut plan.files,
+        memory: &plan.memory,
+        segments,
+        source: &plan.source,
+        opts,
+        deadline,
+        timer_ids: timers::probe_id_mode(),
+        creds: plan.creds.clone(),
+        own: plan.own,
+        filters: &plan.filters,
+        duties: &plan.duties,
+        groups,
+        busy: memory::prepare()?,
+        fill_threads: if ids::keep_clear(&plan.tree.all_ids()) { 0 } else { 1 },
+        common: &common,
+        held: memory::Held::default(),
+    };
+    let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
+    let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;
+    drop(clocks);
+    Ok(root)
 }
 
 /// Kills what was built, unless all went well. The root's death takes its descendants with it, one by one.
@@ -317,7 +334,6 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<(Plan, Option<Groups>
     Ok((Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids }, groups))
 }
 
-/// Options whose work is not built yet are refused, not ignored.
 fn refuse_options(opts: &Options) -> Result<()> {
     let asked = [
         (opts.root.is_some(), "--root"),
@@ -328,13 +344,8 @@ fn refuse_options(opts: &Options) -> Result<()> {
         (opts.auto_dedup, "--auto-dedup"),
         (opts.lazy_pages, "--lazy-pages"),
     ];
-    let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
-        Error::unsupported("is not supported yet", "leave the option out, or restore with CRIU")
-            .on(Object::Option(name.into()))
-            .at(Stage::Request)
-            .state("nothing was created")
-    });
-    Error::all(refused.collect()).map_or(Ok(()), Err)
+    let refused = Options::refuse(&asked, "leave the option out, or restore with CRIU");
+    refused.map_err(|e| e.state("nothing was created"))
 }
 
 /// Makes the control groups of the tree.

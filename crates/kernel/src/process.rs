@@ -1,17 +1,8 @@
 //! Making processes: fork with a chosen id (clone3 set_tid), leaving without Rust's exit handlers, prctl in small pieces.
 #![allow(unsafe_code, reason = "clone3 and prctl are not in rustix in the form needed")]
-use crate::{HostTid, NsTid};
+use crate::HostTid;
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsRawFd, BorrowedFd};
-
-/// Which side of a fork this is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fork {
-    /// The new process.
-    Child,
-    /// The old one, with the new one's id in our namespace.
-    Parent(HostTid),
-}
 
 /// `struct clone_args` (clone(2)), as far as Linux 5.7 has it.
 #[repr(C, align(8))]
@@ -58,39 +49,6 @@ impl CloneArgs {
             self.cgroup,
         ];
         words.iter().flat_map(|w| w.to_le_bytes()).collect()
-    }
-}
-
-/// Forks; with `tid` the child gets exactly this id in our own pid namespace. `flags` may hold CLONE_FILES, CLONE_FS,
-/// CLONE_PARENT and namespace flags, not CLONE_VM.
-///
-/// # Errors
-/// `EEXIST` if the id is taken, `EPERM` without CAP_CHECKPOINT_RESTORE (or CAP_SYS_ADMIN) over the pid namespace,
-/// `EINVAL` with CLONE_VM.
-///
-/// # Safety
-/// The process must be single-threaded: the child continues with a copy of this thread alone, and a lock that another
-/// thread held would stay locked there for ever.
-pub unsafe fn fork(tid: Option<NsTid>, flags: u64) -> Result<Fork> {
-    if flags & libc::CLONE_VM as u64 != 0 {
-        return Err(Errno::INVAL);
-    }
-    let set_tid = [tid.map_or(0, NsTid::as_raw)];
-    let mut args = CloneArgs { flags, exit_signal: libc::SIGCHLD as u64, ..Default::default() };
-    if flags & libc::CLONE_PARENT as u64 != 0 {
-        args.exit_signal = 0;
-    }
-    if tid.is_some() {
-        args.set_tid = set_tid.as_ptr() as u64;
-        args.set_tid_size = 1;
-    }
-    // SAFETY: `args` and `set_tid` live over the call. Without CLONE_VM the child has its own copy of this stack, so
-    // returning in it is a fork; the caller vouches for being single-threaded.
-    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
-    match ret {
-        0 => Ok(Fork::Child),
-        pid if pid > 0 => HostTid::new(pid as i32).map(Fork::Parent).ok_or(Errno::INVAL),
-        _ => Err(Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO))),
     }
 }
 
@@ -292,6 +250,6 @@ mod tests {
     #[test]
     fn shared_memory_is_refused() {
         // SAFETY: refused before anything is forked.
-        assert_eq!(unsafe { fork(None, libc::CLONE_VM as u64) }, Err(Errno::INVAL));
+        assert_eq!(unsafe { crate::fork::fork_as(None, libc::CLONE_VM as u64) }, Err(Errno::INVAL));
     }
 }

@@ -8,8 +8,9 @@ use super::table::{FileTable, Records};
 use super::{FdKind, alone};
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, PidfdEntry};
+use crust_kernel::fork::{Fork, fork_as};
 use crust_kernel::notify::{pidfd_exit_status, pidfd_open};
-use crust_kernel::process::{self, Fork};
+use crust_kernel::process;
 use crust_kernel::{Backoff, Deadline};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
@@ -147,7 +148,7 @@ fn born(pid: i32, flags: u32) -> Result<OwnedFd> {
 /// A child that ends at once, as the task did that it stands for; not waited for yet.
 fn bear(status: Option<i32>) -> Result<Pid> {
     // SAFETY: tables are built in a process with a single thread; the child leaves at once.
-    match unsafe { process::fork(None, 0) }.during("forking a stand-in for a task that ended")? {
+    match unsafe { fork_as(None, 0) }.during("forking a stand-in for a task that ended")? {
         Fork::Parent(pid) => Pid::from_raw(pid.as_raw()).ok_or_else(|| Error::new(Kind::Internal, "no id")),
         Fork::Child => {
             let status = status.unwrap_or(0);

@@ -5,7 +5,8 @@ use super::restore::FileImages;
 use super::table::Records;
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{FileEntry, RegFileEntry, RemapFilePathEntry, RemapType};
-use crust_kernel::process::{self, Fork};
+use crust_kernel::fork::{Fork, fork_as};
+use crust_kernel::process;
 use crust_kernel::{Backoff, Deadline, NsTid};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions};
@@ -110,7 +111,7 @@ impl StandIn {
         let wanted = NsTid::new(pid).ok_or_else(|| Error::bad_image("remap-fpath.img", format!("{pid} is no id")))?;
         let parent = rustix::process::getpid();
         // SAFETY: the root task has a single thread while it opens files; the child does nothing but wait.
-        match unsafe { process::fork(Some(wanted), 0) } {
+        match unsafe { fork_as(Some(wanted), 0) } {
             Ok(Fork::Parent(_)) => {}
             Ok(Fork::Child) => {
                 let tied = process::set_parent_death_signal(libc::SIGKILL).is_ok();

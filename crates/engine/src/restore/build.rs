@@ -16,7 +16,8 @@ use crate::{Options, Result, Stage};
 use crust_image::proto::{CredsEntry, MmEntry, TaskCoreEntry, VmaEntry};
 use crust_inject::arch::interp;
 use crust_inject::plan::{Arg, Expect, PlanId, Program};
-use crust_kernel::process::{self, CloneArgs, Fork};
+use crust_kernel::fork::{Fork, fork_as};
+use crust_kernel::process::{self, CloneArgs};
 use crust_kernel::{NsTid, VirtAddr, mman};
 use rustix::process::{Pid, WaitIdOptions, WaitIdStatus};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -80,7 +81,7 @@ pub(super) fn fork_root(cx: &mut Cx<'_>) -> Result<i32> {
 fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> {
     let pid = cx.tree.tasks[i].pid;
     // SAFETY: the coordinator and every task are single-threaded while they fork.
-    match super::ids::with_free(pid, || unsafe { process::fork(Some(pid), flags) }) {
+    match super::ids::with_free(pid, || unsafe { fork_as(Some(pid), flags) }) {
         Ok(Fork::Parent(id)) => {
             cx.arena.born(i);
             Ok(id.as_raw())
@@ -267,7 +268,7 @@ fn bear_orphan(cx: &mut Cx<'_>, c: usize) -> Result<i32> {
         .find(|id| taken.binary_search(id).is_err() && !std::path::Path::new(&format!("/proc/{id}")).exists())
         .ok_or_else(|| Error::new(Kind::Taken, "no process id is free for a helper"))?;
     // SAFETY: single-threaded, see `fork_task`.
-    match unsafe { process::fork(Some(free), 0) }.during("forking a helper")? {
+    match unsafe { fork_as(Some(free), 0) }.during("forking a helper")? {
         Fork::Parent(id) => Ok(id.as_raw()),
         Fork::Child => {
             let failed = fork_task(cx, c, 0, 0);
@@ -367,8 +368,6 @@ fn become_zombie(t: &Task, status: i32) -> ! {
 
 /// Files, memory, plan, and off.
 fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
-    let tree = cx.tree;
-    let t = &tree.tasks[i];
     let images = cx.memory.get(i).and_then(Option::as_ref);
     let images = images.ok_or_else(|| Error::new(Kind::Internal, "a live task has no memory images"))?;
     // From here on descriptors change their meaning, the log's among them.
@@ -381,92 +380,12 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
         twins.push((twin, memory::twin::changes(cx.source, images, theirs)?));
     }
 
-    // Region for interpreter, arena and program, in a hole of both address spaces.
-    let room = |task: &usize| {
-        let filters = cx.duties.get(*task).and_then(Option::as_ref).map_or(0, |duty| cx.filters.room(duty));
-        tree.tasks[*task].threads.len() as u64 * 16 * 1024 + filters
-    };
-    let program_room = 256 * 1024
-        + images.mm.vmas.len() as u64 * 768
-        + std::iter::once(&i).chain(cx.twins.of(i)).map(room).sum::<u64>()
-        + twins.iter().map(|(_, changes)| changes.plan_bytes()).sum::<u64>();
-    let boot_len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
-    let hole = find_hole(images, &cx.busy, boot_len)?;
-    let boot = Boot { start: hole, len: boot_len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
-    map_boot(cx.arena, &boot, !twins.is_empty())?;
-
-    let first_service = cx.files.first_service_fd();
-    let boot_range = [(boot.start, boot.start + boot.len)];
-    let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
-    let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
-    let options = memory::StageOptions { park_all, threads: cx.fill_threads };
-    let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, &cx.held, options)?;
-    let exe = opener.exe;
-    let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
-    cx.arena.control().pages.fetch_add(filled / PAGE, Ordering::Relaxed);
-    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
-        cx.arena.set_boot(task, boot.start, boot.len);
-    }
-
+    let boot = make_boot(cx, i, images, &twins)?;
+    let (staged, exe) = build_memory(cx, i, images, &boot, &twins)?;
     cx.arena.set_exe(i, exe);
     cx.arena.reached(i, Step::Staged);
-    let (table, dirs) = (cx.sharing.files.with(i), cx.sharing.fs.with(i));
-    let (opens, enters) = (cx.sharing.files.first(i) == i, cx.sharing.fs.first(i) == i);
-    if opens {
-        for &other in table {
-            cx.arena.wait_for(other, Step::Staged, cx.deadline)?;
-        }
-        if let Some(before) = cx.sharing.fs.before(i) {
-            // Sockets are given their names from the directories they had: one after the other goes there.
-            cx.arena.wait_for(before, Step::Tables, cx.deadline)?;
-        }
-        let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
-        keep.extend(exe);
-        keep.extend(table.iter().filter_map(|&other| cx.arena.exe(other)));
-        cx.files.open_table(t.ids.files_id, &keep, cx.source, cx.opts)?;
-    } else {
-        // Numbers are about to be filled: whatever we opened now might be lost, or closed by us when it is the program's.
-        cx.arena.wait_quietly(cx.sharing.files.first(i), Step::Tables, cx.deadline)?;
-    }
-    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
-        cx.arena.reached(task, Step::Tables);
-    }
-    let lives = |t: &Task| matches!(t.fate, Fate::Alive | Fate::Stopped(_));
-    if opens && cx.files.has_watches(t.ids.files_id) {
-        for other in (0..tree.tasks.len()).filter(|&o| lives(&tree.tasks[o])) {
-            cx.arena.wait_for(other, Step::Tables, cx.deadline)?;
-        }
-        cx.files.watch_files(t.ids.files_id, cx.source, cx.opts)?;
-    }
-    let tc = t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))?;
-    // Before the root directory changes: there may be no /proc below the new one.
-    limits::set_oom_score_adj(tc.oom_score_adj)?;
-    odds::set_loginuid(tc.loginuid)?;
-    if let Some(settings) = &tc.crust_settings {
-        settings::set_coredump_filter(settings)?;
-        odds::set_autogroup_nice(settings.autogroup_nice.filter(|_| t.sid == t.pid.as_raw()))?;
-    }
-    if enters {
-        for &other in dirs.iter().filter(|&&o| o != i) {
-            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
-        }
-        cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
-    }
-    cx.arena.reached(i, Step::Files);
-    if i == 0 && cx.files.has_stand_ins() {
-        let by_itself = |o: &usize| lives(&tree.tasks[*o]) && cx.twins.elder_of(*o).is_none();
-        for other in (1..tree.tasks.len()).filter(by_itself) {
-            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
-        }
-    }
-    if opens {
-        for &other in table {
-            cx.arena.wait_quietly(other, Step::Files, cx.deadline)?;
-        }
-        cx.files.close_shared()?;
-    } else {
-        cx.files.leave_shared();
-    }
+    build_table(cx, i, exe)?;
+    settle_files(cx, i)?;
 
     let program = write_plan(cx, i, &boot, staged, &images.mm, &twins)?;
     let linked_len = program.linked_len() as u64;
@@ -482,6 +401,115 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
         std::ptr::copy_nonoverlapping(linked.bytes.as_ptr(), boot.program as *mut u8, linked.bytes.len());
         interp::enter(boot.start, linked.headers[0])
     }
+}
+
+/// Region for interpreter, arena and program, in a hole of both address spaces.
+fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[(usize, memory::twin::Changes)]) -> Result<Boot> {
+    let room = |task: &usize| {
+        let filters = cx.duties.get(*task).and_then(Option::as_ref).map_or(0, |duty| cx.filters.room(duty));
+        cx.tree.tasks[*task].threads.len() as u64 * 16 * 1024 + filters
+    };
+    let program_room = 256 * 1024
+        + images.mm.vmas.len() as u64 * 768
+        + std::iter::once(&i).chain(cx.twins.of(i)).map(room).sum::<u64>()
+        + twins.iter().map(|(_, changes)| changes.plan_bytes()).sum::<u64>();
+    let len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
+    let hole = find_hole(images, &cx.busy, len)?;
+    let boot = Boot { start: hole, len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
+    map_boot(cx.arena, &boot, !twins.is_empty())?;
+    Ok(boot)
+}
+
+/// Maps and fills the task's memory. The executable's descriptor comes with it.
+fn build_memory(
+    cx: &mut Cx<'_>,
+    i: usize,
+    images: &memory::Images,
+    boot: &Boot,
+    twins: &[(usize, memory::twin::Changes)],
+) -> Result<(memory::Staged, Option<RawFd>)> {
+    let first_service = cx.files.first_service_fd();
+    let boot_range = [(boot.start, boot.start + boot.len)];
+    let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
+    let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
+    let options = memory::StageOptions { park_all, threads: cx.fill_threads };
+    let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, &cx.held, options)?;
+    let exe = opener.exe;
+    let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
+    cx.arena.control().pages.fetch_add(filled / PAGE, Ordering::Relaxed);
+    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
+        cx.arena.set_boot(task, boot.start, boot.len);
+    }
+    Ok((staged, exe))
+}
+
+/// Puts every descriptor into its place, or waits for the task that does so for a table they share.
+fn build_table(cx: &mut Cx<'_>, i: usize, exe: Option<RawFd>) -> Result<()> {
+    let tree = cx.tree;
+    let table = cx.sharing.files.with(i);
+    let files_id = tree.tasks[i].ids.files_id;
+    let opens = cx.sharing.files.first(i) == i;
+    if opens {
+        for &other in table {
+            cx.arena.wait_for(other, Step::Staged, cx.deadline)?;
+        }
+        if let Some(before) = cx.sharing.fs.before(i) {
+            // Sockets are given their names from the directories they had: one after the other goes there.
+            cx.arena.wait_for(before, Step::Tables, cx.deadline)?;
+        }
+        let mut keep: Vec<RawFd> = vec![cx.source.dir().as_raw_fd()];
+        keep.extend(exe);
+        keep.extend(table.iter().filter_map(|&other| cx.arena.exe(other)));
+        cx.files.open_table(files_id, &keep, cx.source, cx.opts)?;
+    } else {
+        // Numbers are about to be filled: whatever we opened now might be lost, or closed by us when it is the program's.
+        cx.arena.wait_quietly(cx.sharing.files.first(i), Step::Tables, cx.deadline)?;
+    }
+    for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
+        cx.arena.reached(task, Step::Tables);
+    }
+    if opens && cx.files.has_watches(files_id) {
+        for other in (0..tree.tasks.len()).filter(|&o| tree.tasks[o].is_live()) {
+            cx.arena.wait_for(other, Step::Tables, cx.deadline)?;
+        }
+        cx.files.watch_files(files_id, cx.source, cx.opts)?;
+    }
+    Ok(())
+}
+
+/// What is set through /proc, the directories, and what is left of files that several tables have.
+fn settle_files(cx: &mut Cx<'_>, i: usize) -> Result<()> {
+    let tree = cx.tree;
+    let t = &tree.tasks[i];
+    let tc = task_record(t)?;
+    // Before the root directory changes: there may be no /proc below the new one.
+    limits::set_oom_score_adj(tc.oom_score_adj)?;
+    odds::set_loginuid(tc.loginuid)?;
+    if let Some(settings) = &tc.crust_settings {
+        settings::set_coredump_filter(settings)?;
+        odds::set_autogroup_nice(settings.autogroup_nice.filter(|_| t.sid == t.pid.as_raw()))?;
+    }
+    if cx.sharing.fs.first(i) == i {
+        for &other in cx.sharing.fs.with(i).iter().filter(|&&o| o != i) {
+            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
+        }
+        cx.files.set_fs(t.pid.as_raw(), cx.source, cx.opts)?;
+    }
+    cx.arena.reached(i, Step::Files);
+    if i == 0 && cx.files.has_stand_ins() {
+        let by_itself = |o: &usize| tree.tasks[*o].is_live() && cx.twins.elder_of(*o).is_none();
+        for other in (1..tree.tasks.len()).filter(by_itself) {
+            cx.arena.wait_for(other, Step::Files, cx.deadline)?;
+        }
+    }
+    if cx.sharing.files.first(i) != i {
+        cx.files.leave_shared();
+        return Ok(());
+    }
+    for &other in cx.sharing.files.with(i) {
+        cx.arena.wait_quietly(other, Step::Files, cx.deadline)?;
+    }
+    cx.files.close_shared()
 }
 
 /// A range that is free in our address space and in the one to come.

@@ -298,7 +298,12 @@ impl FileTable<'_> {
                 name,
                 ..UnixSkEntry::default()
             };
-            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() });
+            records.push(FileEntry {
+                r#type: FdTypes::Unixsk as i32,
+                id,
+                usk: Some(usk.into()),
+                ..FileEntry::default()
+            });
         }
         for ino in given {
             let id = r.new_id();
@@ -311,7 +316,12 @@ impl FileTable<'_> {
                 uflags: EXTERN,
                 ..UnixSkEntry::default()
             };
-            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk: Some(usk.into()), ..FileEntry::default() });
+            records.push(FileEntry {
+                r#type: FdTypes::Unixsk as i32,
+                id,
+                usk: Some(usk.into()),
+                ..FileEntry::default()
+            });
         }
         r.files.splice(0..0, records);
         errors
