@@ -16,6 +16,7 @@ use crust_kernel::fd as kfd;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// What the restore of files needs to know about one process.
@@ -258,7 +259,7 @@ impl FileImages {
         for (table, entries) in &self.tables {
             for e in entries {
                 highest = highest.max(e.fd);
-                let watched = self.files.get(&e.id).into_iter().flat_map(|f| watch::nameless(f));
+                let watched = self.files.get(&e.id).into_iter().flat_map(watch::nameless);
                 let watched = watched.filter_map(|inode| self.ghost_inodes.get(&inode).copied());
                 for id in watched.chain([e.id]) {
                     if let Some(u) = self.unit_of.get(&id).and_then(|u| self.units.get_mut(*u)) {
@@ -759,8 +760,11 @@ impl FileImages {
 
 impl Opener<'_> {
     /// The part of an entry that its type promises.
-    pub(super) fn body<'e, T>(&self, entry: &FileEntry, body: Option<&'e Box<T>>) -> Result<&'e T> {
-        self.part(entry, body.map(AsRef::as_ref))
+    pub(super) fn body<'e, B: Deref>(&self, entry: &FileEntry, body: Option<&'e B>) -> Result<&'e B::Target>
+    where
+        B::Target: Sized,
+    {
+        self.part(entry, body.map(Deref::deref))
     }
 
     /// The same for a part of such a part.
