@@ -34,7 +34,7 @@ pub fn encode_image(name: &str, json: &Json) -> Result<Vec<u8>> {
             Extra::Pagemap => ty = record("pagemap_entry")?,
             Extra::Ghost => {
                 if at == 0 {
-                    sparse_ghost = entry.get("chunks").and_then(Json::as_bool) == Some(true);
+                    sparse_ghost = entry.get("chunks").and_then(truth) == Some(true);
                 }
                 if at == 0 && sparse_ghost {
                     ty = record("ghost_chunk_entry")?;
@@ -72,6 +72,15 @@ impl From<String> for Failed {
 impl From<Error> for Failed {
     fn from(e: Error) -> Self {
         Self::Image(e)
+    }
+}
+
+/// A truth value, also as a number.
+fn truth(json: &Json) -> Option<bool> {
+    match json {
+        Json::Bool(b) => Some(*b),
+        Json::Int(n) => Some(*n != 0),
+        _ => None,
     }
 }
 
@@ -267,11 +276,7 @@ fn encode_value(json: &Json, field: &Field, depth: usize) -> Result<Wire, String
             return text::unbase64(text).map(Wire::Bytes).ok_or_else(|| "not base64".to_owned());
         }
         Type::Bool => {
-            let value = match json {
-                Json::Bool(b) => *b,
-                Json::Int(n) => *n != 0,
-                _ => return Err("true or false expected".to_owned()),
-            };
+            let value = truth(json).ok_or("true or false expected")?;
             return Ok(Wire::Varint(value.into()));
         }
         Type::Enum(at) => {

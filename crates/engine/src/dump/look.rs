@@ -11,7 +11,8 @@ use crate::memory::{self, Mm};
 use crate::task::{Target, creds, ended, limits, odds, regs, seccomp, settings, signals, timers};
 use crate::{Options, Result, namespaces};
 use crust_image::proto::{
-    CoreEntry, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
+    CoreEntry, CrustProcessSettings, CrustThreadSettings, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry,
+    TaskKobjIdsEntry, ThreadCoreEntry,
 };
 use crust_inject::plan::DataRef;
 use crust_kernel::kcmp::{self, Shared};
@@ -316,7 +317,7 @@ fn process_part(
         oom_score_adj: number("oom_score_adj").map(|n| n as i32),
         child_subreaper: Some(a.word(q.subreaper)? as u32 != 0),
         membarrier_registration_mask: (membarrier > 0).then_some(membarrier as u32),
-        crust_settings: Some(settings),
+        crust_settings: Some(settings).filter(|s| *s != CrustProcessSettings::default()),
         ..begun
     })
 }
@@ -359,7 +360,8 @@ fn look_thread(
             signature: rseq.signature,
             rseq_cs_pointer: None,
         }),
-        crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?),
+        crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?)
+            .filter(|s| *s != CrustThreadSettings::default()),
         ..Default::default()
     };
     let queues = [thread_core.signals_p.as_ref(), process.signals_s.as_ref()].map(|q| q.unwrap_or(&NO_SIGNALS));

@@ -13,7 +13,7 @@ use crate::memory;
 use crate::task::timers::IdMode;
 use crate::task::{creds, limits, odds, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
-use crust_image::proto::{CredsEntry, MmEntry, TaskCoreEntry, VmaEntry};
+use crust_image::proto::{CredsEntry, CrustProcessSettings, MmEntry, TaskCoreEntry, VmaEntry};
 use crust_inject::arch::interp;
 use crust_inject::plan::{Arg, Expect, PlanId, Program};
 use crust_kernel::fork::{Fork, fork_as};
@@ -485,10 +485,10 @@ fn settle_files(cx: &mut Cx<'_>, i: usize) -> Result<()> {
     // Before the root directory changes: there may be no /proc below the new one.
     limits::set_oom_score_adj(tc.oom_score_adj)?;
     odds::set_loginuid(tc.loginuid)?;
-    if let Some(settings) = &tc.crust_settings {
-        settings::set_coredump_filter(settings)?;
-        odds::set_autogroup_nice(settings.autogroup_nice.filter(|_| t.sid == t.pid.as_raw()))?;
-    }
+    let ordinary = CrustProcessSettings::default();
+    let settings = tc.crust_settings.as_ref().unwrap_or(&ordinary);
+    settings::set_coredump_filter(settings)?;
+    odds::set_autogroup_nice(settings.autogroup_nice.filter(|_| t.sid == t.pid.as_raw()))?;
     if cx.sharing.fs.first(i) == i {
         for &other in cx.sharing.fs.with(i).iter().filter(|&&o| o != i) {
             cx.arena.wait_for(other, Step::Files, cx.deadline)?;

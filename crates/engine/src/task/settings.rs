@@ -34,6 +34,9 @@ const SCHED_DEADLINE: u32 = 6;
 const MASK_BYTES: usize = 1024;
 /// struct sched_attr with utilisation clamps
 const SCHED_ATTR_BYTES: usize = 56;
+/// What the kernel starts its first process with: everybody's timer slack, in nanoseconds, and kinds of memory in core dumps.
+const ORDINARY_SLACK_NS: u64 = 50_000;
+const ORDINARY_COREDUMP_FILTER: u32 = 0x33;
 /// PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE together: PR_SET_IO_FLUSHER.
 const IO_FLUSHER: u64 = 0x0018_0000;
 
@@ -195,7 +198,7 @@ pub fn thread(
     Ok(CrustThreadSettings {
         affinity: (!mask.is_empty() && pinned(&mask)).then(|| trimmed(mask)),
         io_priority: positive(slot(asked.io_priority)?),
-        timer_slack_ns: u64::try_from(slot(asked.timer_slack)?).ok().filter(|&ns| ns != 0),
+        timer_slack_ns: u64::try_from(slot(asked.timer_slack)?).ok().filter(|&ns| ns != 0 && ns != ORDINARY_SLACK_NS),
         tsc: Some(word(asked.tsc)?).filter(|&state| state > PR_TSC_ENABLE),
         cpuid_traps: (slot(asked.cpuid)? == 0).then_some(true),
         machine_check: Some(slot(asked.machine_check)?)
@@ -227,7 +230,9 @@ pub fn process(
         merges_memory: (slot(asked.merges)? == 1).then_some(true),
         mdwe: u32::try_from(slot(asked.mdwe)?).ok().filter(|&bits| bits != 0),
         thp_flags: u32::try_from(slot(asked.thp)? & !1).ok().filter(|&flags| flags != 0),
-        coredump_filter: filter.and_then(|f| u32::from_str_radix(f.trim(), 16).ok()),
+        coredump_filter: filter
+            .and_then(|f| u32::from_str_radix(f.trim(), 16).ok())
+            .filter(|&kinds| kinds != ORDINARY_COREDUMP_FILTER),
         autogroup_nice: None,
     })
 }
@@ -319,9 +324,9 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, want: &CrustThreadSettings, pi
     };
     let args = [IOPRIO_WHO_PROCESS.into(), 0.into(), want.io_priority().into()];
     p.syscall(plan, "ioprio_set", libc::SYS_ioprio_set, &args);
-    if let Some(slack) = want.timer_slack_ns {
-        option(p, "PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, [slack.into(), 0.into()]);
-    }
+    // A thread begins with that of whoever started it.
+    let slack = want.timer_slack_ns.unwrap_or(ORDINARY_SLACK_NS);
+    option(p, "PR_SET_TIMERSLACK", libc::PR_SET_TIMERSLACK, [slack.into(), 0.into()]);
     if let Some(state) = want.tsc {
         option(p, "PR_SET_TSC", libc::PR_SET_TSC, [state.into(), 0.into()]);
     }
@@ -364,12 +369,12 @@ pub fn plan_process(p: &mut Program, plan: PlanId, want: &CrustProcessSettings) 
     }
 }
 
-/// Gives the calling process the core dump filter that is recorded.
+/// Gives the calling process the core dump filter that is recorded, or the ordinary one.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn set_coredump_filter(want: &CrustProcessSettings) -> Result<()> {
-    let Some(filter) = want.coredump_filter else { return Ok(()) };
+    let filter = want.coredump_filter.unwrap_or(ORDINARY_COREDUMP_FILTER);
     let path = "/proc/self/coredump_filter";
     let now = std::fs::read_to_string(path).ok().and_then(|t| u32::from_str_radix(t.trim(), 16).ok());
     // A kernel without core dumps has none.

@@ -4,7 +4,7 @@
 use super::signals;
 use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
-use crust_image::proto::{CoreEntry, RseqEntry, TaskCoreEntry};
+use crust_image::proto::{CoreEntry, CrustThreadSettings, RseqEntry, TaskCoreEntry};
 use crust_inject::plan::{Arg, Expect, PlanId, Program};
 use crust_kernel::procfs::{Limit, ProcDir, Stat};
 use crust_kernel::{HostTid, NsTid};
@@ -146,9 +146,8 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
         let name = p.cstr(&comm[..comm.len().min(15)]);
         p.syscall(plan, "PR_SET_NAME", libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
     }
-    if let Some(settings) = &t.crust_settings {
-        super::settings::plan_thread(p, plan, settings, own.pinned);
-    }
+    let ordinary = CrustThreadSettings::default();
+    super::settings::plan_thread(p, plan, t.crust_settings.as_ref().unwrap_or(&ordinary), own.pinned);
     let (policy, prio) = (t.sched_policy(), t.sched_prio());
     let deadline = t.crust_settings.as_ref().is_some_and(|s| s.deadline.is_some());
     if deadline {
