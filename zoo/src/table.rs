@@ -112,6 +112,7 @@ macro_rules! programs {
             beyond eventfd_semaphore;
             beyond fanotify;
             beyond fifo_deleted;
+            beyond fd_many "--file-locks";
             beyond file_locks "--file-locks";
             beyond ghost_attributes;
             beyond ghost_holes;

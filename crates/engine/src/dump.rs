@@ -5,16 +5,16 @@ use crate::clock::Clock;
 use crate::error::ResultExt;
 use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
-use crate::memory::{self, PageCount, PagesDump};
+use crate::memory::{self, Ahead, PageCount, PagesDump};
 use crate::options::After;
-use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces};
+use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces, together};
 use crust_image::ImageKind;
-use crust_image::proto::{InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
-use crust_kernel::Deadline;
+use crust_image::proto::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
 use crust_kernel::ids::PAGE_SIZE;
+use crust_kernel::{Deadline, NsTid};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::sync::mpsc::{self, TrySendError};
+use std::sync::mpsc::{self, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
 mod ask;
@@ -61,6 +61,9 @@ pub struct DumpReport {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
+/// Room in our own table: two for each of a thousand processes, and a batch of copies.
+const DESCRIPTORS: i32 = 2560;
+
 /// Checkpoints the tree below `opts.pid` into `opts.images_dir`.
 ///
 /// # Errors
@@ -104,6 +107,9 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let mut clock = Clock::start();
     let deadline = Deadline::after(opts.timeout.unwrap_or(Options::DEFAULT_TIMEOUT));
     refuse_options(opts)?;
+    if let Err(e) = crust_kernel::fd::make_room(DESCRIPTORS) {
+        log::debug!("no room for {DESCRIPTORS} descriptors beforehand: {e}");
+    }
     let root = find_root(opts.pid)?;
     fault::point(Stage::Find)?;
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
@@ -135,20 +141,27 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         // Whatever went wrong: the tree first, then the words.
         Err(e) => return Err(roll_back(tree, opts, events, e)),
     };
-    match opts.after {
-        _ if opts.leave_stopped => tree.stop(),
-        After::Kill => tree.kill(),
-        After::Run => tree.resume(),
-        After::Stop => tree.stop(),
+    // Neither the tree nor its freeze waits for this; a dying tree, whose memory takes time to go, is waited for behind it.
+    let hash = || {
+        if let Err(e) = committed.hash_rest(!opts.no_sync) {
+            log::warn!("the images are good, but large ones are not hashed, so that verify cannot check them: {e}");
+        }
+    };
+    if opts.after == After::Kill && !opts.leave_stopped {
+        tree.kill().at(Stage::Kill)?;
+        hash();
+        clock.done("hash");
+        tree.await_death().at(Stage::Kill)?;
+        report.frozen = freezing.elapsed();
+        clock.done("kill");
+    } else {
+        let stays = opts.leave_stopped || opts.after == After::Stop;
+        if stays { tree.stop() } else { tree.resume() }.at(Stage::Kill)?;
+        report.frozen = freezing.elapsed();
+        clock.done("resume");
+        hash();
+        clock.done("hash");
     }
-    .at(Stage::Kill)?;
-    report.frozen = freezing.elapsed();
-    clock.done(if opts.after == After::Kill { "kill" } else { "resume" });
-    // Neither the tree nor its freeze waits for this.
-    if let Err(e) = committed.hash_rest(!opts.no_sync) {
-        log::warn!("the images are good, but large ones are not hashed, so that verify cannot check them: {e}");
-    }
-    clock.done("hash");
     report.phases = clock.phases;
     log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, clock.started.elapsed());
     Ok(report)
@@ -243,6 +256,9 @@ fn save(
     Ok(committed)
 }
 
+/// Bytes of memory from which on room for them is made before they are looked at.
+const WORTH_WORK_AHEAD: u64 = 12 << 20;
+
 /// Looks at every process and writes its memory. This thread, which alone may trace, asks them; another one goes on with what
 /// they said and looks at them from outside. While that one has enough to do, this one writes the memory of those it is
 /// through with.
@@ -265,17 +281,19 @@ fn look_at_all(
             look::look_at_each(seen, given, cx, &done)
         });
         let looker = looker.during("starting a thread").at(Stage::Look)?;
-        let mut take = |l: Looked, events: &mut dyn Events| {
-            let i = looked.len();
+        let mut taken = 0;
+        let mut take = |memory: &mut MemoryWriter<'_>, taken: &mut usize, l: Looked, events: &mut dyn Events| {
+            let i = *taken;
+            *taken += 1;
             if l.clean {
-                memory.write(seen[i], &l).and_then(|()| write_cores(&l, memory.out)).at(Stage::Write)?;
+                write_process(memory, seen[i], &l).at(Stage::Write)?;
             }
             looked.push(l);
             events.progress("processes", i as u64 + 1, seen.len() as u64);
             cancelled(events)
         };
         let waves = ask::Waves::new(seen, seized);
-        let asked = (|| {
+        let asked: Result<()> = (|| {
             for wave in waves {
                 cancelled(events)?;
                 for mut answer in wave {
@@ -283,12 +301,20 @@ fn look_at_all(
                         let TrySendError::Full(back) = e else { return Ok(()) };
                         answer = back;
                         let Ok(l) = finished.recv() else { return Ok(()) };
-                        take(l, events)?;
+                        take(memory, &mut taken, l, events)?;
                     }
                 }
             }
             drop(give);
-            finished.iter().try_for_each(|l| take(l, events))
+            loop {
+                let next = match finished.try_recv() {
+                    Err(TryRecvError::Empty) if seen.get(taken).is_some_and(|p| memory.work_ahead(p)) => continue,
+                    Err(TryRecvError::Empty) => finished.recv().ok(),
+                    other => other.ok(),
+                };
+                let Some(l) = next else { return Ok(()) };
+                take(memory, &mut taken, l, events)?;
+            }
         })();
         drop(finished);
         // If the looker gave up, that is why the other half ended early.
@@ -369,6 +395,8 @@ fn shared_objects(looked: &[Looked]) -> Vec<Error> {
 struct MemoryWriter<'a> {
     out: &'a Partial,
     pages_id: u32,
+    /// The next pages image, if room is being made in it.
+    ahead: Option<(Outlet, Ahead)>,
     took: Duration,
     private: PageCount,
     shared: PageCount,
@@ -376,14 +404,46 @@ struct MemoryWriter<'a> {
 
 impl<'a> MemoryWriter<'a> {
     fn new(out: &'a Partial) -> Self {
-        Self { out, pages_id: 0, took: Duration::ZERO, private: PageCount::default(), shared: PageCount::default() }
+        Self {
+            out,
+            pages_id: 0,
+            ahead: None,
+            took: Duration::ZERO,
+            private: PageCount::default(),
+            shared: PageCount::default(),
+        }
     }
 
-    fn put(&mut self, kind: ImageKind, id: u64, dump: impl FnOnce(&mut Outlet) -> Result<PagesDump>) -> Result<()> {
+    /// Makes a little of the room ready that the memory of `p` will need, the process that is written next; false if there
+    /// is nothing to do.
+    fn work_ahead(&mut self, p: &Seen) -> bool {
+        let about = p.stat.resident_pages * PAGE_SIZE;
+        if about < WORTH_WORK_AHEAD {
+            return false;
+        }
+        if self.ahead.is_none() {
+            // A stream has no room to make.
+            let name = ImageKind::Pages.file_name(u64::from(self.pages_id + 1));
+            let Ok(mut file) = self.out.create_file(&name).map(Outlet::from) else { return false };
+            let ahead = Ahead::begin(&mut file, about).unwrap_or_default();
+            self.ahead = Some((file, ahead));
+        }
+        self.ahead.as_mut().is_some_and(|(file, ahead)| ahead.step(file))
+    }
+
+    fn put(
+        &mut self,
+        kind: ImageKind,
+        id: u64,
+        dump: impl FnOnce(&mut Outlet, Ahead) -> Result<PagesDump>,
+    ) -> Result<()> {
         self.pages_id += 1;
         let name = ImageKind::Pages.file_name(u64::from(self.pages_id));
-        let mut file = self.out.outlet(&name)?;
-        let pages = dump(&mut file)?;
+        let (mut file, ahead) = match self.ahead.take() {
+            Some(begun) => begun,
+            None => (self.out.outlet(&name)?, Ahead::default()),
+        };
+        let pages = dump(&mut file, ahead)?;
         let is_file = file.file().is_some();
         self.out.close(file)?;
         if let Some(hash) = pages.hash.filter(|_| is_file) {
@@ -400,8 +460,8 @@ impl<'a> MemoryWriter<'a> {
         let started = Instant::now();
         let ns_pid = l.cores[0].0;
         let target = crate::task::Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
-        self.put(ImageKind::Pagemap, ns_pid.as_raw() as u64, |file| {
-            memory::dump_pages(&target, mm, file).on_task(p.pid.as_raw())
+        self.put(ImageKind::Pagemap, ns_pid.as_raw() as u64, |file, ahead| {
+            memory::dump_pages_into(&target, mm, file, ahead).on_task(p.pid.as_raw())
         })?;
         self.took += started.elapsed();
         Ok(())
@@ -411,7 +471,7 @@ impl<'a> MemoryWriter<'a> {
     fn write_shared(&mut self, shared: &memory::SharedMemory) -> Result<()> {
         let started = Instant::now();
         for id in shared.ids() {
-            self.put(ImageKind::ShmemPagemap, id, |file| shared.dump(id, file))?;
+            self.put(ImageKind::ShmemPagemap, id, |file, _| shared.dump(id, file))?;
         }
         self.took += started.elapsed();
         Ok(())
@@ -449,10 +509,18 @@ fn write_records(looked: &[Looked], cx: &Collected<'_>, out: &Partial) -> Result
     out.put_one(ImageKind::Seccomp, 0, cx.seccomp.record())
 }
 
-/// The records of one process and its threads.
-fn write_cores(l: &Looked, out: &Partial) -> Result<()> {
-    for (tid, core) in &l.cores {
-        out.put_one(ImageKind::Core, tid.as_raw() as u64, core)?;
+/// The memory and the records of one process and its threads. Many threads have many files: others write them while this
+/// thread writes memory.
+fn write_process(memory: &mut MemoryWriter<'_>, seen: &Seen, l: &Looked) -> Result<()> {
+    let out = memory.out;
+    let write = |(tid, core): &(NsTid, CoreEntry)| out.put_one(ImageKind::Core, tid.as_raw() as u64, core);
+    if out.is_stream() {
+        memory.write(seen, l)?;
+        l.cores.iter().try_for_each(write)?;
+    } else {
+        let (cores, written) = together::with_help(l.cores.len(), |i| write(&l.cores[i]), || memory.write(seen, l));
+        written?;
+        cores.into_iter().collect::<Result<()>>()?;
     }
     l.ids.as_ref().map_or(Ok(()), |ids| out.put_one(ImageKind::Ids, u64::from(l.pstree.pid), ids))
 }

@@ -277,6 +277,11 @@ impl Partial {
         Ok(())
     }
 
+    /// True if files go out one after the other, so that only one can be written at a time.
+    pub(crate) fn is_stream(&self) -> bool {
+        matches!(self.to, Destination::Stream(_))
+    }
+
     /// Begins a file for its writer to fill; [`Partial::close`] ends it.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ pub mod needs;
 pub mod options;
 pub mod restore;
 pub mod task;
+pub(crate) mod together;
 
 pub use dump::{DumpReport, dump, pre_dump};
 pub use error::{Error, Kind, Object, OnObject, Result, ResultExt, Stage};

@@ -104,7 +104,7 @@ impl<'a> Turn<'a> {
     /// Begins to map an area if there is none with room.
     fn begin(&mut self) -> Result<()> {
         let Job { process, on, .. } = &mut self.job;
-        self.indices = on.iter().map(|(tid, _)| process.index_of(*tid)).collect::<Result<_>>()?;
+        self.indices = process.indices_of(on.iter().map(|(tid, _)| *tid))?;
         let carrier = self.carrier()?;
         let Job { process, program, on } = &mut self.job;
         seccomp::make_way_for(process, &self.indices)?;

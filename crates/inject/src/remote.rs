@@ -41,6 +41,18 @@ impl SeizedProcess {
         found.ok_or_else(|| Error::new(Kind::Died, tid, format!("it is no stopped thread of process {}", self.pid)))
     }
 
+    /// Places of several threads. Who asks for all asks in order, which makes it one walk.
+    pub(crate) fn indices_of(&self, tids: impl Iterator<Item = HostTid>) -> Result<Vec<usize>> {
+        let mut next = 0;
+        tids.map(|tid| {
+            let here = self.threads.get(next).is_some_and(|t| t.tid == tid && !t.gone);
+            let index = if here { next } else { self.index_of(tid)? };
+            next = index + 1;
+            Ok(index)
+        })
+        .collect()
+    }
+
     pub(crate) fn find_site(&mut self) -> Result<()> {
         self.memory()?;
         if self.site.is_some() {

@@ -167,6 +167,15 @@ impl SeizedProcess {
         Ok(Running { runners, mark, base, linked })
     }
 
+    /// True if plans in all of its threads would have to be stepped from call to call, which costs two stops for each.
+    ///
+    /// # Errors
+    /// Its status file cannot be read.
+    pub fn steps_plans(&mut self) -> Result<bool> {
+        let caught = self.status()?.mask("SigCgt").unwrap_or(u64::MAX);
+        Ok(choose_mark(caught, self.threads.iter().map(|t| t.sigmask)).is_none())
+    }
+
     fn choose_mark(&mut self, indices: &[usize]) -> Result<Option<i32>> {
         // Unknown means that all may be caught.
         let caught = self.status()?.mask("SigCgt").unwrap_or(u64::MAX);

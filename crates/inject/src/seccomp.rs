@@ -116,6 +116,13 @@ pub(crate) fn make_way(pid: HostTid, thread: &mut SeizedThread, options: Options
 }
 
 impl SeizedProcess {
+    /// Says of which threads the caller knows, since they stand still, that no filter judges their calls.
+    pub fn no_seccomp_in(&mut self, free: impl Fn(HostTid) -> bool) {
+        for thread in self.threads.iter_mut().filter(|t| !t.suspended_seccomp) {
+            thread.suspended_seccomp = free(thread.tid);
+        }
+    }
+
     /// Whether thread `tid` would survive our death while it makes `calls` for us. Arguments are taken as zero.
     pub fn crash_safety(&self, tid: HostTid, calls: &[i64]) -> CrashSafety {
         judge(tid, mode(self.pid, tid), calls)

@@ -31,6 +31,24 @@ pub fn borrow_placed(number: RawFd) -> BorrowedFd<'static> {
     unsafe { BorrowedFd::borrow_raw(number) }
 }
 
+/// Raises our soft limit of open files to the hard one, and makes room in our table for about `count` descriptors.
+///
+/// Call it before there are threads: to grow a table that threads share, the kernel waits for a grace period each time,
+/// 10 ms and more (expand_fdtable in Linux's fs/file.c).
+///
+/// # Errors
+/// Of getrlimit(2) and setrlimit(2), or if there is no room at all.
+pub fn make_room(count: RawFd) -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current != now.maximum {
+        setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })?;
+    }
+    let most = now.maximum.and_then(|n| RawFd::try_from(n).ok()).unwrap_or(count);
+    let any = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+    copy_number(any.as_raw_fd(), count.min(most).max(1) - 1).map(drop)
+}
+
 /// Closes every descriptor from `first` to `last` inclusive, open or not.
 ///
 /// # Errors

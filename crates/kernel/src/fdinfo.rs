@@ -41,6 +41,11 @@ impl FdInfo {
         Some(Self { pos: pos?, flags: flags & !CLOEXEC, cloexec: flags & CLOEXEC != 0, mnt_id, ino, text })
     }
 
+    /// The same open file seen through a descriptor with this FD_CLOEXEC.
+    pub fn with_cloexec(self, cloexec: bool) -> Self {
+        Self { cloexec, ..self }
+    }
+
     /// The first value of `key`, trimmed.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)

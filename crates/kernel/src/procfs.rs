@@ -118,6 +118,21 @@ impl ProcDir {
         }
     }
 
+    /// A whole file of short words. The kernel fills a page with them as long as the next one has room: a read that left
+    /// much of it empty was the last.
+    fn read_list(&self, name: &str) -> Result<Vec<u8>> {
+        let file = self.open_file(name)?;
+        let mut buf = [0u8; 4096];
+        let mut all = Vec::new();
+        loop {
+            let n = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buf))?;
+            all.extend_from_slice(buf.get(..n).unwrap_or_default());
+            if n < buf.len() / 2 {
+                return Ok(all);
+            }
+        }
+    }
+
     /// As [`ProcDir::read_small`]; from now on all reads of this file through this directory give the same bytes. For a
     /// task that stands still.
     ///
@@ -205,8 +220,11 @@ impl ProcDir {
     pub fn children_of(&self, threads: impl IntoIterator<Item = HostTid>) -> Result<Vec<HostTid>> {
         let mut all = Vec::new();
         for tid in threads {
-            match self.read_text(&format!("task/{tid}/children")) {
-                Ok(text) => all.extend(text.split_ascii_whitespace().filter_map(|w| HostTid::new(w.parse().ok()?))),
+            match self.read_list(&format!("task/{tid}/children")) {
+                Ok(text) => {
+                    let words = text.split(u8::is_ascii_whitespace).filter_map(|w| std::str::from_utf8(w).ok());
+                    all.extend(words.filter_map(|w| HostTid::new(w.parse().ok()?)));
+                }
                 Err(Errno::NOENT | Errno::SRCH) if tid != self.id => {}
                 Err(e) => return Err(e),
             }
@@ -315,19 +333,34 @@ impl Stat {
     }
 }
 
-/// `/proc/PID/status` as key and value; values are looked up rarely enough for a linear search.
+/// `/proc/PID/status` as key and value; there are few enough lines for a linear search.
 #[derive(Clone, Debug)]
-pub struct Status(String);
+pub struct Status {
+    text: String,
+    /// Where each line begins, has its first colon, and ends.
+    lines: Vec<(usize, usize, usize)>,
+}
 
 impl Status {
     /// Takes the file's text.
     pub fn new(text: String) -> Self {
-        Self(text)
+        let mut lines = Vec::with_capacity(64);
+        let mut start = 0;
+        for line in text.split_terminator('\n') {
+            let end = start + line.len();
+            lines.extend(line.find(':').map(|colon| (start, start + colon, end)));
+            start = end + 1;
+        }
+        Self { text, lines }
     }
 
     /// The value behind `Key:`, trimmed.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).map(str::trim)
+        let is_it = |&&(start, colon, _): &&(usize, usize, usize)| {
+            colon - start == key.len() && self.text.get(start..colon) == Some(key)
+        };
+        let &(_, colon, end) = self.lines.iter().find(is_it)?;
+        self.text.get(colon + 1..end).map(str::trim)
     }
 
     /// A decimal value (its first word).

@@ -32,6 +32,7 @@ mod fd_cloexec;
 mod fd_dir;
 mod fd_dup;
 mod fd_fork_shared;
+mod fd_many;
 mod fd_path;
 mod fd_table_family;
 mod fd_table_shared;

@@ -55,17 +55,14 @@ impl<'o> Groups<'o> {
         }
     }
 
-    /// The id of the set that thread `tid` of the process `proc` is in.
-    pub(crate) fn set_of(&mut self, proc: &ProcDir, tid: HostTid) -> Result<u32> {
-        if !self.on {
-            return Ok(OWN_SET);
-        }
-        let text = match proc.read(&format!("task/{tid}/cgroup")) {
-            // `proc` may be that of the thread itself.
-            Err(Errno::NOENT) => proc.read("cgroup"),
-            other => other,
-        }
-        .during("reading /proc/PID/task/TID/cgroup")?;
+    /// What [`membership`] is to be asked for each thread.
+    pub(crate) fn are_saved(&self) -> bool {
+        self.on
+    }
+
+    /// The id of the set that a thread is in, of which [`membership`] gave `text`.
+    pub(crate) fn set_of(&mut self, text: Option<Vec<u8>>) -> Result<u32> {
+        let Some(text) = text.filter(|_| self.on) else { return Ok(OWN_SET) };
         let id = match self.by_text.get(&text) {
             Some(&id) => id,
             None => {
@@ -212,6 +209,16 @@ impl<'o> Groups<'o> {
         }
         Ok(Some(entry))
     }
+}
+
+/// Which groups thread `tid` of the process `proc` is in, as /proc has it.
+pub(crate) fn membership(proc: &ProcDir, tid: HostTid) -> Result<Vec<u8>> {
+    match proc.read_small(&format!("task/{tid}/cgroup")) {
+        // `proc` may be that of the thread itself.
+        Err(Errno::NOENT) => proc.read_small("cgroup"),
+        other => other,
+    }
+    .during("reading /proc/PID/task/TID/cgroup")
 }
 
 /// The members that `--cgroup-dump-controller` leaves.

@@ -1,24 +1,27 @@
 //! The questions that only a process itself and its tracer can answer, put to many processes at the same time. What comes back
 //! is plain data, for another thread to go on with.
 use super::freeze::Seen;
-use crate::Result;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
 use crate::task::{limits, odds, seccomp, settings, signals, timers};
+use crate::{Result, together};
 use crust_image::proto::SignalQueueEntry;
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
 use crust_inject::{Job, Ran, SeizedProcess, SeizedThread, arch};
-use crust_kernel::HostTid;
 use crust_kernel::kcmp::Shared;
-use crust_kernel::procfs::Status;
+use crust_kernel::procfs::{ProcDir, Status};
 use crust_kernel::ptrace::RseqConfig;
+use crust_kernel::{HostTid, TargetFd};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// MEMBARRIER_CMD_GET_REGISTRATIONS (Linux 6.3).
 const GET_REGISTRATIONS: u32 = 1 << 9;
 const PR_GET_TID_ADDRESS: i32 = 40;
 /// Bytes that PR_GET_NAME gives, NUL included.
 pub(super) const COMM_BYTES: usize = 16;
+/// The flags of more descriptors would need too much room in the process; their fdinfo files tell them as well.
+const DESCRIPTORS_ASKED: usize = 4096;
 /// personality(2) with this changes nothing.
 const PERSONALITY_ASK: u32 = 0xffff_ffff;
 
@@ -48,15 +51,20 @@ pub(super) struct Thread {
 }
 
 impl Thread {
-    fn look(seen: &Seen, t: &SeizedThread) -> Result<Self> {
-        let text = if t.tid() == seen.live {
-            seen.proc.read("status")
-        } else {
-            seen.proc.read_small(&format!("task/{}/status", t.tid()))
+    /// `timed`: the process has timers.
+    fn look(seen: &Seen, t: &SeizedThread, statuses: &mut HashMap<HostTid, Status>, timed: bool) -> Result<Self> {
+        let early = statuses.remove(&t.tid());
+        // A timer may have sent its signal after that: its state, which was asked for meanwhile, no longer tells.
+        let may_wait = timed && early.is_some();
+        let status = match early {
+            Some(status) => status,
+            None if t.tid() == seen.live => {
+                let text = seen.proc.read("status").during(READING_STATUS)?;
+                Status::new(String::from_utf8_lossy(&text).into_owned())
+            }
+            None => Status::new(status_file(&seen.proc, t.tid()).during(READING_STATUS)?),
         };
-        let text = text.during("reading the status file")?;
-        let status = Status::new(String::from_utf8_lossy(&text).into_owned());
-        let waiting = status.mask("SigPnd") != Some(0);
+        let waiting = may_wait || status.mask("SigPnd") != Some(0);
         Ok(Self {
             tid: t.tid(),
             regs: *t.regs(),
@@ -67,6 +75,25 @@ impl Thread {
             status,
         })
     }
+}
+
+const READING_STATUS: &str = "reading the status file";
+
+fn status_file(process: &ProcDir, tid: HostTid) -> rustix::io::Result<String> {
+    let text = process.read_small(&format!("task/{tid}/status"))?;
+    Ok(String::from_utf8(text).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+}
+
+/// Threads besides the first of each process, if there are so many that others of ours shall help to read their status files.
+fn crowd(processes: &[(&Seen, &mut SeizedProcess, u32)]) -> Vec<(Arc<ProcDir>, HostTid)> {
+    const CROWD: usize = 32;
+    let others = |(seen, process, _): &(&Seen, &mut SeizedProcess, u32)| {
+        let (dir, live) = (seen.proc.clone(), seen.live);
+        let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).filter(|&t| t != live).collect();
+        tids.into_iter().map(move |tid| (dir.clone(), tid))
+    };
+    let wanted: Vec<_> = processes.iter().flat_map(others).collect();
+    if wanted.len() < CROWD { Vec::new() } else { wanted }
 }
 
 /// Processes that are asked at the same time, and threads.
@@ -147,28 +174,47 @@ impl Iterator for Waves<'_> {
 
 /// Asks some live processes, all at once. One result for each, in order.
 fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)]) -> Vec<Result<Asked>> {
-    let mut prepared: Vec<Result<Prepared>> = processes.iter().map(|(seen, p, _)| Prepared::new(seen, p)).collect();
-    let jobs = processes.iter_mut().zip(&prepared).filter_map(|((_, process, _), prepared)| {
-        let Prepared { program, on, .. } = prepared.as_ref().ok()?;
-        Some(Job { process, program, on })
-    });
-    let mut ran = crust_inject::run_each(jobs).into_iter();
+    let mut prepared: Vec<Result<Prepared>> = processes.iter_mut().map(|(seen, p, _)| Prepared::new(seen, p)).collect();
+    // What cannot be read is left to whoever needs it.
+    let wanted = crowd(processes);
+    let status = |i: usize| Some(Status::new(status_file(&wanted.get(i)?.0, wanted.get(i)?.1).ok()?));
+    let read = wanted.iter().zip(together::each(wanted.len(), status));
+    let mut statuses: HashMap<HostTid, Status> = read.filter_map(|((_, tid), s)| Some((*tid, s?))).collect();
+    if !statuses.is_empty() {
+        for (_, process, _) in processes.iter_mut() {
+            process.no_seccomp_in(|tid| statuses.get(&tid).is_some_and(|s| s.number("Seccomp") == Some(0)));
+        }
+    }
+    let ran = crust_inject::run_each(jobs(processes, &prepared));
+    let mut ran = ran.into_iter();
     let asked = processes.iter().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
         let prepared = prepared?;
         let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
-        prepared.finish(seen, process, *vm, ran)
+        prepared.finish(seen, process, *vm, ran, &mut statuses)
     });
     asked.zip(processes.iter()).map(|(asked, (seen, ..))| asked.on_task(seen.pid.as_raw())).collect()
+}
+
+fn jobs<'a>(
+    processes: &'a mut [(&Seen, &mut SeizedProcess, u32)],
+    prepared: &'a [Result<Prepared>],
+) -> impl Iterator<Item = Job<'a>> {
+    processes.iter_mut().zip(prepared).filter_map(|((_, process, _), prepared)| {
+        let Prepared { program, on, .. } = prepared.as_ref().ok()?;
+        Some(Job { process, program, on })
+    })
 }
 
 struct Prepared {
     program: Program,
     questions: Questions,
     on: Vec<(HostTid, PlanId)>,
+    /// It has timers.
+    timed: bool,
 }
 
 impl Prepared {
-    fn new(seen: &Seen, process: &SeizedProcess) -> Result<Self> {
+    fn new(seen: &Seen, process: &mut SeizedProcess) -> Result<Self> {
         let timer_list = seen.proc.read_text("timers").during("reading the list of timers")?;
         let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).collect();
         for thread in process.threads() {
@@ -176,18 +222,31 @@ impl Prepared {
             settings::refuse_dispatch(thread.tid())?;
         }
         let mut program = Program::new();
-        let questions = Questions::ask(&mut program, &tids, &timer_list)?;
+        let descriptors = seen.proc.numbers("fd").during("listing descriptors")?;
+        let cheap = descriptors.len() <= DESCRIPTORS_ASKED && !process.steps_plans()?;
+        let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, cheap)?;
         let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
-        Ok(Self { program, questions, on })
+        Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty() })
     }
 
-    fn finish(self, seen: &Seen, process: &SeizedProcess, vm: u32, ran: Ran) -> Result<Asked> {
+    fn finish(
+        self,
+        seen: &Seen,
+        process: &SeizedProcess,
+        vm: u32,
+        ran: Ran,
+        statuses: &mut HashMap<HostTid, Status>,
+    ) -> Result<Asked> {
         for q in &self.questions.threads {
             if let Some(failure) = ran.failure(q.plan) {
                 return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
             }
         }
-        let threads = process.threads().iter().map(|t| Thread::look(seen, t)).collect::<Result<Vec<_>>>()?;
+        let threads = process
+            .threads()
+            .iter()
+            .map(|t| Thread::look(seen, t, statuses, self.timed))
+            .collect::<Result<Vec<_>>>()?;
         let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;
         let waiting = threads.first().is_none_or(|t| t.status.mask("ShdPnd") != Some(0));
         Ok(Asked {
@@ -214,6 +273,8 @@ pub(super) struct Questions {
     pub(super) membarrier: Slot,
     pub(super) personality: Slot,
     pub(super) limits: DataRef,
+    /// What is open, and where the flags are of each, if they were asked for.
+    pub(super) descriptors: Vec<(TargetFd, Option<Slot>)>,
     pub(super) settings: settings::AskedProcess,
     pub(super) threads: Vec<ThreadQuestions>,
 }
@@ -229,7 +290,13 @@ pub(super) struct ThreadQuestions {
 }
 
 impl Questions {
-    fn ask(p: &mut Program, tids: &[HostTid], timer_list: &str) -> Result<Self> {
+    fn ask(
+        p: &mut Program,
+        tids: &[HostTid],
+        timer_list: &str,
+        descriptors: Vec<u32>,
+        flags_too: bool,
+    ) -> Result<Self> {
         let plans: Vec<PlanId> = tids.iter().map(|t| p.plan(format!("thread {t}"))).collect();
         let main = *plans.first().ok_or_else(|| Error::new(Kind::Internal, "a process without threads"))?;
         let prctl = |p: &mut Program, option: i32| {
@@ -249,6 +316,9 @@ impl Questions {
         let personality =
             p.syscall_slot(main, "personality", libc::SYS_personality, &[PERSONALITY_ASK.into()], Expect::Ok);
         let limits = limits::ask(p, main);
+        let mut getfd =
+            |fd: u32| p.syscall_slot(main, "F_GETFD", libc::SYS_fcntl, &[fd.into(), libc::F_GETFD.into()], Expect::Any);
+        let descriptors = descriptors.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
         let settings = settings::ask_process(p, main);
         let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan)).collect();
         Ok(Self {
@@ -262,6 +332,7 @@ impl Questions {
             membarrier,
             personality,
             limits,
+            descriptors,
             settings,
             threads,
         })

@@ -1,7 +1,7 @@
 //! How much room the images will need, asked while the tree still runs.
 //!
 //! What processes hold in anonymous memory and swap is written nearly as it is; only pages of zeros are left out. Where that
-//! much is free, nothing more is asked. Else the bytes that are certainly no zeros by accident decide: anonymous memory
+//! much is free, nothing more is asked; where even all memory in use on this machine would fit, not so much as that. Else the bytes that are certainly no zeros by accident decide: anonymous memory
 //! without its huge pages, of which a program may have touched a byte each. Shared memory is not counted, because each
 //! process of a tree would count it again.
 use crate::Result;
@@ -15,6 +15,9 @@ const RECORDS_BYTES: u64 = 16 << 10;
 
 /// Refuses a dump whose images cannot fit. Looks only; whoever comes or goes meanwhile makes no error.
 pub(super) fn check(root: HostTid, out: &Partial) -> Result<()> {
+    if everything().is_some_and(|bytes| out.check_space(bytes).is_ok()) {
+        return Ok(());
+    }
     let tree = tree_below(root);
     let records = RECORDS_BYTES * tree.len() as u64;
     let probable = tree.iter().filter_map(anonymous).sum::<u64>() + records;
@@ -23,6 +26,15 @@ pub(super) fn check(root: HostTid, out: &Partial) -> Result<()> {
     out.check_space(certain)?;
     log::warn!("{}: the dump is tried all the same, because pages of zeros are left out", probably_full.headline());
     Ok(())
+}
+
+/// More than any tree can need: all anonymous memory and swap in use, and records of 65536 tasks; `None` if nobody tells. It
+/// takes one file, where a look at a tree takes some for each of its threads.
+fn everything() -> Option<u64> {
+    let all = Status::new(std::fs::read_to_string("/proc/meminfo").ok()?);
+    let kib = |key| all.get(key)?.split_whitespace().next()?.parse::<u64>().ok();
+    let used = kib("AnonPages")?.saturating_add(kib("SwapTotal")?.saturating_sub(kib("SwapFree")?));
+    Some((used << 10).saturating_add(RECORDS_BYTES << 16))
 }
 
 fn tree_below(root: HostTid) -> Vec<ProcDir> {
@@ -66,6 +78,7 @@ mod tests {
         let held = vec![1_u8; 64 << 20];
         let (probable, certain) = (anonymous(&proc).unwrap(), certain(&proc).unwrap());
         assert!(probable >= held.len() as u64, "{probable}");
+        assert!(probable < everything().unwrap());
         assert!(certain > 0 && certain <= probable + (8 << 20), "{certain} of {probable}");
         assert!(tree_below(me).iter().any(|p| p.id() == me));
     }

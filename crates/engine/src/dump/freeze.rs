@@ -2,7 +2,7 @@
 use super::waits::{self, Waits};
 use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
-use crate::{Error, Kind, Object, Result, Stage};
+use crate::{Error, Kind, Object, Result, Stage, together};
 use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat};
@@ -157,8 +157,10 @@ impl FrozenTree {
         let mut found = Vec::new();
         for i in of {
             let Process { seen, seized: Some(seized) } = &self.processes[i] else { continue };
-            let threads = seized.threads().iter().map(SeizedThread::tid);
-            let children = seen.proc.children_of(threads).during("listing children").on_task(seen.pid.as_raw())?;
+            let threads: Vec<HostTid> = seized.threads().iter().map(SeizedThread::tid).collect();
+            let children = together::each(threads.len(), |i| seen.proc.children_of(threads.get(i).copied()));
+            let children: rustix::io::Result<Vec<_>> = children.into_iter().collect();
+            let children = children.during("listing children").on_task(seen.pid.as_raw())?.concat();
             if !children.is_empty()
                 && let Some(parents) = &mut parents
             {
@@ -283,14 +285,19 @@ impl FrozenTree {
         self.resume()
     }
 
-    /// Kills every task and waits until they are gone.
+    /// Kills every task; [`FrozenTree::await_death`] waits until they are gone.
+    ///
+    /// # Errors
+    /// A task that cannot be killed.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        self.processes.iter_mut().filter_map(|p| p.seized.as_mut()).try_for_each(|s| Ok(s.kill_now()?))
+    }
+
+    /// Waits until every task is gone that was killed.
     ///
     /// # Errors
     /// A task that does not die in time.
-    pub(crate) fn kill(mut self) -> Result<()> {
-        for seized in self.processes.iter_mut().filter_map(|p| p.seized.as_mut()) {
-            seized.kill_now()?;
-        }
+    pub(crate) fn await_death(self) -> Result<()> {
         for seized in self.processes.into_iter().filter_map(|p| p.seized) {
             seized.await_death()?;
         }

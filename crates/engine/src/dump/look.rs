@@ -3,13 +3,13 @@
 use super::ask::{Answers, Asked, COMM_BYTES, Thread, ThreadQuestions};
 use super::freeze::Seen;
 use super::waits::Wait;
-use crate::cgroup::look::Groups;
+use crate::cgroup::look::{Groups, membership};
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
-use crate::files::FileTable;
 use crate::files::ids::{SighandIds, TaskIds};
+use crate::files::{FileTable, Known};
 use crate::memory::{self, Mm};
 use crate::task::{Target, creds, ended, limits, odds, regs, seccomp, settings, signals, timers};
-use crate::{Options, Result, namespaces};
+use crate::{Options, Result, namespaces, together};
 use crust_image::proto::{
     CoreEntry, CrustProcessSettings, CrustThreadSettings, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry,
     TaskKobjIdsEntry, ThreadCoreEntry,
@@ -173,15 +173,16 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     }
 
     let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
-    let mut mm = memory::collect(&target, &mut cx.files)?;
-    cx.blockers.extend(odds::mapping_policy(p.pid.as_raw(), &p.proc));
-    still_on_its_way(&asked.threads, &mm)?;
-    mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
-    mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
-    mm.entry.thp_disabled = (answers.slot(questions.main, questions.thp_disabled)? & 1 != 0).then_some(true);
-    cx.shared.collect(&target, &mm)?;
-    let files_id = cx.files.dump_fds(&target)?;
-    cx.files.dump_fs(&target)?;
+    let process = TaskCoreEntry {
+        signals_s: Some(asked.pending.clone()),
+        sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,
+        ..Default::default()
+    };
+    let view =
+        Threads { p, asked, process: &process, net: p.proc.readlink("ns/net").ok(), groups: cx.groups.are_saved() };
+    let (threads, what_is_shared) =
+        together::with_help(asked.threads.len(), |i| view.look(i), || look_shared(&target, asked, cx));
+    let (mm, files_id) = what_is_shared?;
     let ids = TaskKobjIdsEntry {
         vm_id: asked.vm,
         files_id,
@@ -197,18 +198,12 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         cgroup_ns_id: Some(8),
     };
 
-    cx.blockers.extend(apart(p, &asked.threads));
-
-    let process = TaskCoreEntry {
-        signals_s: Some(asked.pending.clone()),
-        sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,
-        ..Default::default()
-    };
-    let mut cores = Vec::with_capacity(asked.threads.len());
-    for (thread, q) in asked.threads.iter().zip(&questions.threads) {
-        let (tid, mut core) = look_thread(thread, q, answers, &process, p.waits.get(&thread.tid))?;
+    let mut cores = Vec::with_capacity(threads.len());
+    for thread in threads {
+        let OneThread { apart, tid, mut core, groups } = thread?;
+        cx.blockers.extend(apart);
         if let Some(th) = &mut core.thread_core {
-            th.cg_set = Some(cx.groups.set_of(&p.proc, thread.tid)?);
+            th.cg_set = Some(cx.groups.set_of(groups)?);
         }
         cores.push((tid, core));
     }
@@ -242,30 +237,79 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     Ok(Looked { pstree: pstree(p, ns_pid, inner), cores, ids: Some(ids), mm: Some(mm), clean: true })
 }
 
-/// Threads that have for themselves what a process's threads share.
-fn apart(p: &Seen, threads: &[Thread]) -> Vec<Error> {
-    let mut found = Vec::new();
-    let net = p.proc.readlink("ns/net").ok();
-    let mut tell = |t: &Thread, what: &str, help: &str| {
-        let text = format!("thread {} {what}", t.tid);
-        found.push(Error::unsupported(text, help).on(Object::Task(p.pid.as_raw())));
-    };
-    for t in threads {
-        if t.tid == p.live {
-            continue;
+/// Memory, descriptors and directories of a process: what its threads share. The id is that of the table of descriptors.
+fn look_shared(target: &Target<'_>, asked: &Asked, cx: &mut Collected<'_>) -> Result<(Mm, u32)> {
+    let Asked { questions, answers, .. } = asked;
+    let mut mm = memory::collect(target, &mut cx.files)?;
+    cx.blockers.extend(odds::mapping_policy(target.pid.as_raw(), target.proc));
+    still_on_its_way(&asked.threads, &mm)?;
+    mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
+    mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
+    mm.entry.thp_disabled = (answers.slot(questions.main, questions.thp_disabled)? & 1 != 0).then_some(true);
+    cx.shared.collect(target, &mm)?;
+    let mut descriptors = Vec::with_capacity(questions.descriptors.len());
+    for &(fd, flags) in &questions.descriptors {
+        let flags = flags.map(|slot| answers.slot(questions.main, slot)).transpose()?;
+        // Why a call failed is for the look from outside to tell.
+        let cloexec = flags.filter(|&flags| flags >= 0).map(|flags| flags & i64::from(libc::FD_CLOEXEC) != 0);
+        descriptors.push(Known { fd, cloexec });
+    }
+    let files_id = cx.files.dump_known_fds(target, &descriptors)?;
+    cx.files.dump_fs(target)?;
+    Ok((mm, files_id))
+}
+
+/// The threads of a process, each to be looked at by itself.
+struct Threads<'a> {
+    p: &'a Seen,
+    asked: &'a Asked,
+    process: &'a TaskCoreEntry,
+    /// The process's net namespace.
+    net: Option<Vec<u8>>,
+    /// Control groups are saved.
+    groups: bool,
+}
+
+/// What became of one of them.
+struct OneThread {
+    apart: Vec<Error>,
+    tid: NsTid,
+    core: CoreEntry,
+    /// Its control groups as text.
+    groups: Option<Vec<u8>>,
+}
+
+impl Threads<'_> {
+    fn look(&self, i: usize) -> Result<OneThread> {
+        let both = self.asked.threads.get(i).zip(self.asked.questions.threads.get(i));
+        let (t, q) = both.ok_or_else(|| Error::new(Kind::Internal, "a thread that was not asked"))?;
+        let apart = self.apart(t);
+        let (tid, core) = look_thread(t, q, &self.asked.answers, self.process, self.p.waits.get(&t.tid))?;
+        let groups = self.groups.then(|| membership(&self.p.proc, t.tid)).transpose()?;
+        Ok(OneThread { apart, tid, core, groups })
+    }
+
+    /// What the thread has for itself that a process's threads share.
+    fn apart(&self, t: &Thread) -> Vec<Error> {
+        let live = self.p.live;
+        if t.tid == live {
+            return Vec::new();
+        }
+        let differs = |what| kcmp::task(live, t.tid, what).is_ok_and(std::cmp::Ordering::is_ne);
+        let its_net = || self.p.proc.readlink(&format!("task/{}/ns/net", t.tid));
+        let mut found = Vec::new();
+        if differs(Shared::Files) {
+            found.push("has a descriptor table of its own");
+        } else if differs(Shared::Fs) {
+            found.push("has directories and a umask of its own");
+        }
+        if self.net.is_some() && its_net().is_ok_and(|n| Some(n) != self.net) {
+            found.push("lives in another net namespace than its process");
         }
         let help = "what a thread has left by unshare(2) or setns(2) cannot be restored; let it end before the dump";
-        let differs = |what| kcmp::task(p.live, t.tid, what).is_ok_and(std::cmp::Ordering::is_ne);
-        if differs(Shared::Files) {
-            tell(t, "has a descriptor table of its own", help);
-        } else if differs(Shared::Fs) {
-            tell(t, "has directories and a umask of its own", help);
-        }
-        if net.is_some() && p.proc.readlink(&format!("task/{}/ns/net", t.tid)).is_ok_and(|n| Some(n) != net) {
-            tell(t, "lives in another net namespace than its process", help);
-        }
+        let error = |what| Error::unsupported(format!("thread {} {what}", t.tid), help);
+        found.into_iter().map(|what| error(what).on(Object::Task(self.p.pid.as_raw()))).collect()
     }
-    found
 }
 
 /// A thread that a killed dump left inside its landing, behind the vDSO's contents, must come home first: the landing is not

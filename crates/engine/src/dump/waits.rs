@@ -3,6 +3,7 @@
 //! went to sleep. And a wait that had been interrupted before is told by where in the kernel it sleeps.
 //!
 //! What is taken for left is never less than what is: everything that is not certain counts as not slept.
+use crate::together;
 use crust_inject::arch::regs::Regs;
 use crust_inject::{CrashSafety, SeizedProcess};
 use crust_kernel::procfs::ProcDir;
@@ -10,6 +11,7 @@ use crust_kernel::remote_mem::process_vm_read;
 use crust_kernel::{HostTid, VirtAddr};
 use rustix::thread::CpuSet;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What is known of waits, by thread.
@@ -152,36 +154,21 @@ fn processor(stat: &str) -> Option<u32> {
 
 /// Looks at the threads of processes that run. Whoever changes meanwhile is not in the answer, or found out by [`of`].
 pub(crate) fn look(pids: impl Iterator<Item = HostTid>) -> Waits {
+    let processes = pids.filter_map(|pid| ProcDir::open(pid).ok());
+    let threads: Vec<(Arc<ProcDir>, HostTid)> = processes
+        .flat_map(|proc| {
+            let proc = Arc::new(proc);
+            proc.threads().unwrap_or_default().into_iter().map(move |tid| (proc.clone(), tid))
+        })
+        .collect();
+    let seen = together::each(threads.len(), |i| threads.get(i).and_then(|(proc, tid)| one(proc, *tid)));
     let mut waits = Waits::new();
     let mut cpus: HashMap<u32, Vec<(HostTid, Duration)>> = HashMap::new();
-    for proc in pids.filter_map(|pid| ProcDir::open(pid).ok()) {
-        for tid in proc.threads().unwrap_or_default() {
-            let read = |name: &str| {
-                let bytes = proc.read_small(&format!("task/{tid}/{name}")).ok()?;
-                String::from_utf8(bytes).ok()
-            };
-            let Some(mut call) = read("syscall").and_then(|text| Call::parse(&text)) else { continue };
-            let again = call.nr == libc::SYS_restart_syscall;
-            if again {
-                let Some(nr) = read("wchan").and_then(|place| restarted(&place, &call.args)) else { continue };
-                call.nr = nr;
-            }
-            let told = call.sleep().is_some_and(|(_, rest)| rest != 0);
-            let long = !told
-                && call.limit().is_some_and(|l| !matches!(l, Limit::Ms(ms) if u128::from(ms) <= WORTH.as_millis()));
-            if !(again || told || long) {
-                continue;
-            }
-            let mut wait = Wait { call, slept: None, may_restart: true, before: None };
-            if long
-                && let Some(sched) = Sched::of(&proc, tid)
-                && let Some(cpu) = read("stat").and_then(|text| processor(&text))
-            {
-                wait.before = Some(sched);
-                cpus.entry(cpu).or_default().push((tid, sched.last));
-            }
-            waits.insert(tid, wait);
+    for ((_, tid), (wait, cpu)) in threads.iter().zip(seen).filter_map(|(thread, seen)| Some((thread, seen?))) {
+        if let Some((cpu, sched)) = cpu.zip(wait.before) {
+            cpus.entry(cpu).or_default().push((*tid, sched.last));
         }
+        waits.insert(*tid, wait);
     }
     for (tid, slept) in since(cpus) {
         if let Some(wait) = waits.get_mut(&tid) {
@@ -189,6 +176,30 @@ pub(crate) fn look(pids: impl Iterator<Item = HostTid>) -> Waits {
         }
     }
     waits
+}
+
+/// The wait of a thread, if it is in one, and where it ran last, if that is worth knowing.
+fn one(proc: &ProcDir, tid: HostTid) -> Option<(Wait, Option<u32>)> {
+    let read = |name: &str| {
+        let bytes = proc.read_small(&format!("task/{tid}/{name}")).ok()?;
+        String::from_utf8(bytes).ok()
+    };
+    let mut call = Call::parse(&read("syscall")?)?;
+    let again = call.nr == libc::SYS_restart_syscall;
+    if again {
+        call.nr = restarted(&read("wchan")?, &call.args)?;
+    }
+    let told = call.sleep().is_some_and(|(_, rest)| rest != 0);
+    let long =
+        !told && call.limit().is_some_and(|l| !matches!(l, Limit::Ms(ms) if u128::from(ms) <= WORTH.as_millis()));
+    if !(again || told || long) {
+        return None;
+    }
+    let mut wait = Wait { call, slept: None, may_restart: true, before: None };
+    let ran = || Some((Sched::of(proc, tid)?, processor(&read("stat")?)?));
+    let Some((sched, cpu)) = long.then(ran).flatten() else { return Some((wait, None)) };
+    wait.before = Some(sched);
+    Some((wait, Some(cpu)))
 }
 
 /// How long ago moments of processors were. Each processor has a time of its own (what interrupts and the hypervisor took

@@ -4,12 +4,18 @@ use crust_kernel::kcmp::{self, Shared};
 use crust_kernel::{HostTid, TargetFd};
 use rustix::io::Errno;
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-/// A binary search tree ordered by the kernel. The kernel's order is scrambled, so the tree needs no balancing.
+/// A binary search tree ordered by the kernel. Whenever it has doubled its owner makes it as flat as can be: a comparison is a system
+/// call, and a tree grown at random needs a third more of them.
 #[derive(Debug)]
 struct Tree<T> {
     nodes: Vec<Node<T>>,
+    root: Option<usize>,
+    /// Size at the last time.
+    balanced: usize,
+    /// Changes with every rebuilding, which makes places found before worthless.
+    shape: u32,
 }
 
 #[derive(Debug)]
@@ -20,39 +26,115 @@ struct Node<T> {
     greater: Option<usize>,
 }
 
+/// What a search ended at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Found {
+    Known(u32),
+    Free(Place),
+}
+
+/// Where an item would have to be put: below which node, and at its lesser side or not. `None`: the tree is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    shape: u32,
+    below: Option<(usize, bool)>,
+}
+
 impl<T> Default for Tree<T> {
     fn default() -> Self {
-        Self { nodes: Vec::new() }
+        Self { nodes: Vec::new(), root: None, balanced: 0, shape: 0 }
     }
 }
 
 impl<T> Tree<T> {
+    fn child(&self, place: Place) -> Option<usize> {
+        match place.below {
+            Some((parent, less)) if place.shape == self.shape => {
+                let node = self.nodes.get(parent)?;
+                if less { node.less } else { node.greater }
+            }
+            _ => self.root,
+        }
+    }
+
+    /// Goes on from a place that was free; the tree may have grown since.
+    fn search<E>(
+        &self,
+        mut place: Place,
+        mut compare: impl FnMut(&T) -> std::result::Result<Ordering, E>,
+    ) -> std::result::Result<Found, E> {
+        if place.shape != self.shape {
+            place = Place { shape: self.shape, below: None };
+        }
+        while let Some(i) = self.child(place) {
+            let node = &self.nodes[i];
+            match compare(&node.item)? {
+                Ordering::Equal => return Ok(Found::Known(node.id)),
+                less => place.below = Some((i, less == Ordering::Less)),
+            }
+        }
+        Ok(Found::Free(place))
+    }
+
+    /// Puts an item at a place that is free.
+    fn insert(&mut self, place: Place, item: T, id: u32) {
+        let new = self.nodes.len();
+        self.nodes.push(Node { item, id, less: None, greater: None });
+        match place.below {
+            Some((parent, true)) => self.nodes[parent].less = Some(new),
+            Some((parent, false)) => self.nodes[parent].greater = Some(new),
+            None => self.root = Some(new),
+        }
+    }
+
+    /// True if it has doubled since it was made flat.
+    fn is_due(&self) -> bool {
+        self.nodes.len() > 2 * self.balanced + 2
+    }
+
     /// The id of the equal item; else inserts `item` under `next()`. The flag says whether it is new.
     fn intern<E>(
         &mut self,
+        from: Place,
         item: T,
         next: impl FnOnce() -> u32,
         mut compare: impl FnMut(&T, &T) -> std::result::Result<Ordering, E>,
     ) -> std::result::Result<(u32, bool), E> {
-        let mut at = if self.nodes.is_empty() { None } else { Some(0) };
-        let mut link = None;
-        while let Some(i) = at {
-            let node = &self.nodes[i];
-            match compare(&item, &node.item)? {
-                Ordering::Equal => return Ok((node.id, false)),
-                Ordering::Less => (at, link) = (node.less, Some((i, true))),
-                Ordering::Greater => (at, link) = (node.greater, Some((i, false))),
+        match self.search(from, |node| compare(&item, node))? {
+            Found::Known(id) => Ok((id, false)),
+            Found::Free(place) => {
+                let id = next();
+                self.insert(place, item, id);
+                Ok((id, true))
             }
         }
-        let id = next();
-        let new = self.nodes.len();
-        self.nodes.push(Node { item, id, less: None, greater: None });
-        match link {
-            Some((parent, true)) => self.nodes[parent].less = Some(new),
-            Some((parent, false)) => self.nodes[parent].greater = Some(new),
-            None => {}
+    }
+
+    fn balance(&mut self) {
+        let mut sorted = Vec::with_capacity(self.nodes.len());
+        let mut above = Vec::new();
+        let mut at = self.root;
+        loop {
+            while let Some(i) = at {
+                above.push(i);
+                at = self.nodes[i].less;
+            }
+            let Some(i) = above.pop() else { break };
+            sorted.push(i);
+            at = self.nodes[i].greater;
         }
-        Ok((id, true))
+        self.root = self.link(&sorted);
+        self.balanced = self.nodes.len();
+        self.shape = self.shape.wrapping_add(1);
+    }
+
+    /// Links nodes in order to a tree as flat as can be; gives its root.
+    fn link(&mut self, sorted: &[usize]) -> Option<usize> {
+        let (less, rest) = sorted.split_at(sorted.len() / 2);
+        let (&middle, greater) = rest.split_first()?;
+        self.nodes[middle].less = self.link(less);
+        self.nodes[middle].greater = self.link(greater);
+        Some(middle)
     }
 }
 
@@ -72,17 +154,49 @@ pub(super) struct FileKey {
 #[derive(Debug, Default)]
 pub(super) struct FileIds {
     by_key: HashMap<FileKey, Tree<(HostTid, TargetFd)>>,
+    /// Trees to be made flat.
+    due: HashSet<FileKey>,
 }
 
+/// How far a file was searched for. Files that came since may still be it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Searched(Option<Found>);
+
 impl FileIds {
+    /// Searches among the files so far, for [`FileIds::intern`] to go on from.
+    pub(super) fn search(&self, key: &FileKey, at: (HostTid, TargetFd)) -> std::result::Result<Searched, Errno> {
+        let Some(tree) = self.by_key.get(key) else { return Ok(Searched(None)) };
+        tree.search(Place::default(), |known| kcmp::file(at, *known)).map(|found| Searched(Some(found)))
+    }
+
     /// The file's id; `next` is asked for one if the file was not seen before.
     pub(super) fn intern(
         &mut self,
         key: FileKey,
         at: (HostTid, TargetFd),
+        searched: Searched,
         next: impl FnOnce() -> u32,
     ) -> std::result::Result<(u32, bool), Errno> {
-        self.by_key.entry(key).or_default().intern(at, next, |a, b| kcmp::file(*a, *b))
+        let from = match searched.0 {
+            Some(Found::Known(id)) => return Ok((id, false)),
+            Some(Found::Free(place)) => place,
+            None => Place::default(),
+        };
+        let tree = self.by_key.entry(key).or_default();
+        let interned = tree.intern(from, at, next, |a, b| kcmp::file(*a, *b))?;
+        if tree.is_due() {
+            self.due.insert(key);
+        }
+        Ok(interned)
+    }
+
+    /// Makes trees flat that have grown. Searches from before start over.
+    pub(super) fn tidy(&mut self) {
+        for key in self.due.drain() {
+            if let Some(tree) = self.by_key.get_mut(&key) {
+                tree.balance();
+            }
+        }
     }
 }
 
@@ -108,7 +222,10 @@ impl TaskIds {
             *count += 1;
             *count
         };
-        tree.intern(task, next, |a, b| kcmp::task(*a, *b, what))
+        if tree.is_due() {
+            tree.balance();
+        }
+        tree.intern(Place::default(), task, next, |a, b| kcmp::task(*a, *b, what))
             .during("comparing what two tasks share (kcmp)")
             .map_err(|e| e.on(crate::Object::Task(task.as_raw())))
     }
@@ -145,6 +262,10 @@ impl SighandIds {
 mod tests {
     use super::*;
 
+    fn scrambled(a: &u64, b: &u64) -> std::result::Result<Ordering, ()> {
+        Ok(a.wrapping_mul(0x9E37_79B9_7F4A_7C15).cmp(&b.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+    }
+
     #[test]
     fn tree_finds_every_equal_item() {
         let mut tree = Tree::default();
@@ -154,13 +275,55 @@ mod tests {
                 count += 1;
                 count
             };
-            tree.intern(n, next, |a, b| Ok::<_, ()>((a.wrapping_mul(0x9E37_79B9)).cmp(&b.wrapping_mul(0x9E37_79B9))))
+            if tree.is_due() {
+                tree.balance();
+            }
+            tree.intern(Place::default(), n, next, scrambled)
         };
         let first: Vec<_> = (0..1000).map(|n| of(n).expect("no error")).collect();
         assert!(first.iter().all(|(_, new)| *new));
         for (n, (id, _)) in first.iter().enumerate() {
             assert_eq!(of(n as u64), Ok((*id, false)));
         }
+    }
+
+    #[test]
+    fn a_search_goes_on_where_it_ended_while_the_tree_grows() {
+        let mut tree = Tree::default();
+        for batch in 0..50u64 {
+            if batch % 3 == 2 {
+                tree.balance();
+            }
+            let items: Vec<u64> = (0..40).map(|n| (batch * 40 + n) / 2).collect();
+            let searched: Vec<Found> = items
+                .iter()
+                .map(|n| tree.search(Place::default(), |known| scrambled(n, known)).expect("no error"))
+                .collect();
+            for (i, (n, found)) in items.iter().zip(searched).enumerate() {
+                let Found::Free(place) = found else { panic!("{n} was not there yet") };
+                let next = tree.nodes.len() as u32;
+                assert_eq!(tree.intern(place, *n, || next, scrambled), Ok((*n as u32, i % 2 == 0)));
+            }
+        }
+        assert_eq!(tree.nodes.len(), 1000);
+    }
+
+    #[test]
+    fn a_large_tree_is_flat() {
+        let mut tree = Tree::default();
+        let mut compared = 0;
+        for n in 0..10_000u64 {
+            if tree.is_due() {
+                tree.balance();
+            }
+            let compare = |a: &u64, b: &u64| {
+                compared += 1;
+                scrambled(a, b)
+            };
+            tree.intern(Place::default(), n, || n as u32, compare).expect("no error");
+        }
+        // The best possible is 12.1 each (the binary logarithm of 10000 factorial); a tree that just grows needs 16.
+        assert!(compared < 10_000 * 135 / 10, "{compared}");
     }
 
     #[test]

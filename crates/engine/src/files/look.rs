@@ -1,10 +1,13 @@
 //! One descriptor of a frozen task as seen from outside: link, stat, fdinfo and a copy of the descriptor.
+use super::ids::FileKey;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::FownEntry;
 use crust_kernel::fdinfo::FdInfo;
+use crust_kernel::own_fd::{self, OwnFds};
 use crust_kernel::{HostTid, TargetFd};
 use rustix::fs::{OFlags, Stat};
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
@@ -23,17 +26,95 @@ pub(super) struct FdView<'a> {
     carrier: TargetFd,
 }
 
+/// A descriptor of a task that stands still, as the task itself knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known {
+    /// Its number.
+    pub fd: TargetFd,
+    /// Its FD_CLOEXEC, if the task was asked; else fdinfo says it.
+    pub cloexec: Option<bool>,
+}
+
+/// What a looking thread keeps from one descriptor to the next.
+#[derive(Debug)]
+pub(super) struct Eyes {
+    own: Option<OwnFds>,
+    /// The device of all pipes.
+    pipefs: Option<u64>,
+    /// Whether a device's files may be asked for locks: no server has to answer.
+    local: HashMap<u64, bool>,
+}
+
+impl Eyes {
+    /// That keeps so many fdinfo files of ours open.
+    pub(super) fn new(kept: usize) -> Self {
+        let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok();
+        let pipefs = pipe.and_then(|(r, _)| rustix::fs::fstat(r).ok()).map(|stat| stat.st_dev);
+        // Whatever we lack here, the task's own files tell.
+        Self { own: OwnFds::open(kept).ok(), pipefs, local: HashMap::new() }
+    }
+
+    fn is_local(&mut self, copy: &OwnedFd, stat: &Stat) -> bool {
+        /// tmpfs, ext4, xfs, btrfs, overlayfs, proc, sysfs, anonymous inodes, sockets, pipes, devpts.
+        const LOCAL: [u64; 11] = [
+            0x0102_1994,
+            0xef53,
+            0x5846_5342,
+            0x9123_683e,
+            0x794c_7630,
+            0x9fa0,
+            0x6265_6572,
+            0x0904_1934,
+            0x534f_434b,
+            0x5049_5045,
+            0x1cd1,
+        ];
+        let ask = || rustix::fs::fstatfs(copy).is_ok_and(|fs| LOCAL.contains(&(fs.f_type as u64 & 0xffff_ffff)));
+        Some(stat.st_dev) == self.pipefs || *self.local.entry(stat.st_dev).or_insert_with(ask)
+    }
+
+    /// Text of the link.
+    fn link(&self, target: &Target<'_>, fd: TargetFd, copy: &OwnedFd, stat: &Stat) -> Result<Vec<u8>> {
+        if stat.st_mode & libc::S_IFMT == libc::S_IFIFO && Some(stat.st_dev) == self.pipefs {
+            return Ok(format!("pipe:[{}]", stat.st_ino).into_bytes());
+        }
+        if let Some(Ok(link)) = self.own.as_ref().map(|own| own.link(copy)) {
+            return Ok(link);
+        }
+        target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link")
+    }
+
+    /// The fdinfo, by way of our copy where that says all.
+    fn info(&mut self, target: &Target<'_>, known: Known, copy: &OwnedFd, stat: &Stat) -> Result<FdInfo> {
+        let seen = match (known.cloexec, &mut self.own) {
+            (Some(cloexec), Some(own)) => own.info(copy).ok().flatten().map(|info| info.with_cloexec(cloexec)),
+            _ => None,
+        };
+        // Locks are shown as the task has them.
+        let bare = |info: &FdInfo| {
+            info.get("lock").is_none()
+                && (info.flags & OFlags::PATH.bits() != 0
+                    || self.is_local(copy, stat) && own_fd::is_locked(copy) == Ok(false))
+        };
+        match seen.filter(bare) {
+            Some(info) => Ok(info),
+            None => read_fdinfo(target, known.fd),
+        }
+    }
+}
+
 impl<'a> FdView<'a> {
     /// Looks at the descriptor.
-    pub(super) fn look(target: &'a Target<'a>, fd: TargetFd) -> Result<Self> {
+    pub(super) fn look(target: &'a Target<'a>, known: Known, eyes: &mut Eyes) -> Result<Self> {
+        let fd = known.fd;
         let on = |e: Error| e.on(Object::Fd(target.pid.as_raw(), fd.0));
         let number = i32::try_from(fd.0).map_err(|_| Error::new(Kind::Internal, "descriptor number out of range"))?;
         let copy = rustix::process::pidfd_getfd(target.pidfd, number, rustix::process::PidfdGetfdFlags::empty())
             .during("copying the descriptor (pidfd_getfd)")
             .map_err(on)?;
         let stat = rustix::fs::fstat(&copy).during("fstat").map_err(on)?;
-        let link = target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link").map_err(on)?;
-        let info = read_fdinfo(target, fd).map_err(on)?;
+        let link = eyes.link(target, fd, &copy, &stat).map_err(on)?;
+        let info = eyes.info(target, known, &copy, &stat).map_err(on)?;
         Ok(Self { target, fd, link, stat, info, copy, held: None, carrier: fd })
     }
 
@@ -63,6 +144,18 @@ impl<'a> FdView<'a> {
     /// The copy, to be kept: what was compared with it is known by its number.
     pub(super) fn into_copy(self) -> OwnedFd {
         self.copy
+    }
+
+    /// What tells it apart from most other open files.
+    pub(super) fn key(&self) -> FileKey {
+        FileKey {
+            dev: self.stat.st_dev,
+            ino: self.stat.st_ino,
+            pos: self.info.pos,
+            flags: self.info.flags,
+            mnt_id: self.info.mnt_id,
+            own: self.info.number("eventfd-id").unwrap_or(0),
+        }
     }
 
     /// The copy.

@@ -40,6 +40,7 @@ mod unix;
 mod watch;
 
 pub use fs::PathLink;
+pub use look::Known;
 pub use restore::{FileImages, TaskFiles};
 pub use table::{FileTable, MadeLinks};
 

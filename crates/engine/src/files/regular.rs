@@ -117,7 +117,14 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
         ));
     }
     let stripped = path.strip_suffix(b" (deleted)");
-    let fs_type = rustix::fs::fstatfs(seen.fd).during("statfs")?.f_type as u64 & 0xffff_ffff;
+    let fs_type = match out.fs_types.get(&(seen.stat.st_dev, seen.mnt_id)) {
+        Some(&known) => known,
+        None => {
+            let found = rustix::fs::fstatfs(seen.fd).during("statfs")?.f_type as u64 & 0xffff_ffff;
+            out.fs_types.insert((seen.stat.st_dev, seen.mnt_id), found);
+            found
+        }
+    };
     if fs_type == rustix::fs::PROC_SUPER_MAGIC as u64 {
         return procfs::resolve(path, id, out);
     }
@@ -131,6 +138,11 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
         ghost::dump(seen, id, &name, out)?;
         return Ok(name);
     }
+    if let Some(names) = out.names.get(&(seen.stat.st_dev, seen.stat.st_ino))
+        && names.iter().any(|name| name == path)
+    {
+        return Ok(path.to_vec());
+    }
     if out.root.is_none() {
         out.root = Some(root_of(t)?);
     }
@@ -138,7 +150,10 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
     let relative = path.strip_prefix(b"/").unwrap_or(path);
     let relative = if relative.is_empty() { &b"."[..] } else { relative };
     match rustix::fs::statat(root, relative, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(found) if found.st_ino == seen.stat.st_ino && found.st_dev == seen.stat.st_dev => Ok(path.to_vec()),
+        Ok(found) if found.st_ino == seen.stat.st_ino && found.st_dev == seen.stat.st_dev => {
+            out.names.entry((found.st_dev, found.st_ino)).or_default().push(path.to_vec());
+            Ok(path.to_vec())
+        }
         Ok(found)
             if out.opts.evasive_devices
                 && found.st_mode & libc::S_IFMT == seen.stat.st_mode & libc::S_IFMT

@@ -1,6 +1,6 @@
 //! The dump half: every descriptor of the tree becomes a record, every blocker an error; then the images.
-use super::ids::{FileIds, FileKey, TaskIds};
-use super::look::{FdView, read_fdinfo};
+use super::ids::{FileIds, Searched, TaskIds};
+use super::look::{Eyes, FdView, Known, read_fdinfo};
 use super::regular::SpecialKey;
 use super::{KINDS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
@@ -22,6 +22,7 @@ use rustix::io::Errno;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{self, AtomicUsize};
 
 /// Copies bytes of a file to an image, inside the kernel where it can.
 pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) -> Result<()> {
@@ -127,6 +128,10 @@ pub(super) struct Records<'o> {
     /// Files opened by nobody's descriptor: exe, mappings, cwd, root.
     pub(super) special: HashMap<SpecialKey, u32>,
     pub(super) build_ids: HashMap<(u64, u64), Vec<u32>>,
+    /// The type of each filesystem, by device and mount.
+    pub(super) fs_types: HashMap<(u64, i32), u64>,
+    /// Names that lead to the file with this device and inode: programs open one file many times.
+    pub(super) names: HashMap<(u64, u64), Vec<Vec<u8>>>,
     /// Root directory that link texts are relative to, for looking up paths.
     pub(super) root: Option<OwnedFd>,
     /// Processes that are gone while files of theirs below /proc are open.
@@ -158,6 +163,10 @@ pub struct FileTable<'o> {
     locks: Vec<FileLockEntry>,
     locks_seen: HashSet<(u32, i32, u32, i64)>,
     blockers: Vec<Error>,
+    /// One for each thread that looks.
+    eyes: Vec<Eyes>,
+    /// Descriptors of a table that are looked at together at most; we hold a copy of each meanwhile.
+    together: usize,
 }
 
 impl<'o> FileTable<'o> {
@@ -200,10 +209,13 @@ impl<'o> FileTable<'o> {
             held: Vec::new(),
             special: HashMap::new(),
             build_ids: HashMap::new(),
+            fs_types: HashMap::new(),
+            names: HashMap::new(),
             root: None,
             dead_pids: BTreeSet::new(),
             links_made: Vec::new(),
         };
+        let together = most_together();
         Self {
             records,
             ids: FileIds::default(),
@@ -215,6 +227,8 @@ impl<'o> FileTable<'o> {
             locks: Vec::new(),
             locks_seen: HashSet::new(),
             blockers: Vec::new(),
+            eyes: vec![Eyes::new(together)],
+            together,
         }
     }
 
@@ -229,45 +243,66 @@ impl<'o> FileTable<'o> {
     /// # Errors
     /// The task cannot be looked at.
     pub fn dump_fds(&mut self, t: &Target<'_>) -> Result<u32> {
+        let numbers =
+            t.proc.numbers("fd").during("listing descriptors").map_err(|e| e.on(Object::Task(t.pid.as_raw())))?;
+        let known: Vec<Known> = numbers.into_iter().map(|fd| Known { fd: TargetFd(fd), cloexec: None }).collect();
+        self.dump_known_fds(t, &known)
+    }
+
+    /// As [`FileTable::dump_fds`] for a task that stands still and has told which descriptors it has.
+    ///
+    /// # Errors
+    /// As [`FileTable::dump_fds`].
+    pub fn dump_known_fds(&mut self, t: &Target<'_>, known: &[Known]) -> Result<u32> {
         let (table, new) = self.table_ids.intern(t.pid, Shared::Files)?;
         if !new {
             return Ok(table);
         }
-        let numbers =
-            t.proc.numbers("fd").during("listing descriptors").map_err(|e| e.on(Object::Task(t.pid.as_raw())))?;
-        let mut entries = Vec::with_capacity(numbers.len());
-        for fd in numbers {
-            match self.dump_fd(t, TargetFd(fd)) {
-                Ok(entry) => entries.push(entry),
-                Err(e) => self.blockers.push(e.on(Object::Fd(t.pid.as_raw(), fd))),
+        let mut entries = Vec::with_capacity(known.len());
+        let mut all = known;
+        // What is compared among themselves is compared by one thread alone: the first are few.
+        let mut together = WORTH_A_THREAD;
+        while !all.is_empty() {
+            let (now, later) = all.split_at(all.len().min(together));
+            all = later;
+            together = (2 * together).min(self.together);
+            let glances =
+                Glancer { t, last_at: &self.last_at, ids: &self.ids }.look_at_all(now, &mut self.eyes, self.together);
+            for (&known, glance) in now.iter().zip(glances) {
+                match self.dump_fd(t, known, glance) {
+                    Ok(entry) => entries.push(entry),
+                    Err(e) => self.blockers.push(e.on(Object::Fd(t.pid.as_raw(), known.fd.0))),
+                }
             }
+            self.ids.tidy();
         }
         self.tables.insert(table, entries);
         Ok(table)
     }
 
-    fn dump_fd(&mut self, t: &Target<'_>, fd: TargetFd) -> Result<FdinfoEntry> {
-        if let Some(known) = self.same_as_last(t, fd)? {
-            return Ok(known);
+    fn dump_fd(&mut self, t: &Target<'_>, known: Known, glance: Option<Glance<'_>>) -> Result<FdinfoEntry> {
+        // A glance that failed, perhaps for want of descriptors of our own, is no answer yet: look again, alone.
+        let glance = match glance {
+            Some(glance) => glance,
+            None => Glancer { t, last_at: &self.last_at, ids: &self.ids }.look(known, &mut Eyes::new(0))?,
+        };
+        match glance {
+            Glance::SameAsLast(id, info) => {
+                self.last_at.insert(known.fd, (t.pid, id));
+                self.entry(t, known.fd, id, &info)
+            }
+            Glance::Seen(view, searched) => {
+                let (id, _) = self.intern(&view, searched)?;
+                self.last_at.insert(known.fd, (t.pid, id));
+                self.entry(t, known.fd, id, &view.info)
+            }
         }
-        let view = FdView::look(t, fd)?;
-        let (id, _) = self.intern(&view)?;
-        self.last_at.insert(fd, (t.pid, id));
-        self.entry(t, fd, id, &view.info)
     }
 
     /// The id of the file behind a descriptor, and whether it is new: then it was recorded.
-    fn intern(&mut self, view: &FdView<'_>) -> Result<(u32, bool)> {
-        let key = FileKey {
-            dev: view.stat.st_dev,
-            ino: view.stat.st_ino,
-            pos: view.info.pos,
-            flags: view.info.flags,
-            mnt_id: view.info.mnt_id,
-            own: view.info.number("eventfd-id").unwrap_or(0),
-        };
+    fn intern(&mut self, view: &FdView<'_>, searched: Searched) -> Result<(u32, bool)> {
         let next = || self.records.new_id();
-        let (id, new) = self.ids.intern(key, view.at(), next).during("comparing open files (kcmp)")?;
+        let (id, new) = self.ids.intern(view.key(), view.at(), searched, next).during(COMPARING)?;
         if new {
             let fd_type = dump_file(view, id, &mut self.records);
             // A blocker's id keeps type 0, so that its other descriptors are not reported again.
@@ -309,7 +344,7 @@ impl<'o> FileTable<'o> {
                 "try again when it was received",
             )
         };
-        let (id, new) = self.intern(&view)?;
+        let (id, new) = self.intern(&view, Searched::default())?;
         let kind = self.types.get(&id).copied().unwrap_or(0);
         if kind == FdTypes::Pidfd as i32 {
             return Err(refused("a pidfd"));
@@ -325,18 +360,6 @@ impl<'o> FileTable<'o> {
         }
         self.records.held.push(view.into_copy());
         Ok(id)
-    }
-
-    /// If the task before had the same open file at this number, all that is left to look at is the descriptor itself.
-    fn same_as_last(&mut self, t: &Target<'_>, fd: TargetFd) -> Result<Option<FdinfoEntry>> {
-        let Some(&(pid, id)) = self.last_at.get(&fd).filter(|(pid, _)| *pid != t.pid) else { return Ok(None) };
-        // A descriptor that is closed meanwhile makes no error here: the full look tells.
-        if kcmp::file((t.pid, fd), (pid, fd)) != Ok(Ordering::Equal) {
-            return Ok(None);
-        }
-        self.last_at.insert(fd, (t.pid, id));
-        let info = read_fdinfo(t, fd)?;
-        self.entry(t, fd, id, &info).map(Some)
     }
 
     fn entry(&mut self, t: &Target<'_>, fd: TargetFd, id: u32, info: &FdInfo) -> Result<FdinfoEntry> {
@@ -451,6 +474,98 @@ impl<'o> FileTable<'o> {
             ghost.write(out)?;
         }
         Ok((links, pages))
+    }
+}
+
+/// How many descriptors may be looked at together: each looking thread has some of its own for each of them.
+fn most_together() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(16, 256)
+}
+
+/// Fewer are not worth a second thread.
+const WORTH_A_THREAD: usize = 32;
+/// Threads that look.
+const LOOKERS: usize = 4;
+const COMPARING: &str = "comparing open files (kcmp)";
+
+/// What can be seen of a descriptor without a change to what was collected before: several threads do it at once.
+#[expect(clippy::large_enum_variant, reason = "most are of the large one, and few live at a time")]
+enum Glance<'t> {
+    /// The task before has the same open file at this number: all that is left to look at is the descriptor itself.
+    SameAsLast(u32, FdInfo),
+    Seen(FdView<'t>, Searched),
+}
+
+#[derive(Clone, Copy)]
+struct Glancer<'t, 'c> {
+    t: &'t Target<'t>,
+    last_at: &'c HashMap<TargetFd, (HostTid, u32)>,
+    ids: &'c FileIds,
+}
+
+impl<'t> Glancer<'t, '_> {
+    fn look(self, known: Known, eyes: &mut Eyes) -> Result<Glance<'t>> {
+        let at = (self.t.pid, known.fd);
+        // A descriptor that is closed meanwhile makes no error here: the full look tells.
+        if let Some(&(pid, id)) = self.last_at.get(&known.fd)
+            && pid != self.t.pid
+            && kcmp::file(at, (pid, known.fd)) == Ok(Ordering::Equal)
+        {
+            return Ok(Glance::SameAsLast(id, read_fdinfo(self.t, known.fd)?));
+        }
+        let view = FdView::look(self.t, known, eyes)?;
+        let searched = self.ids.search(&view.key(), at).during(COMPARING)?;
+        Ok(Glance::Seen(view, searched))
+    }
+
+    /// A glance at each, in order; `None` where it failed.
+    fn look_at_all(self, all: &[Known], eyes: &mut Vec<Eyes>, together: usize) -> Vec<Option<Glance<'t>>> {
+        if all.len() >= WORTH_A_THREAD && eyes.len() == 1 {
+            let lookers = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(LOOKERS));
+            eyes.resize_with(lookers, || Eyes::new(together));
+        }
+        let (eyes, others_eyes) = match eyes.split_first_mut() {
+            Some((eyes, others)) if all.len() >= WORTH_A_THREAD => (eyes, others),
+            Some((eyes, _)) => (eyes, &mut [][..]),
+            None => return all.iter().map(|_| None).collect(),
+        };
+        if others_eyes.is_empty() {
+            return all.iter().map(|known| self.look(*known, eyes).ok()).collect();
+        }
+        let next = AtomicUsize::new(0);
+        let work = |eyes: &mut Eyes| {
+            let mut done = Vec::with_capacity(all.len());
+            while let Some((i, known)) = {
+                let i = next.fetch_add(1, atomic::Ordering::Relaxed);
+                all.get(i).map(|known| (i, known))
+            } {
+                done.push((i, self.look(*known, eyes).ok()));
+            }
+            done
+        };
+        let mut glances: Vec<Option<Glance<'t>>> = all.iter().map(|_| None).collect();
+        std::thread::scope(|scope| {
+            let work = &work;
+            let others: Vec<_> = others_eyes
+                .iter_mut()
+                .filter_map(|eyes| {
+                    std::thread::Builder::new()
+                        .name("look".into())
+                        .spawn_scoped(scope, move || {
+                            crust_kernel::signals::block_all_here();
+                            work(eyes)
+                        })
+                        .ok()
+                })
+                .collect();
+            let mine = work(eyes);
+            // What a thread lost is looked at again.
+            for (i, glance) in others.into_iter().flat_map(|o| o.join().unwrap_or_default()).chain(mine) {
+                glances[i] = glance;
+            }
+        });
+        glances
     }
 }
 

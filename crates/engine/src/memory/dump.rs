@@ -81,11 +81,56 @@ impl PagesDump {
 /// # Errors
 /// A mapping that cannot be read is named; `NoSpace` if the file system is full.
 pub fn dump_pages(t: &Target<'_>, mm: &Mm, out: &mut Outlet) -> Result<PagesDump> {
+    dump_pages_into(t, mm, out, Ahead::default())
+}
+
+/// As [`dump_pages`] into a file that room was made in before.
+///
+/// # Errors
+/// As [`dump_pages`].
+pub fn dump_pages_into(t: &Target<'_>, mm: &Mm, out: &mut Outlet, ahead: Ahead) -> Result<PagesDump> {
     let mem = t.proc.open_file("mem").during("opening the task's memory").on_task(t.pid.as_raw())?;
     let source = Remote { pid: t.pid, mem };
-    let mut dump = copy(&source, &mm.runs, out)?;
+    let mut dump = copy(&source, &mm.runs, out, ahead)?;
     dump.scanned = mm.scanned;
     Ok(dump)
+}
+
+/// Room made in a pages image while nobody knows yet what will come: huge pages, which cost more than the copying into them.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    window: Option<Window>,
+    /// Huge pages that stand ready, and how many are wanted.
+    extents: u64,
+    wanted: u64,
+}
+
+impl Ahead {
+    /// Begins for content of about so many bytes; `None` where that does not pay or not work.
+    pub fn begin(out: &mut Outlet, about: u64) -> Option<Self> {
+        let out = out.file().filter(|_| about >= SMALL)?;
+        let room = rustix::fs::fstatvfs(out).ok()?;
+        // Never what others might lack.
+        if room.f_blocks > 0 && room.f_bavail.saturating_mul(room.f_frsize) / 2 < about {
+            return None;
+        }
+        let window = Window::open(out, about)?;
+        Some(Self { window: Some(window), extents: 1, wanted: about / HUGE_PAGE })
+    }
+
+    /// Makes one more huge page ready; false if there is nothing left to do.
+    pub fn step(&mut self, out: &mut Outlet) -> bool {
+        let (Some(out), Some(window)) = (out.file(), &self.window) else { return false };
+        let ready = self.extents < self.wanted
+            && window.prepare(out, self.extents).is_ok()
+            && window.area.advise(self.extents * HUGE_PAGE, HUGE_PAGE, libc::MADV_DONTNEED).is_ok();
+        if ready {
+            self.extents += 1;
+        } else {
+            self.window = None;
+        }
+        ready
+    }
 }
 
 /// Where a copy's bytes come from.
@@ -198,7 +243,7 @@ const SEGMENT: How = How { by_mem: true, drop_zeros: true, lazy: false };
 pub(super) fn copy_file(file: BorrowedFd<'_>, len: u64, out: &mut Outlet) -> Result<PagesDump> {
     let ranges = super::shared::data_ranges(file, len.next_multiple_of(PAGE_SIZE)).during("looking for data")?;
     let runs: Vec<Run> = ranges.iter().map(|&(start, end)| Run { start, end, how: SEGMENT }).collect();
-    let mut dump = copy(&Content { file, len }, &runs, out)?;
+    let mut dump = copy(&Content { file, len }, &runs, out, Ahead::default())?;
     dump.scanned = runs.iter().map(|r| (r.end - r.start) / PAGE_SIZE).sum();
     Ok(dump)
 }
@@ -216,7 +261,7 @@ pub(super) fn copy_segment(
     }
     let Some(mem) = mem else { return Err(Error::new(Kind::Internal, "a shared segment without a way to read it")) };
     let runs = [Run { start: 0, end: len.next_multiple_of(PAGE_SIZE), how: SEGMENT }];
-    let mut dump = copy(&Windows { mem: mem.as_fd(), windows, pid }, &runs, out)?;
+    let mut dump = copy(&Windows { mem: mem.as_fd(), windows, pid }, &runs, out, Ahead::default())?;
     dump.scanned = len / PAGE_SIZE;
     Ok(dump)
 }
@@ -235,8 +280,16 @@ const RELEASE: u64 = 8 << 20;
 /// Zeros may push the plan this far ahead of the file's end before the workers line up again.
 const DRIFT: u64 = 4 << 20;
 
-fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump> {
+fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Result<PagesDump> {
     let total: u64 = runs.iter().map(|r| r.end - r.start).sum();
+    let Ahead { window, extents, .. } = ahead;
+    drop(window);
+    if let Some(out) = out.file()
+        && extents > 0
+        && total < SMALL
+    {
+        rustix::fs::ftruncate(out, 0).during("giving back room in the pages image")?;
+    }
     out.expect(total)?;
     if total == 0 {
         return Ok(PagesDump::default());
@@ -247,7 +300,8 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result<PagesDump
         // One call instead of an allocation for each write. Not every file system can, and zeros may make it too much.
         let _unsupported_is_fine = rustix::fs::fallocate(out, rustix::fs::FallocateFlags::KEEP_SIZE, 0, total);
     }
-    let mut state = State::default();
+    let prepared = if window.is_some() { extents } else { 0 };
+    let mut state = State { prepared, ..State::default() };
     if total <= HASHED {
         state.hasher = Some(Hasher::for_file(&ImageKind::Pages.file_name(0)));
     }
@@ -322,6 +376,7 @@ fn read_pieces(source: &dyn Source, pieces: &[Run], ranges: &mut Vec<(u64, u64)>
 }
 
 /// The whole pages file mapped, with huge pages allocated ahead of the copy.
+#[derive(Debug)]
 struct Window {
     area: Area,
     len: u64,

@@ -22,7 +22,7 @@ mod sysv;
 pub mod twin;
 
 pub use collect::{FileIds, Mm, Vma, collect};
-pub use dump::{PageCount, PagesDump, dump_pages};
+pub use dump::{Ahead, PageCount, PagesDump, dump_pages, dump_pages_into};
 pub use held::{Held, hold, mark_common};
 pub use load::{Images, Pages, needs_file};
 pub use shared::{Segments, SharedMemory, dump_file, fill_file};

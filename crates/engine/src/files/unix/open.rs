@@ -81,13 +81,13 @@ impl Names {
 
 /// Connected sockets are made together, and so is everybody who found the other by its name.
 pub(super) fn group(e: &FileEntry, images: &FileImages) -> Option<u64> {
-    images.unix.unit.get(&e.usk.as_ref()?.ino).map(|u| u64::from(*u))
+    images.unix.unit.get(&e.usk.as_deref()?.ino).map(|u| u64::from(*u))
 }
 
 /// True for a socket whose name is taken only for a moment, when no other task may look at that path, or from another
 /// directory than ours, which tasks may share.
 pub(in super::super) fn must_be_early(e: &FileEntry, images: &FileImages) -> bool {
-    let Some(s) = e.usk.as_ref().filter(|s| is_path(&s.name) && s.uflags & (EXTERN | SERVICE) == 0) else {
+    let Some(s) = e.usk.as_deref().filter(|s| is_path(&s.name) && s.uflags & (EXTERN | SERVICE) == 0) else {
         return false;
     };
     let connection = s.state == ESTABLISHED && s.r#type != libc::SOCK_DGRAM as u32;

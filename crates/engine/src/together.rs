@@ -1,0 +1,65 @@
+//! The same work on many independent things, side by side: a dump looks at thousands of threads and descriptors while the
+//! tree stands still and processors are idle. Only where nothing forks.
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Fewer things are not worth another thread.
+const WORTH_A_THREAD: usize = 32;
+/// Threads at most, the caller's among them.
+const MOST: usize = 4;
+
+/// `work` on `0..count`, done by the caller and as many helpers as there are processors left. Results in order.
+pub(crate) fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    with_help(count, work, || ()).0
+}
+
+/// As [`each`]. The caller does something else first, while helpers begin.
+pub(crate) fn with_help<T: Send, R>(
+    count: usize,
+    work: impl Fn(usize) -> T + Sync,
+    meanwhile: impl FnOnce() -> R,
+) -> (Vec<T>, R) {
+    let next = AtomicUsize::new(0);
+    let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < count);
+    let run = || std::iter::from_fn(|| take().map(|i| (i, work(i)))).collect::<Vec<_>>();
+    let helpers = if count < WORTH_A_THREAD {
+        0
+    } else {
+        std::thread::available_parallelism().map_or(0, |cpus| cpus.get().min(MOST) - 1)
+    };
+    let (done, other) = std::thread::scope(|scope| {
+        let help = || {
+            // Signals are for the thread that waits for them.
+            crust_kernel::signals::block_all_here();
+            run()
+        };
+        let spawn = || std::thread::Builder::new().name("look".into()).spawn_scoped(scope, help);
+        let helpers: Vec<_> = (0..helpers).map_while(|_| spawn().ok()).collect();
+        let other = meanwhile();
+        let mut done = run();
+        done.extend(helpers.into_iter().flat_map(|h| h.join().unwrap_or_default()));
+        (done, other)
+    });
+    let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(count).collect();
+    for (i, result) in done {
+        if let Some(place) = results.get_mut(i) {
+            *place = Some(result);
+        }
+    }
+    // What a helper lost by a panic is done again, where the panic has somebody to tell.
+    (results.into_iter().enumerate().map(|(i, r)| r.unwrap_or_else(|| work(i))).collect(), other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_in_order_and_each_thing_is_done_once() {
+        for count in [0, 1, WORTH_A_THREAD - 1, WORTH_A_THREAD, 5000] {
+            let times: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+            let (results, other) = with_help(count, |i| (i * 3, times[i].fetch_add(1, Ordering::Relaxed)), || 7);
+            assert_eq!(other, 7);
+            assert_eq!(results, (0..count).map(|i| (i * 3, 0)).collect::<Vec<_>>());
+        }
+    }
+}
