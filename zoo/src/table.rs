@@ -89,6 +89,7 @@ macro_rules! programs {
             first signal_masks;
             first stack_deep;
             first stack_grows;
+            first stop_signals;
             first stopped_task;
             first threads_500;
             first threads_tls;

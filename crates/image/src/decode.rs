@@ -220,6 +220,13 @@ enum Raw<'a> {
 /// The fields of a message one after another.
 struct Wire<'a>(&'a [u8]);
 
+/// Whether bytes are whole fields, of whatever message.
+pub(crate) fn are_fields(bytes: &[u8]) -> Result<(), String> {
+    let mut wire = Wire(bytes);
+    while wire.field()?.is_some() {}
+    Ok(())
+}
+
 impl<'a> Wire<'a> {
     fn field(&mut self) -> Result<Option<(u32, Raw<'a>)>, String> {
         if self.0.is_empty() {

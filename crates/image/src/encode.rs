@@ -1,6 +1,6 @@
 //! From JSON in crit's shape to bytes. Everything in the JSON must fit the schema: what cannot be stored is an error, where
 //! crit leaves it out in silence.
-use crate::decode::{UNKNOWN, padding};
+use crate::decode::{UNKNOWN, are_fields, padding};
 use crate::json::Json;
 use crate::schema::{self, ENUMS, Field, Label, MESSAGES, Message, Show, Type};
 use crate::{Error, Extra, ImageKind, Result, Writer, text};
@@ -184,7 +184,9 @@ fn message(json: &Json, ty: &Message, depth: usize) -> Result<Vec<u8>, String> {
     }
     if let Some(unknown) = json.get(UNKNOWN) {
         let raw = unknown.as_str().and_then(text::unbase64);
-        out.extend(raw.ok_or_else(|| format!(".{UNKNOWN}: base64 text expected"))?);
+        let raw = raw.ok_or_else(|| format!(".{UNKNOWN}: base64 text expected"))?;
+        are_fields(&raw).map_err(|why| format!(".{UNKNOWN}: {why}"))?;
+        out.extend(raw);
     }
     Ok(out)
 }

@@ -149,6 +149,7 @@ mod socket_options;
 mod socket_options_all;
 mod stack_deep;
 mod stack_grows;
+mod stop_signals;
 mod stopped_task;
 mod tcp_closed;
 mod tcp_listen;

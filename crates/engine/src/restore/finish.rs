@@ -13,6 +13,7 @@ use crust_kernel::{Deadline, HostTid};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 /// A tree whose threads all stand still with their final state.
 #[must_use = "the tree stands still until it is released"]
@@ -208,7 +209,25 @@ impl Ready {
                 Err(e) => return Err(failed(pid, e)),
             }
         }
+        await_stops(stop);
         Ok(())
+    }
+}
+
+/// Waits until tasks that were sent a signal to stop have taken it: whoever called us may look at once. Somebody may have
+/// told them to go on meanwhile, so the wait is short.
+fn await_stops(stop: &[(HostTid, Signal)]) {
+    const LONG_ENOUGH: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    let state = |pid| ProcDir::open(pid).ok()?.read("stat").ok().and_then(|text| Stat::parse(&text)).map(|s| s.state);
+    for &(pid, _) in stop {
+        while !matches!(state(pid), None | Some(b'T' | b'Z' | b'X')) {
+            if start.elapsed() > LONG_ENOUGH {
+                log::info!("task {pid} was told to stop and has not, or goes on already");
+                return;
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 }
 
