@@ -167,6 +167,7 @@ macro_rules! programs {
             apart held_pipe;
             refused refused_bpf_program;
             apart vfork_ends;
+            refused refused_fd_high;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_io_uring_worker;

@@ -13,6 +13,7 @@ use crate::seize::{GRACE, SeizedProcess};
 use crate::site::Site;
 use crust_kernel::ptrace::{Stop, StopWaiter};
 use crust_kernel::{Deadline, HostTid};
+use std::time::Duration;
 
 /// A program for one process, and which thread runs which of its plans.
 #[derive(Debug)]
@@ -199,6 +200,10 @@ impl<'a> Turn<'a> {
     }
 }
 
+/// What threads do for us takes microseconds. One that has not come a step further for so long, on however busy a machine, is
+/// stuck, and its tree has stood still for long enough.
+const STUCK: Duration = Duration::from_secs(60);
+
 /// Takes one step in every turn that has not failed.
 fn each<'a>(turns: &mut [Turn<'a>], mut step: impl FnMut(&mut Turn<'a>) -> Result<()>) {
     for turn in turns.iter_mut().filter(|t| t.failed.is_none()) {
@@ -216,11 +221,12 @@ fn until_done<'a>(turns: &mut [Turn<'a>], mut look: impl FnMut(&mut Turn<'a>) ->
     while !left.is_empty() {
         left.retain_mut(|turn| {
             waiter.reset();
+            let patience = turn.job.process.deadline.capped(STUCK);
             loop {
                 match look(turn) {
                     Ok(Step::Done) => return false,
                     Ok(Step::Moved) => return true,
-                    Ok(Step::Idle) if waiter.pause(turn.job.process.deadline) => {}
+                    Ok(Step::Idle) if waiter.pause(patience) => {}
                     Ok(Step::Idle) => {
                         let what = "its threads did not come to the end of what they do for us";
                         turn.failed = Some(Error::new(Kind::Timeout, turn.job.process.pid, what));

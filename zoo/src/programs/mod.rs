@@ -103,6 +103,7 @@ mod pty_bytes;
 mod pty_pair;
 mod raw_sockets;
 mod refused_bpf_program;
+mod refused_fd_high;
 mod refused_inotify_events;
 mod refused_io_uring;
 mod refused_io_uring_worker;

@@ -51,6 +51,9 @@ use restore::Opener;
 use std::os::fd::OwnedFd;
 use table::Records;
 
+/// Descriptor numbers above all of the tree's and above the files it shares that a restore takes for itself at most.
+const SERVICE_NUMBERS: u64 = 64;
+
 /// Opens files that belong together; gives each with its id.
 type OpenUnit = fn(&[&FileEntry], &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>>;
 

@@ -4,7 +4,10 @@
 //! A unit used by one table only is opened by the task that owns the table; others are opened in the root task before it
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
-use super::{FdKind, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, unix, watch};
+use super::{
+    FdKind, SERVICE_NUMBERS, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, unix,
+    watch,
+};
 use crate::images::Source;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
@@ -399,7 +402,7 @@ impl FileImages {
         }
         let shared = self.units.iter().filter(|u| u.is_shared()).map(|u| u.ids.len()).sum::<usize>();
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
-        let need = self.base as u64 + shared as u64 + 64;
+        let need = self.base as u64 + shared as u64 + SERVICE_NUMBERS;
         if need > limit {
             errors.push(
                 Error::new(Kind::BadRequest, format!("{need} descriptors are needed at once, and {limit} are allowed"))
@@ -419,7 +422,7 @@ impl FileImages {
     /// # Errors
     /// A file cannot be opened as it was.
     pub fn open_shared(&mut self, source: &Source, opts: &Options) -> Result<()> {
-        raise_limit(self.base as u64 + self.files.len() as u64 + 64);
+        raise_limit(self.base as u64 + self.files.len() as u64 + SERVICE_NUMBERS);
         let units: Vec<Vec<u32>> = self.units.iter().filter(|u| u.is_shared()).map(|u| u.ids.clone()).collect();
         let dead: BTreeSet<i32> = self.dead_pids().collect();
         self.with_opener(source, opts, |cx| {

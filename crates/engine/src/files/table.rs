@@ -2,7 +2,7 @@
 use super::ids::{FileIds, Searched, TaskIds};
 use super::look::{Eyes, FdView, Known, read_fdinfo};
 use super::regular::SpecialKey;
-use super::{KINDS, ghost::Ghost, locks};
+use super::{KINDS, SERVICE_NUMBERS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
 use crate::memory::PageCount;
 use crate::task::Target;
@@ -392,7 +392,33 @@ impl<'o> FileTable<'o> {
         all.extend(self.check_pidfds());
         all.extend(self.check_watches());
         all.extend(self.check_mqueues());
+        all.extend(self.check_numbers());
         all
+    }
+
+    /// Restore keeps descriptors of its own above those of the tree while it builds it.
+    fn check_numbers(&self) -> Option<Error> {
+        let highest = self.tables.values().flatten().map(|e| e.fd).max()?;
+        let mut tables_of: HashMap<u32, usize> = HashMap::new();
+        for entries in self.tables.values() {
+            let ids: HashSet<u32> = entries.iter().map(|e| e.id).collect();
+            ids.into_iter().for_each(|id| *tables_of.entry(id).or_default() += 1);
+        }
+        let shared = tables_of.values().filter(|&&tables| tables > 1).count();
+        let need = u64::from(highest) + 1 + shared as u64 + SERVICE_NUMBERS;
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        (need > limit).then(|| {
+            let e = Error::unsupported(
+                format!(
+                    "to restore it, descriptor numbers up to {need} are needed, and {limit} are allowed (RLIMIT_NOFILE)"
+                ),
+                "raise the hard limit of open files (`ulimit -Hn`) for dump and restore, or let the program close some",
+            );
+            match self.last_at.get(&TargetFd(highest)) {
+                Some((pid, _)) => e.on(Object::Fd(pid.as_raw(), highest)),
+                None => e,
+            }
+        })
     }
 
     /// True if something was found that cannot be saved.
