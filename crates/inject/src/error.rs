@@ -75,6 +75,18 @@ impl Error {
         self.errno
     }
 
+    /// What happened, without the task.
+    pub fn what(&self) -> String {
+        let mut text = self.what.clone();
+        if let Kind::Traced { tracer, comm } = &self.kind {
+            text.push_str(&format!(" (traced by {tracer} {comm:?})"));
+        }
+        if let Some(errno) = self.errno {
+            text.push_str(&format!(": {}", std::io::Error::from(errno)));
+        }
+        text
+    }
+
     /// What to do about it.
     pub fn help(&self) -> &'static str {
         match self.kind {
@@ -95,14 +107,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "task {}: {}", self.task, self.what)?;
-        if let Kind::Traced { tracer, comm } = &self.kind {
-            write!(f, " (traced by {tracer} {comm:?})")?;
-        }
-        if let Some(errno) = self.errno {
-            write!(f, ": {}", std::io::Error::from(errno))?;
-        }
-        Ok(())
+        write!(f, "task {}: {}", self.task, self.what())
     }
 }
 

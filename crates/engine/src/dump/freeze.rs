@@ -55,7 +55,7 @@ impl From<crust_inject::Error> for Error {
             K::Kernel => Kind::Kernel,
             _ => Kind::Internal,
         };
-        Error::new(kind, e.to_string()).on(Object::Task(e.task().as_raw())).help(e.help())
+        Error::new(kind, e.what()).on(Object::Task(e.task().as_raw())).help(e.help())
     }
 }
 
