@@ -40,7 +40,8 @@ pub fn encode_image(name: &str, json: &Json) -> Result<Vec<u8>> {
                     ty = record("ghost_chunk_entry")?;
                 } else {
                     let content = bytes(extra).map_err(wrong)?;
-                    if sparse_ghost && entry.get("len").and_then(Json::as_u64) != Some(content.len() as u64) {
+                    let len = entry.get("len").and_then(|len| integer_text(len).ok());
+                    if sparse_ghost && len != Some(content.len() as i128) {
                         return Err(wrong(".extra: its length is not \"len\"".to_owned()));
                     }
                     w.extra(&content)?;
@@ -131,7 +132,7 @@ fn write_payload(
             w.extra(&zeros(content.len(), 8))?;
         }
         Extra::IpcShm => {
-            let in_pagemaps = entry.get("in_pagemaps").and_then(Json::as_bool) == Some(true);
+            let in_pagemaps = entry.get("in_pagemaps").and_then(truth) == Some(true);
             let content = if extra.is_some() { bytes(extra)? } else { Vec::new() };
             let wanted = if in_pagemaps { 0 } else { number("size")? };
             let content = sized(content, wanted, "\"size\"")?;
@@ -146,8 +147,8 @@ fn write_payload(
             for pair in list.chunks(2) {
                 let [head, content] = pair else { continue };
                 w.entry_bytes(&message(head, ipc_msg, 0).map_err(|e| format!(".extra{e}"))?)?;
-                let size = head.get("msize").and_then(Json::as_u64).unwrap_or(0);
-                let content = sized(bytes(Some(content))?, size.into(), "\"msize\"")?;
+                let size = head.get("msize").map_or(Ok(0), integer_text).map_err(|e| format!(".extra.msize: {e}"))?;
+                let content = sized(bytes(Some(content))?, size, "\"msize\"")?;
                 w.extra(&content)?;
                 w.extra(&zeros(content.len(), 8))?;
             }
