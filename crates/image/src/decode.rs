@@ -3,7 +3,6 @@
 use crate::json::Json;
 use crate::schema::{self, ENUMS, Field, Label, MESSAGES, Message, Show, Type};
 use crate::{Extra, ImageKind, Reader, Result, text};
-use std::collections::BTreeMap;
 
 /// Deeper nesting than any record has; control group directories come nearest.
 const MAX_DEPTH: usize = 100;
@@ -295,7 +294,8 @@ pub(crate) fn message(
     if depth > MAX_DEPTH {
         return Err("nested too deeply".to_owned());
     }
-    let mut seen: BTreeMap<usize, Seen<'_>> = BTreeMap::new();
+    // By the field's place in the schema.
+    let mut seen: Vec<Option<Seen<'_>>> = std::iter::repeat_with(|| None).take(ty.fields.len()).collect();
     let mut unknown = Vec::new();
     let mut wire = Wire(bytes);
     loop {
@@ -306,34 +306,42 @@ pub(crate) fn message(
             unknown.extend_from_slice(before.get(..before.len() - wire.0.len()).unwrap_or_default());
             continue;
         };
-        let values = match (raw, wire_type(field.ty)) {
-            (Raw::Varint(_), 0) | (Raw::Fixed64(_), 1) | (Raw::Bytes(_), 2) | (Raw::Fixed32(_), 5) => vec![raw],
+        let (alone, packed);
+        let values: &[Raw<'_>] = match (raw, wire_type(field.ty)) {
+            (Raw::Varint(_), 0) | (Raw::Fixed64(_), 1) | (Raw::Bytes(_), 2) | (Raw::Fixed32(_), 5) => {
+                alone = [raw];
+                &alone
+            }
             // Packed: numbers without keys. Readers accept them for every repeated field.
-            (Raw::Bytes(list), wanted) if field.label == Label::Repeated => unpack(list, wanted)?,
+            (Raw::Bytes(list), wanted) if field.label == Label::Repeated => {
+                packed = unpack(list, wanted)?;
+                &packed
+            }
             _ => {
                 unknown.extend_from_slice(before.get(..before.len() - wire.0.len()).unwrap_or_default());
                 continue;
             }
         };
-        match (field.label, seen.get_mut(&at)) {
-            (Label::Repeated, Some(Seen::Many(all))) => all.extend(values),
-            (Label::Repeated, _) => drop(seen.insert(at, Seen::Many(values))),
+        let Some(place) = seen.get_mut(at) else { continue };
+        match (field.label, &mut *place) {
+            (Label::Repeated, Some(Seen::Many(all))) => all.extend_from_slice(values),
+            (Label::Repeated, _) => *place = Some(Seen::Many(values.to_vec())),
             (_, earlier) => {
                 let Some(&value) = values.last() else { continue };
                 match (field.ty, earlier, value) {
                     (Type::Message(_), Some(Seen::One(Raw::Bytes(first))), Raw::Bytes(second)) => {
                         let joined = [*first, second].concat();
-                        seen.insert(at, Seen::Joined(joined));
+                        *place = Some(Seen::Joined(joined));
                     }
                     (Type::Message(_), Some(Seen::Joined(all)), Raw::Bytes(more)) => all.extend_from_slice(more),
-                    _ => drop(seen.insert(at, Seen::One(value))),
+                    _ => *place = Some(Seen::One(value)),
                 }
             }
         }
     }
-    let mut members = Vec::with_capacity(seen.len() + usize::from(!unknown.is_empty()));
-    for (at, values) in seen {
-        let Some(field) = ty.fields.get(at) else { continue };
+    let mut members = Vec::with_capacity(seen.iter().flatten().count() + usize::from(!unknown.is_empty()));
+    for (field, values) in ty.fields.iter().zip(seen) {
+        let Some(values) = values else { continue };
         let convert =
             |raw: Raw<'_>| value(raw, field, pretty, hex, depth).map_err(|why| format!("{}: {why}", field.name));
         let json = match values {

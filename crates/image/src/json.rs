@@ -93,14 +93,24 @@ impl Json {
         fn newline(out: &mut String, indent: Option<usize>, depth: usize) {
             if let Some(width) = indent {
                 out.push('\n');
-                out.extend(std::iter::repeat_n(' ', width * depth));
+                let mut left = width * depth;
+                while left > 0 {
+                    let now = left.min(BLANKS.len());
+                    out.push_str(BLANKS.get(..now).unwrap_or_default());
+                    left -= now;
+                }
             }
         }
         let comma = if indent.is_some() { "," } else { ", " };
         match self {
             Self::Null => out.push_str("null"),
             Self::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
-            Self::Int(n) => push(out, format_args!("{n}")),
+            // Numbers of 64 bits are printed several times as fast as those of 128.
+            Self::Int(n) => match (u64::try_from(*n), i64::try_from(*n)) {
+                (Ok(n), _) => push(out, format_args!("{n}")),
+                (_, Ok(n)) => push(out, format_args!("{n}")),
+                _ => push(out, format_args!("{n}")),
+            },
             Self::Float(x) if x.is_nan() => out.push_str("NaN"),
             Self::Float(x) if x.is_infinite() => out.push_str(if *x > 0.0 { "Infinity" } else { "-Infinity" }),
             Self::Float(x) => push(out, format_args!("{x:?}")),
@@ -157,9 +167,20 @@ fn push(out: &mut String, args: std::fmt::Arguments<'_>) {
 }
 
 /// As Python does it with ensure_ascii.
+const BLANKS: &str = "                                                                ";
+
 fn quote(out: &mut String, s: &str) {
     out.push('"');
-    for c in s.chars() {
+    let mut rest = s;
+    loop {
+        // Most text is plain from one end to the other.
+        let plain =
+            rest.bytes().position(|b| !matches!(b, b' '..=b'~') || b == b'"' || b == b'\\').unwrap_or(rest.len());
+        let (now, after) = rest.split_at_checked(plain).unwrap_or((rest, ""));
+        out.push_str(now);
+        let mut chars = after.chars();
+        let Some(c) = chars.next() else { break };
+        rest = chars.as_str();
         match c {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
@@ -168,7 +189,6 @@ fn quote(out: &mut String, s: &str) {
             '\t' => out.push_str("\\t"),
             '\u{8}' => out.push_str("\\b"),
             '\u{c}' => out.push_str("\\f"),
-            ' '..='~' => out.push(c),
             _ => {
                 for unit in c.encode_utf16(&mut [0; 2]) {
                     push(out, format_args!("\\u{unit:04x}"));
