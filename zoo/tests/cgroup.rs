@@ -37,6 +37,13 @@ fn gone(groups: &[PathBuf]) -> Outcome {
     groups.iter().try_for_each(|g| remove(g).map_err(|e| format!("{}: {e}", g.display())))
 }
 
+/// Dumps the tree, sees it gone, and takes its groups away.
+fn put_away(case: &Case, tool: &Tool, room: &mut Room, root: Proc, groups: &[PathBuf]) -> Outcome {
+    case.dump(room, root, tool, "images.1", &[], &[])?;
+    expect_gone(room, root)?;
+    gone(groups)
+}
+
 /// A restore with more options; tells its exit code.
 fn restore(room: &mut Room, tool: &Tool, images: &str, more: &[&str]) -> Result<i32, String> {
     let dir = room.dir.join(images).display().to_string();
@@ -112,9 +119,7 @@ fn another_root_and_a_failure_that_leaves_nothing() {
         if tool.name != "ours" {
             return Ok(());
         }
-        case.dump(room, root, tool, "images.1", &[], &[])?;
-        expect_gone(room, root)?;
-        gone(groups)?;
+        put_away(case, tool, room, root, groups)?;
         // The program's output is open in it.
         let (log, away) = (room.dir.join("program.out"), room.dir.join("away"));
         fs::rename(&log, &away).map_err(|e| e.to_string())?;
@@ -158,9 +163,7 @@ fn what_a_killed_restore_made_is_cleaned_up() {
         if tool.name != "ours" {
             return Ok(());
         }
-        case.dump(room, root, tool, "images.1", &[], &[])?;
-        expect_gone(room, root)?;
-        gone(groups)?;
+        put_away(case, tool, room, root, groups)?;
         // The groups are made by then, and nothing else is.
         let script = room.dir.join("kill-restore");
         let text = "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" = pre-restore ] || exit 0\n\

@@ -29,6 +29,20 @@ fn stat(pid: i32) -> Vec<String> {
     stat.rsplit_once(')').map_or_else(Vec::new, |(_, rest)| rest.split_whitespace().map(str::to_owned).collect())
 }
 
+/// crust in a directory, with nothing of our environment.
+fn crust_in(dir: &Dir, args: &[&str]) -> Command {
+    let mut command = Command::new(CRUST);
+    command.args(args).current_dir(&dir.0).env_clear();
+    command
+}
+
+/// The same without anything to read.
+fn mute(dir: &Dir, args: &[&str]) -> Command {
+    let mut command = crust_in(dir, args);
+    command.stdin(Stdio::null());
+    command
+}
+
 /// The demonstration's sample.
 struct Sample {
     dir: Dir,
@@ -47,9 +61,7 @@ impl Sample {
     }
 
     fn crust(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(CRUST);
-        command.args(args).current_dir(&self.dir.0).env_clear().stdin(Stdio::null());
-        command
+        mute(&self.dir, args)
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -350,11 +362,7 @@ fn a_shell_moves_to_another_terminal() {
     let root = children.split_whitespace().next().unwrap().to_owned();
     // What it says, not the echo of what was typed: that is there before the shell has read it.
     expect(&first, &format!("shell={root}."));
-    let crust = |args: &[&str]| {
-        let mut command = Command::new(CRUST);
-        command.args(args).current_dir(&dir.0).env_clear();
-        command
-    };
+    let crust = |args: &[&str]| crust_in(&dir, args);
     // Without the option the session is an obstacle that is named.
     let refused = crust(&["dump", "-t", &root, "-D", "images"]).stdin(Stdio::null()).output().unwrap();
     assert!(!refused.status.success() && output_text(&refused).contains("--shell-job"), "{}", output_text(&refused));
@@ -406,11 +414,7 @@ fn an_external_terminal_is_the_session_s_again() {
     expect(&first, "ready> ");
     (&first).write_all(b"kept=$((6*7)); echo set=$kept.\n").unwrap();
     expect(&first, "set=42.");
-    let crust = |args: &[&str]| {
-        let mut command = Command::new(CRUST);
-        command.args(args).current_dir(&dir.0).env_clear().stdin(Stdio::null());
-        command
-    };
+    let crust = |args: &[&str]| mute(&dir, args);
     let dump = crust(&["dump", "-t", &pid, "-D", "images", "--external", &key]).output().unwrap();
     assert!(dump.status.success(), "{}", output_text(&dump));
     shell.wait().unwrap();
@@ -458,11 +462,7 @@ fn an_external_unix_socket_is_replaced() {
     let mut cat = cat.spawn().unwrap();
     echoes(&first, "before");
     let pid = cat.id().to_string();
-    let crust = |args: &[&str]| {
-        let mut command = Command::new(CRUST);
-        command.args(args).current_dir(&dir.0).env_clear().stdin(Stdio::null());
-        command
-    };
+    let crust = |args: &[&str]| mute(&dir, args);
     let refused = |output: Output, text: &str| {
         let said = output_text(&output);
         assert!(!output.status.success() && said.contains(text) && said.contains("help:"), "{said}");

@@ -3,9 +3,19 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Fewer things are not worth another thread.
-const WORTH_A_THREAD: usize = 32;
+pub(crate) const WORTH_A_THREAD: usize = 32;
 /// Threads at most, the caller's among them.
 const MOST: usize = 4;
+
+/// Whether so many things are worth another thread.
+pub(crate) fn pays(count: usize) -> bool {
+    count >= WORTH_A_THREAD
+}
+
+/// How many threads share the work, the caller's among them.
+pub(crate) fn hands() -> usize {
+    std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MOST))
+}
 
 /// `work` on `0..count`, done by the caller and as many helpers as there are processors left. Results in order.
 pub(crate) fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
@@ -18,35 +28,56 @@ pub(crate) fn with_help<T: Send, R>(
     work: impl Fn(usize) -> T + Sync,
     meanwhile: impl FnOnce() -> R,
 ) -> (Vec<T>, R) {
+    let mut nothing = vec![(); if pays(count) { hands() } else { 1 }];
+    let (results, other) = share(count, &mut nothing, |i, ()| work(i), meanwhile);
+    // What a helper lost by a panic is done again, where the panic has somebody to tell.
+    (results.into_iter().enumerate().map(|(i, r)| r.unwrap_or_else(|| work(i))).collect(), other)
+}
+
+/// As [`each`], by as many threads as there are tools, each with one of its own. `None` is what a helper lost by a panic.
+pub(crate) fn each_with<T: Send, S: Send>(
+    count: usize,
+    tools: &mut [S],
+    work: impl Fn(usize, &mut S) -> T + Sync,
+) -> Vec<Option<T>> {
+    share(count, tools, work, || ()).0
+}
+
+fn share<T: Send, S: Send, R>(
+    count: usize,
+    tools: &mut [S],
+    work: impl Fn(usize, &mut S) -> T + Sync,
+    meanwhile: impl FnOnce() -> R,
+) -> (Vec<Option<T>>, R) {
     let next = AtomicUsize::new(0);
     let take = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|&i| i < count);
-    let run = || std::iter::from_fn(|| take().map(|i| (i, work(i)))).collect::<Vec<_>>();
-    let helpers = if count < WORTH_A_THREAD {
-        0
-    } else {
-        std::thread::available_parallelism().map_or(0, |cpus| cpus.get().min(MOST) - 1)
-    };
+    let run = |tool: &mut S| std::iter::from_fn(|| take().map(|i| (i, work(i, tool)))).collect::<Vec<_>>();
+    let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(count).collect();
+    let Some((own, others)) = tools.split_first_mut() else { return (results, meanwhile()) };
     let (done, other) = std::thread::scope(|scope| {
-        let help = || {
-            // Signals are for the thread that waits for them.
-            crust_kernel::signals::block_all_here();
-            run()
-        };
-        let spawn = || std::thread::Builder::new().name("look".into()).spawn_scoped(scope, help);
-        let helpers: Vec<_> = (0..helpers).map_while(|_| spawn().ok()).collect();
+        let run = &run;
+        let helpers: Vec<_> = others
+            .iter_mut()
+            .map_while(|tool| {
+                let help = move || {
+                    // Signals are for the thread that waits for them.
+                    crust_kernel::signals::block_all_here();
+                    run(tool)
+                };
+                std::thread::Builder::new().name("look".into()).spawn_scoped(scope, help).ok()
+            })
+            .collect();
         let other = meanwhile();
-        let mut done = run();
+        let mut done = run(own);
         done.extend(helpers.into_iter().flat_map(|h| h.join().unwrap_or_default()));
         (done, other)
     });
-    let mut results: Vec<Option<T>> = std::iter::repeat_with(|| None).take(count).collect();
     for (i, result) in done {
         if let Some(place) = results.get_mut(i) {
             *place = Some(result);
         }
     }
-    // What a helper lost by a panic is done again, where the panic has somebody to tell.
-    (results.into_iter().enumerate().map(|(i, r)| r.unwrap_or_else(|| work(i))).collect(), other)
+    (results, other)
 }
 
 #[cfg(test)]

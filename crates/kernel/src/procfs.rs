@@ -19,6 +19,9 @@ pub struct ProcDir {
 /// A file's name and content.
 type Kept = (&'static str, Arc<[u8]>);
 
+/// Most bytes that are read at once.
+const PIECE: usize = 4096;
+
 impl ProcDir {
     /// Opens `/proc/PID`.
     ///
@@ -106,28 +109,24 @@ impl ProcDir {
         if let Some(kept) = self.kept(name) {
             return Ok(kept.to_vec());
         }
-        let file = self.open_file(name)?;
-        let mut buf = [0u8; 4096];
-        let mut all = Vec::new();
-        loop {
-            let n = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buf))?;
-            all.extend_from_slice(buf.get(..n).unwrap_or_default());
-            if n < buf.len() {
-                return Ok(all);
-            }
-        }
+        self.read_until(name, PIECE)
     }
 
     /// A whole file of short words. The kernel fills a page with them as long as the next one has room: a read that left
     /// much of it empty was the last.
     fn read_list(&self, name: &str) -> Result<Vec<u8>> {
+        self.read_until(name, PIECE / 2)
+    }
+
+    /// Reads pieces until one is shorter than `short`.
+    fn read_until(&self, name: &str, short: usize) -> Result<Vec<u8>> {
         let file = self.open_file(name)?;
-        let mut buf = [0u8; 4096];
+        let mut buf = [0u8; PIECE];
         let mut all = Vec::new();
         loop {
             let n = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut buf))?;
             all.extend_from_slice(buf.get(..n).unwrap_or_default());
-            if n < buf.len() / 2 {
+            if n < short {
                 return Ok(all);
             }
         }

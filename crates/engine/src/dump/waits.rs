@@ -2,7 +2,8 @@
 //! itself (its restart block). Where it says nothing, the thread's scheduling data do, until it wakes: they tell when it
 //! went to sleep. And a wait that had been interrupted before is told by where in the kernel it sleeps.
 //!
-//! What is taken for left is never less than what is: everything that is not certain counts as not slept.
+//! What is taken for left is not less than what is: everything that is not certain counts as not slept. The one exception is a
+//! wait that ended and began anew just alike within [`MAY_RUN`] of running before the stop.
 use crate::together;
 use crust_inject::arch::regs::Regs;
 use crust_inject::{CrashSafety, SeizedProcess};

@@ -6,7 +6,7 @@ use super::{KINDS, SERVICE_NUMBERS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
 use crate::memory::PageCount;
 use crate::task::Target;
-use crate::{Error, Kind, Object, Options, Result, ResultExt, fault};
+use crate::{Error, Kind, Object, Options, Result, ResultExt, fault, together};
 use crust_image::proto::{
     FdTypes, FdinfoEntry, FileEntry, FileLockEntry, FsEntry, PipeDataEntry, RemapFilePathEntry, SkPacketEntry,
     TtyInfoEntry,
@@ -22,7 +22,6 @@ use rustix::io::Errno;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{self, AtomicUsize};
 
 /// Copies bytes of a file to an image, inside the kernel where it can.
 pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) -> Result<()> {
@@ -261,11 +260,11 @@ impl<'o> FileTable<'o> {
         let mut entries = Vec::with_capacity(known.len());
         let mut all = known;
         // What is compared among themselves is compared by one thread alone: the first are few.
-        let mut together = WORTH_A_THREAD;
+        let mut batch = together::WORTH_A_THREAD;
         while !all.is_empty() {
-            let (now, later) = all.split_at(all.len().min(together));
+            let (now, later) = all.split_at(all.len().min(batch));
             all = later;
-            together = (2 * together).min(self.together);
+            batch = (2 * batch).min(self.together);
             let glances =
                 Glancer { t, last_at: &self.last_at, ids: &self.ids }.look_at_all(now, &mut self.eyes, self.together);
             for (&known, glance) in now.iter().zip(glances) {
@@ -509,10 +508,6 @@ fn most_together() -> usize {
     usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(16, 256)
 }
 
-/// Fewer are not worth a second thread.
-const WORTH_A_THREAD: usize = 32;
-/// Threads that look.
-const LOOKERS: usize = 4;
 const COMPARING: &str = "comparing open files (kcmp)";
 
 /// What can be seen of a descriptor without a change to what was collected before: several threads do it at once.
@@ -546,52 +541,18 @@ impl<'t> Glancer<'t, '_> {
     }
 
     /// A glance at each, in order; `None` where it failed.
-    fn look_at_all(self, all: &[Known], eyes: &mut Vec<Eyes>, together: usize) -> Vec<Option<Glance<'t>>> {
-        if all.len() >= WORTH_A_THREAD && eyes.len() == 1 {
-            let lookers = std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(LOOKERS));
-            eyes.resize_with(lookers, || Eyes::new(together));
+    fn look_at_all(self, all: &[Known], eyes: &mut Vec<Eyes>, kept: usize) -> Vec<Option<Glance<'t>>> {
+        let pays = together::pays(all.len());
+        if pays && eyes.len() == 1 {
+            eyes.resize_with(together::hands(), || Eyes::new(kept));
         }
-        let (eyes, others_eyes) = match eyes.split_first_mut() {
-            Some((eyes, others)) if all.len() >= WORTH_A_THREAD => (eyes, others),
-            Some((eyes, _)) => (eyes, &mut [][..]),
-            None => return all.iter().map(|_| None).collect(),
-        };
-        if others_eyes.is_empty() {
-            return all.iter().map(|known| self.look(*known, eyes).ok()).collect();
-        }
-        let next = AtomicUsize::new(0);
-        let work = |eyes: &mut Eyes| {
-            let mut done = Vec::with_capacity(all.len());
-            while let Some((i, known)) = {
-                let i = next.fetch_add(1, atomic::Ordering::Relaxed);
-                all.get(i).map(|known| (i, known))
-            } {
-                done.push((i, self.look(*known, eyes).ok()));
-            }
-            done
-        };
-        let mut glances: Vec<Option<Glance<'t>>> = all.iter().map(|_| None).collect();
-        std::thread::scope(|scope| {
-            let work = &work;
-            let others: Vec<_> = others_eyes
-                .iter_mut()
-                .filter_map(|eyes| {
-                    std::thread::Builder::new()
-                        .name("look".into())
-                        .spawn_scoped(scope, move || {
-                            crust_kernel::signals::block_all_here();
-                            work(eyes)
-                        })
-                        .ok()
-                })
-                .collect();
-            let mine = work(eyes);
-            // What a thread lost is looked at again.
-            for (i, glance) in others.into_iter().flat_map(|o| o.join().unwrap_or_default()).chain(mine) {
-                glances[i] = glance;
-            }
-        });
-        glances
+        let lookers = if pays { eyes.len() } else { 1 };
+        let glance = |i: usize, eyes: &mut Eyes| all.get(i).and_then(|known| self.look(*known, eyes).ok());
+        // What a thread lost is looked at again.
+        together::each_with(all.len(), eyes.get_mut(..lookers).unwrap_or_default(), glance)
+            .into_iter()
+            .map(Option::flatten)
+            .collect()
     }
 }
 

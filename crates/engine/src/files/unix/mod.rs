@@ -16,7 +16,7 @@ use crust_kernel::unix_msg;
 use rustix::fs::{AtFlags, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsRawFd;
 
 pub(super) use open::{Names, Waiting, finish_waiting, must_be_early};
@@ -218,6 +218,34 @@ fn unreachable(ino: u32, peer: u32, all: Option<&HashMap<u32, UnixSocket>>) -> O
     })
 }
 
+/// The error for data that wait in a socket which the caller will replace.
+fn unread(ino: u32, all: Option<&HashMap<u32, UnixSocket>>) -> Option<Error> {
+    let waiting = all?.get(&ino)?.waiting;
+    (waiting > 0).then(|| {
+        Error::unsupported(
+            format!("{waiting} bytes from outside wait in the external unix socket {ino}"),
+            "let the program read them: nothing can put them into the socket that --inherit-fd gives",
+        )
+    })
+}
+
+/// The record of a socket outside of the tree that has a name to connect to.
+fn outside(ino: u32, socket: UnixSocket) -> UnixSkEntry {
+    let mut name = socket.name;
+    if name.first() != Some(&0) {
+        name.push(0);
+    }
+    UnixSkEntry {
+        ino,
+        r#type: u32::from(socket.kind),
+        state: CLOSE,
+        flags: libc::O_RDWR as u32,
+        uflags: EXTERN,
+        name,
+        ..UnixSkEntry::default()
+    }
+}
+
 impl FileTable<'_> {
     /// Connections need both ends in the tree, unless they can be made again by name (`--ext-unix-sk`).
     pub(super) fn check_unix(&mut self) -> Vec<Error> {
@@ -225,7 +253,8 @@ impl FileTable<'_> {
         let seen = std::mem::take(&mut r.unix_seen);
         let inside: BTreeSet<u32> = seen.iter().map(|(ino, _, _)| *ino).collect();
         let mut errors = Vec::new();
-        let mut made = Vec::new();
+        // Other ends that are found again by their names.
+        let mut made = BTreeMap::new();
         // Other ends that nothing is known of: the tree's end is given to the restore.
         let mut given = BTreeSet::new();
         for (ino, peer, object) in &seen {
@@ -240,7 +269,7 @@ impl FileTable<'_> {
             let by_name = other.as_ref().filter(|o| i32::from(o.kind) == libc::SOCK_DGRAM && !o.name.is_empty());
             let allowed = r.opts.ext_unix_sk || r.opts.is_external_unix(*peer) || r.opts.is_external_unix(*ino);
             match (by_name, allowed) {
-                (Some(o), true) => made.push((*peer, o.clone())),
+                (Some(o), true) => drop(made.insert(*peer, o.clone())),
                 (Some(o), false) => errors.push(
                     Error::unsupported(
                         format!(
@@ -254,15 +283,8 @@ impl FileTable<'_> {
                 // It may be on its way through a socket, and only a stopped program's queues are looked into.
                 (None, _) if r.running && r.rights_wait => {}
                 (None, _) if r.opts.is_external_unix(*ino) => {
-                    let waiting = r.unix.as_ref().and_then(|all| all.get(ino)).map_or(0, |s| s.waiting);
-                    if waiting > 0 && !r.running {
-                        errors.push(
-                            Error::unsupported(
-                                format!("{waiting} bytes from outside wait in the external unix socket {ino}"),
-                                "let the program read them: nothing can put them into the socket that --inherit-fd gives",
-                            )
-                            .on(object.clone()),
-                        );
+                    if !r.running {
+                        errors.extend(unread(*ino, r.unix.as_ref()).map(|e| e.on(object.clone())));
                     }
                     given.insert(*peer);
                 }
@@ -278,50 +300,21 @@ impl FileTable<'_> {
                 ),
             }
         }
-        made.sort_by_key(|(ino, _)| *ino);
-        made.dedup_by_key(|(ino, _)| *ino);
         // CRIU looks for a peer among the sockets it has read already.
-        let mut records = Vec::with_capacity(made.len() + given.len());
-        for (ino, o) in made {
-            let id = r.new_id();
-            let mut name = o.name;
-            if name.first() != Some(&0) {
-                name.push(0);
-            }
-            let usk = UnixSkEntry {
-                id,
-                ino,
-                r#type: u32::from(o.kind),
-                state: CLOSE,
-                flags: libc::O_RDWR as u32,
-                uflags: EXTERN,
-                name,
-                ..UnixSkEntry::default()
-            };
-            records.push(FileEntry {
-                r#type: FdTypes::Unixsk as i32,
-                id,
-                usk: Some(usk.into()),
-                ..FileEntry::default()
-            });
-        }
-        for ino in given {
-            let id = r.new_id();
+        let named = made.into_iter().map(|(ino, other)| outside(ino, other));
+        let nameless = given.into_iter().map(|ino| UnixSkEntry {
+            ino,
             // As CRIU has it, whatever the socket is.
-            let usk = UnixSkEntry {
-                id,
-                ino,
-                r#type: libc::SOCK_DGRAM as u32,
-                state: LISTEN,
-                uflags: EXTERN,
-                ..UnixSkEntry::default()
-            };
-            records.push(FileEntry {
-                r#type: FdTypes::Unixsk as i32,
-                id,
-                usk: Some(usk.into()),
-                ..FileEntry::default()
-            });
+            r#type: libc::SOCK_DGRAM as u32,
+            state: LISTEN,
+            uflags: EXTERN,
+            ..UnixSkEntry::default()
+        });
+        let mut records = Vec::new();
+        for usk in named.chain(nameless) {
+            let id = r.new_id();
+            let usk = Some(UnixSkEntry { id, ..usk }.into());
+            records.push(FileEntry { r#type: FdTypes::Unixsk as i32, id, usk, ..FileEntry::default() });
         }
         r.files.splice(0..0, records);
         errors
