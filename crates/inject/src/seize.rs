@@ -516,6 +516,20 @@ impl SeizedProcess {
         self.leader_is_zombie
     }
 
+    /// Has a thread make the call again that its stop ended, with another fourth argument: the kernel begins it when the thread
+    /// is let go, also by our death, and ends it with EINTR if a signal with a handler comes first.
+    ///
+    /// # Errors
+    /// Its registers cannot be set. A thread that is gone is none: whoever asks it next is told.
+    pub fn call_again(&mut self, tid: HostTid, fourth: u64) -> Result<()> {
+        let Some(thread) = self.threads.iter_mut().find(|t| t.tid == tid && t.away.is_none()) else { return Ok(()) };
+        regs::call_again(&mut thread.regs, fourth);
+        match regs::write(tid, &thread.regs) {
+            Err(Errno::SRCH) => Ok(()),
+            written => written.during(tid, "setting its registers"),
+        }
+    }
+
     /// The signal that had stopped the whole process before we came.
     pub fn group_stop(&self) -> Option<i32> {
         self.threads.iter().find_map(SeizedThread::group_stop)

@@ -1,6 +1,7 @@
-//! Threads whose waits are half over: poll, nanosleep with and without a place for the rest, a futex, pselect, ppoll. Each ends
-//! when it would have, neither at once nor after its whole time again.
+//! Threads whose waits are half over: poll, nanosleep with and without a place for the rest, a futex, pselect, ppoll, epoll. Each
+//! ends when it would have, neither at once nor after its whole time again.
 #![allow(unsafe_code, reason = "raw calls: the C library hides interruptions of some")]
+use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -47,15 +48,25 @@ fn ppoll() -> i64 {
     unsafe { libc::syscall(libc::SYS_ppoll, 0, 0, &raw mut time, 0, 8) }
 }
 
+/// The limit is the fourth argument, and no signal mask is given.
+fn epoll(nr: i64) -> i64 {
+    let Ok(epoll) = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC) else { return -1 };
+    let mut event = libc::epoll_event { events: 0, u64: 0 };
+    // SAFETY: the room for one event lives through the call.
+    unsafe { libc::syscall(nr, epoll.as_raw_fd(), &raw mut event, 1, WHOLE.as_millis() as i32, 0, 8) }
+}
+
 type Wait = (&'static str, fn() -> i64);
 
-const WAITS: [Wait; 6] = [
+const WAITS: [Wait; 8] = [
     ("poll", poll),
     ("nanosleep", sleep),
     ("clock_nanosleep with a place for the rest", sleep_with_rest),
     ("futex", futex),
     ("pselect", select),
     ("ppoll", ppoll),
+    ("epoll_wait", || epoll(libc::SYS_epoll_wait)),
+    ("epoll_pwait", || epoll(libc::SYS_epoll_pwait)),
 ];
 
 pub(super) fn main() {

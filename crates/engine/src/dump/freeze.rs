@@ -187,15 +187,15 @@ impl FrozenTree {
         known: &mut HashSet<HostTid>,
     ) -> Result<()> {
         for (&(pid, ppid), seized) in wanted.iter().zip(seized) {
-            let seized = match seized {
+            let mut seized = match seized {
                 Ok(s) => Some(s),
                 Err(e) if *e.kind() == crust_inject::Kind::Zombie && ppid != 0 => None,
                 Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
                 Err(e) => return Err(e.into()),
             };
             let mut seen = Self::see(pid, ppid, seized.as_ref()).on_task(pid.as_raw())?;
-            if let Some(seized) = &seized {
-                seen.waits = waits::of(seized, &mut waits);
+            if let Some(seized) = &mut seized {
+                seen.waits = waits::of(seized, &mut waits)?;
             }
             known.insert(pid);
             self.processes.push(Process { seen, seized });

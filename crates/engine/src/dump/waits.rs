@@ -4,6 +4,11 @@
 //!
 //! What is taken for left is not less than what is: everything that is not certain counts as not slept. The one exception is a
 //! wait that ended and began anew just alike within [`MAY_RUN`] of running before the stop.
+//!
+//! Some calls the kernel ends with EINTR at every stop (signal(7)). Those that have no limit, and waits on epoll of whose limit
+//! it is known what is left, it is told to begin again instead: the limit is a register, which then holds what is left, in the
+//! image as in a program that is let go.
+use crate::task::regs;
 use crate::together;
 use crust_inject::arch::regs::Regs;
 use crust_inject::{CrashSafety, SeizedProcess};
@@ -95,6 +100,28 @@ impl Call {
                 (counts && self.args[1] & libc::TIMER_ABSTIME as u64 == 0).then_some(Limit::At(c))
             }
             libc::SYS_futex => (self.args[1] & FUTEX_COMMAND == FUTEX_WAIT && d != 0).then_some(Limit::At(d)),
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
+                u64::try_from(d as i32).ok().filter(|&ms| ms > 0).map(Limit::Ms)
+            }
+            _ => None,
+        }
+    }
+
+    /// The fourth argument with which a call that a stop ended with EINTR goes on as if it had not been. `None` if it has a
+    /// limit that is not in a register, or of which `slept` is not known.
+    fn again(&self, slept: Option<Duration>) -> Option<u64> {
+        let [_, _, c, d, ..] = self.args;
+        match self.nr {
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => match self.limit() {
+                Some(Limit::Ms(ms)) => {
+                    let left = Duration::from_millis(ms).saturating_sub(slept?);
+                    Some(left.as_micros().div_ceil(1000).min(u128::from(ms)) as u64)
+                }
+                _ => Some(d),
+            },
+            libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => (d == 0).then_some(d),
+            libc::SYS_rt_sigtimedwait => (c == 0).then_some(d),
+            libc::SYS_semop => Some(d),
             _ => None,
         }
     }
@@ -230,8 +257,26 @@ fn since(cpus: HashMap<u32, Vec<(HostTid, Duration)>>) -> Vec<(HostTid, Duration
     all
 }
 
-/// Takes from `waits` those of a process, as far as they are still true now that all of it stands still.
-pub(crate) fn of(process: &SeizedProcess, waits: &mut Waits) -> Waits {
+/// Takes from `waits` those of a process, as far as they are still true now that all of it stands still, and has calls go on
+/// that the stop would end.
+///
+/// # Errors
+/// A thread that is gone.
+pub(crate) fn of(process: &mut SeizedProcess, waits: &mut Waits) -> crust_inject::Result<Waits> {
+    let ours = still(process, waits);
+    let ended: Vec<(HostTid, u64)> = process
+        .threads()
+        .iter()
+        .filter(|t| t.group_stop().is_none() && regs::ended_by_stop(t.regs()))
+        .filter_map(|t| Some((t.tid(), Call::of(t.regs()).again(ours.get(&t.tid()).and_then(|w| w.slept))?)))
+        .collect();
+    for (tid, arg) in ended {
+        process.call_again(tid, arg)?;
+    }
+    Ok(ours)
+}
+
+fn still(process: &SeizedProcess, waits: &mut Waits) -> Waits {
     let mut ours = Waits::new();
     for thread in process.threads() {
         let tid = thread.tid();
@@ -297,6 +342,23 @@ mod tests {
         let poll = |ms: i32| Call { nr: libc::SYS_poll, args: [0, 0, u64::from(ms as u32), 0, 0, 0], sp: 0, ip: 0 };
         assert!(matches!(poll(700).limit(), Some(Limit::Ms(700))));
         assert!(poll(-1).limit().is_none(), "for ever");
+    }
+
+    #[test]
+    fn calls_that_a_stop_ends() {
+        let call = |nr, limit: u64| Call { nr, args: [3, 0x1000, 4, limit, 0, 8], sp: 0, ip: 0 };
+        let slept = |us| Some(Duration::from_micros(us));
+        for nr in [libc::SYS_epoll_wait, libc::SYS_epoll_pwait] {
+            let whole = call(nr, 9000);
+            assert_eq!(whole.again(None), None, "not known");
+            assert_eq!([1, 1000, 8_999_001, 60_000_000].map(|us| whole.again(slept(us))), [9000, 8999, 1, 0].map(Some));
+            assert_eq!(call(nr, u64::from(u32::MAX)).again(None), Some(u64::from(u32::MAX)), "for ever");
+            assert_eq!(call(nr, 0).again(None), Some(0));
+        }
+        assert_eq!(call(libc::SYS_epoll_pwait2, 0x2000).again(slept(1)), None, "in memory");
+        assert_eq!(call(libc::SYS_semtimedop, 0).again(None), Some(0));
+        assert_eq!(call(libc::SYS_rt_sigtimedwait, 0).again(None), None, "the third has the limit");
+        assert_eq!(call(libc::SYS_recvfrom, 0).again(slept(1)), None, "the socket has the limit");
     }
 
     #[test]

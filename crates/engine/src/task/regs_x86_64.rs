@@ -71,7 +71,7 @@ pub fn to_image(
             // ERESTART_RESTARTBLOCK
             516 => Some(handled.is_none() && waits_for_a_time(&r)),
             // Some calls answer EINTR by themselves when they are merely stopped.
-            4 if handled.is_none() && answers_eintr(&r) => Some(true),
+            _ if handled.is_none() && ended_by_stop(&r) => Some(true),
             _ => None,
         };
         match again {
@@ -136,10 +136,11 @@ pub enum Handled {
     EndsCalls,
 }
 
-/// Calls that answer EINTR when a stop interrupts them, as signal(7) lists them, and that have done nothing until then: waits on
-/// epoll, for signals and semaphores, and on sockets with a time limit.
-fn answers_eintr(r: &libc::user_regs_struct) -> bool {
-    matches!(
+/// True for a call that answered EINTR because a stop interrupted it, as signal(7) lists them, and that had done nothing until
+/// then: waits on epoll, for signals and semaphores, and on sockets with a time limit.
+pub fn ended_by_stop(r: &libc::user_regs_struct) -> bool {
+    let eintr = r.rax as i64 == -i64::from(libc::EINTR);
+    let call = matches!(
         r.orig_rax as i64,
         libc::SYS_epoll_wait
             | libc::SYS_epoll_pwait
@@ -151,7 +152,8 @@ fn answers_eintr(r: &libc::user_regs_struct) -> bool {
             | libc::SYS_accept4
             | libc::SYS_recvfrom
             | libc::SYS_recvmsg
-    )
+    );
+    eintr && call
 }
 
 /// Calls that wait for a time and can be made again with the arguments they had. How much of the time was left only the kernel

@@ -101,6 +101,13 @@ pub fn wants_restart(value: i64) -> bool {
     matches!(-value, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
 }
 
+/// A call that has ended, as one that begins again with another fourth argument, unless a handler runs first: that ends it with
+/// EINTR.
+pub(crate) fn call_again(regs: &mut Regs, fourth: u64) {
+    regs.rax = -ERESTARTNOHAND as u64;
+    regs.r10 = fourth;
+}
+
 /// Where the thread would go on.
 pub fn ip(regs: &Regs) -> u64 {
     regs.rip
