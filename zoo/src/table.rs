@@ -145,6 +145,7 @@ macro_rules! programs {
             beyond signalfd;
             beyond socket_options;
             beyond socket_options_all;
+            beyond syscall_dispatch;
             beyond tcp_closed;
             beyond tcp_listen;
             beyond timerfd;

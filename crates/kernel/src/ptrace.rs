@@ -386,19 +386,44 @@ pub fn get_seccomp_filter(tid: HostTid, index: u32) -> Result<Vec<BpfInsn>> {
     Ok(insns)
 }
 
-/// Whether a stopped thread has system calls turned into signals (PR_SET_SYSCALL_USER_DISPATCH).
+/// Syscall user dispatch of a thread (PR_SET_SYSCALL_USER_DISPATCH), as `struct ptrace_sud_config` has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Dispatch {
+    /// 0: off; 1: on; 2, for setting only: on, calls from the range are sent, not those from elsewhere (Linux 6.17).
+    pub mode: u64,
+    /// Where the byte lies that says whether calls are sent; 0: they always are.
+    pub selector: u64,
+    /// Start and length of the range from where calls are never sent.
+    pub offset: u64,
+    /// See `offset`.
+    pub len: u64,
+}
+
+const DISPATCH_BYTES: libc::c_ulong = size_of::<Dispatch>() as libc::c_ulong;
+
+/// How a stopped thread has system calls turned into signals.
 ///
 /// # Errors
 /// `EIO` before Linux 6.4.
-pub fn dispatches_syscalls(tid: HostTid) -> Result<bool> {
+pub fn get_dispatch(tid: HostTid) -> Result<Dispatch> {
     const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
-    // struct ptrace_sud_config: mode, selector, offset, length.
-    let mut config = [0u64; 4];
-    let len = size_of_val(&config) as libc::c_ulong;
+    let mut config = Dispatch::default();
     let request = PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG;
     // SAFETY: the kernel takes exactly this length and writes as many bytes to `config`, which is borrowed for the call.
-    unsafe { request_ptr(request, tid, len, config.as_mut_ptr().cast()) }?;
-    Ok(config[0] != 0)
+    unsafe { request_ptr(request, tid, DISPATCH_BYTES, (&raw mut config).cast()) }?;
+    Ok(config)
+}
+
+/// Sets it.
+///
+/// # Errors
+/// `EIO` before Linux 6.4; `EINVAL`, `EFAULT`: no such mode, range or place.
+pub fn set_dispatch(tid: HostTid, mut config: Dispatch) -> Result<()> {
+    const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4210;
+    let request = PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG;
+    // SAFETY: the kernel takes exactly this length and reads as many bytes of `config`, which is borrowed for the call.
+    unsafe { request_ptr(request, tid, DISPATCH_BYTES, (&raw mut config).cast()) }.map(drop)
 }
 
 /// Flags that seccomp filter number `index` was installed with, as far as the kernel tells them (SECCOMP_FILTER_FLAG_LOG).

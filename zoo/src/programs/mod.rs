@@ -152,6 +152,7 @@ mod stack_deep;
 mod stack_grows;
 mod stop_signals;
 mod stopped_task;
+mod syscall_dispatch;
 mod tcp_closed;
 mod tcp_listen;
 mod threads_500;

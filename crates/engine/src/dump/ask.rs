@@ -3,9 +3,9 @@
 use super::freeze::Seen;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{limits, odds, seccomp, settings, signals, timers};
+use crate::task::{dispatch, limits, odds, seccomp, settings, signals, timers};
 use crate::{Result, together};
-use crust_image::proto::SignalQueueEntry;
+use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
 use crust_inject::{Job, Ran, SeizedProcess, SeizedThread, arch};
 use crust_kernel::kcmp::Shared;
@@ -37,6 +37,8 @@ pub(super) struct Asked {
     pub(super) seccomp: Vec<seccomp::Mode>,
     /// Id of its address space.
     pub(super) vm: u32,
+    /// Threads whose system calls can be sent to themselves.
+    pub(super) dispatch: HashMap<HostTid, CrustDispatch>,
 }
 
 /// What the tracer knows of a thread.
@@ -211,6 +213,7 @@ struct Prepared {
     on: Vec<(HostTid, PlanId)>,
     /// It has timers.
     timed: bool,
+    dispatch: HashMap<HostTid, CrustDispatch>,
 }
 
 impl Prepared {
@@ -219,14 +222,14 @@ impl Prepared {
         let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).collect();
         for thread in process.threads() {
             odds::refuse_worker(&seen.proc, thread)?;
-            settings::refuse_dispatch(thread.tid())?;
         }
+        let dispatch = dispatch::look(&tids)?;
         let mut program = Program::new();
         let descriptors = seen.proc.numbers("fd").during("listing descriptors")?;
         let cheap = descriptors.len() <= DESCRIPTORS_ASKED && !process.steps_plans()?;
         let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, cheap)?;
         let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
-        Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty() })
+        Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
 
     fn finish(
@@ -257,6 +260,7 @@ impl Prepared {
             group_stop: process.group_stop(),
             questions: self.questions,
             answers: Answers { ran },
+            dispatch: self.dispatch,
         })
     }
 }

@@ -1,6 +1,6 @@
 //! The look: every process of a frozen tree becomes image records. One plan runs inside each process for what only it can
 //! be asked; everything else is read from outside.
-use super::ask::{Answers, Asked, COMM_BYTES, Thread, ThreadQuestions};
+use super::ask::{Asked, COMM_BYTES, Thread, ThreadQuestions};
 use super::freeze::Seen;
 use super::waits::Wait;
 use crate::cgroup::look::{Groups, membership};
@@ -284,7 +284,7 @@ impl Threads<'_> {
         let both = self.asked.threads.get(i).zip(self.asked.questions.threads.get(i));
         let (t, q) = both.ok_or_else(|| Error::new(Kind::Internal, "a thread that was not asked"))?;
         let apart = self.apart(t);
-        let (tid, core) = look_thread(t, q, &self.asked.answers, self.process, self.p.waits.get(&t.tid))?;
+        let (tid, core) = look_thread(t, q, self.asked, self.process, self.p.waits.get(&t.tid))?;
         let groups = self.groups.then(|| membership(&self.p.proc, t.tid)).transpose()?;
         Ok(OneThread { apart, tid, core, groups })
     }
@@ -369,10 +369,11 @@ fn process_part(
 fn look_thread(
     t: &Thread,
     q: &ThreadQuestions,
-    a: &Answers,
+    asked: &Asked,
     process: &TaskCoreEntry,
     wait: Option<&Wait>,
 ) -> Result<(NsTid, CoreEntry)> {
+    let a = &asked.answers;
     let status = &t.status;
     let tid = inner_id(status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
     let read = |at: DataRef, len: usize| a.data(at, len);
@@ -404,8 +405,11 @@ fn look_thread(
             signature: rseq.signature,
             rseq_cs_pointer: None,
         }),
-        crust_settings: Some(settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?)
-            .filter(|s| *s != CrustThreadSettings::default()),
+        crust_settings: Some(CrustThreadSettings {
+            dispatch: asked.dispatch.get(&t.tid).copied(),
+            ..settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?
+        })
+        .filter(|s| *s != CrustThreadSettings::default()),
         ..Default::default()
     };
     let queues = [thread_core.signals_p.as_ref(), process.signals_s.as_ref()].map(|q| q.unwrap_or(&NO_SIGNALS));

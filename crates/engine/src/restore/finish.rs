@@ -4,7 +4,7 @@
 use super::tree::{Fate, Task, Tree};
 use super::waits::{self, Renewed};
 use crate::error::{Error, Kind, OnObject, ResultExt};
-use crate::task::{ended, regs, signals};
+use crate::task::{dispatch, ended, regs, signals};
 use crate::{Result, Stage};
 use crust_inject::arch::regs as inject;
 use crust_kernel::procfs::{ProcDir, Stat};
@@ -115,7 +115,9 @@ fn set_state(
     ptrace::set_regset(tid, RegSet::XState, &xstate).during("setting floating point registers")?;
     let mask =
         core.thread_core.as_ref().and_then(|t| t.blk_sigset).or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
-    ptrace::set_sigmask(tid, mask).during("setting the signal mask")
+    ptrace::set_sigmask(tid, mask).during("setting the signal mask")?;
+    let settings = core.thread_core.as_ref().and_then(|t| t.crust_settings.as_ref());
+    settings.and_then(|s| s.dispatch).map_or(Ok(()), |want| dispatch::set(tid, want))
 }
 
 pub(super) fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {

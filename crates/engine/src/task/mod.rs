@@ -1,5 +1,6 @@
 //! Tasks: what resource modules see of one process while it is looked at, and the modules for task state.
 pub mod creds;
+pub mod dispatch;
 pub mod ended;
 pub mod limits;
 pub mod odds;

@@ -5,7 +5,7 @@
 //! They are asked and set by the thread itself, as a part of its plan, and kept in fields of our own, which CRIU skips.
 //! What differs from nothing is recorded only: no record means that the setting is as every program has it.
 use crate::error::ResultExt;
-use crate::{Error, Kind, Result};
+use crate::{Error, Result};
 use crust_image::proto::{CrustProcessSettings, CrustThreadSettings};
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program, Slot};
 use crust_kernel::procfs::{ProcDir, Status};
@@ -208,6 +208,7 @@ pub fn thread(
         memory_policy: Some(mode).filter(|&m| m != 0),
         memory_nodes: if mode == 0 { None } else { Some(trimmed(read(asked.policy_nodes, known().node_bytes)?)) },
         deadline: (policy == SCHED_DEADLINE).then_some(attr),
+        dispatch: None,
     })
 }
 
@@ -384,28 +385,10 @@ pub fn set_coredump_filter(want: &CrustProcessSettings) -> Result<()> {
     std::fs::write(path, format!("{filter:#x}")).during("setting the core dump filter")
 }
 
-/// Refuses what would make every call of ours a signal: syscall user dispatch.
-///
-/// # Errors
-/// `Unsupported`, naming the thread.
-pub fn refuse_dispatch(tid: crust_kernel::HostTid) -> Result<()> {
-    match crust_kernel::ptrace::dispatches_syscalls(tid) {
-        Ok(true) => Err(Error::unsupported(
-            format!("thread {tid} has system calls sent to itself (syscall user dispatch)"),
-            "dump it while PR_SET_SYSCALL_USER_DISPATCH is off",
-        )),
-        // Before Linux 6.4 nobody can be asked.
-        Ok(false) | Err(rustix::io::Errno::IO) => Ok(()),
-        Err(e) => Err(Error::kernel("PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG", e)).map_err(|e| match e.errno() {
-            Some(rustix::io::Errno::SRCH) => e.kind_is(Kind::TargetChanged),
-            _ => e,
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Kind;
 
     #[test]
     fn lists_of_processors() {
