@@ -34,12 +34,13 @@ const NO_UNSAFE: [&str; 2] = ["crates/image/src/lib.rs", "crates/rpc/src/lib.rs"
 /// What every room of the engine may import; the journeys (dump, restore, check) import the rooms, never the reverse.
 /// Of other rooms only these: the task being looked at, the search for an instruction that restore needs twice, and the
 /// trait by which memory asks the files for a record without knowing them.
-const SHARED: [&str; 13] = [
+const SHARED: [&str; 14] = [
     "error",
     "events",
     "fault",
     "images",
     "options",
+    "plugins",
     "task::Target",
     "task::regs",
     "memory::FileIds",

@@ -7,6 +7,7 @@ use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
 use crate::memory::{self, Ahead, PageCount, PagesDump};
 use crate::options::After;
+use crate::plugins::{self, Hook, Plugins};
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces, together};
 use crust_image::ImageKind;
 use crust_image::proto::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
@@ -14,6 +15,7 @@ use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::{Deadline, NsTid};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{self, TryRecvError, TrySendError};
 use std::time::{Duration, Instant};
 
@@ -123,6 +125,10 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     };
     let out = out.at(Stage::Write)?;
     estimate::check(root, &out).at(Stage::Write)?;
+    let until = opts.timeout.map_or(LOOK_LIMIT, |t| t.saturating_sub(clock.started.elapsed()));
+    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Dump, Deadline::after(until))
+        .and_then(|all| all.tell(Hook::PauseDevices, opts.pid).map(|()| Arc::new(all)))
+        .map_err(|e| e.at(Stage::Find).state(UNTOUCHED))?;
     events.notify(Event::PreDump, Some(opts.pid), None)?;
     clock.done("find");
 
@@ -135,11 +141,15 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     clock.done("freeze");
 
     let found = freezer.as_ref().map(Freezer::as_found);
-    let saved = save(&mut tree, opts, out, found, events, &mut report, &mut clock);
+    let saved = save(&mut tree, opts, (out, &plugins), found, events, &mut report, &mut clock);
     let committed = match saved {
         Ok(committed) => committed,
         // Whatever went wrong: the tree first, then the words.
-        Err(e) => return Err(roll_back(tree, opts, events, e)),
+        Err(e) => {
+            let e = roll_back(tree, opts, events, e);
+            plugins.end(false);
+            return Err(e);
+        }
     };
     // Neither the tree nor its freeze waits for this; a dying tree, whose memory takes time to go, is waited for behind it.
     let hash = || {
@@ -162,6 +172,7 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         hash();
         clock.done("hash");
     }
+    plugins.end(true);
     report.phases = clock.phases;
     log::info!("dumped {} tasks, {} threads in {:?}", report.tasks, report.threads, clock.started.elapsed());
     Ok(report)
@@ -199,7 +210,7 @@ fn refuse_options(opts: &Options) -> Result<()> {
 fn save(
     tree: &mut FrozenTree,
     opts: &Options,
-    out: Partial,
+    (out, plugins): (Partial, &Arc<Plugins>),
     freezer: Option<&AsFound>,
     events: &mut dyn Events,
     report: &mut DumpReport,
@@ -209,6 +220,10 @@ fn save(
     events.notify(Event::NetworkLock, Some(opts.pid), None)?;
     let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
     let mut cx = Collected::new(opts);
+    cx.files.use_plugins(plugins.clone());
+    for process in tree.processes.iter().filter(|p| p.seized.is_some()) {
+        plugins.tell(Hook::CheckpointDevices, process.seen.pid.as_raw()).at(Stage::Look)?;
+    }
     let mut memory = MemoryWriter::new(&out);
     let mut looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
     show_files(&mut looked, &mut cx).at(Stage::Look)?;

@@ -15,6 +15,7 @@ pub mod memory;
 pub mod namespaces;
 pub mod needs;
 pub mod options;
+pub mod plugins;
 pub mod restore;
 pub mod task;
 pub(crate) mod together;

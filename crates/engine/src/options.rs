@@ -139,6 +139,8 @@ pub struct Options {
     pub cgroup_props_file: Option<PathBuf>,
     pub cgroup_dump_controllers: Vec<String>,
     pub external: Vec<String>,
+    /// Sockets of plugins: paths, or abstract names behind `@`.
+    pub plugins: Vec<String>,
     pub enable_external_sharing: bool,
     pub enable_external_masters: bool,
     /// The caller does not wait for the tree.

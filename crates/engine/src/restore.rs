@@ -4,6 +4,7 @@ use crate::clock::Clock;
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
+use crate::plugins::{self, Hook, Plugins};
 use crate::task::{creds, limits, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
@@ -77,10 +78,24 @@ struct Plan {
 /// # Errors
 /// Any error leaves no task of the tree behind.
 pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport> {
-    let mut clock = Clock::start();
+    let clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
     refuse_options(opts)?;
-    let (mut plan, mut groups) = begin(opts, events, &mut clock)?;
+    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Restore, Deadline::at(deadline))
+        .map_err(|e| e.at(Stage::Read).state("nothing was created"))?;
+    let done = restore_with(&plugins, opts, events, clock, deadline);
+    plugins.end(done.is_ok());
+    done
+}
+
+fn restore_with(
+    plugins: &Plugins,
+    opts: &Options,
+    events: &mut dyn Events,
+    mut clock: Clock,
+    deadline: Instant,
+) -> Result<RestoreReport> {
+    let (mut plan, mut groups) = begin(plugins, opts, events, &mut clock)?;
     let pid = plan.tree.tasks[0].pid.as_raw();
     let arena = Arena::new(plan.tree.tasks.len())?;
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
@@ -118,6 +133,9 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let ready = finish::complete(&processes, &traced, part, Deadline::at(deadline))
         .map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     clock.done("swap");
+    for p in &processes {
+        plugins.tell(Hook::ResumeDevicesLate, p.pid.as_raw()).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
+    }
     // As CRIU has it, a refusal from here on is only logged.
     for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
         if let Err(e) = events.notify(event, Some(pid), None) {
@@ -155,14 +173,21 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
 }
 
 /// Reads and checks everything. Control groups are there then, and nothing else is.
-fn begin(opts: &Options, events: &mut dyn Events, clock: &mut Clock) -> Result<(Plan, Option<Groups>)> {
-    let (plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
+fn begin(
+    plugins: &Plugins,
+    opts: &Options,
+    events: &mut dyn Events,
+    clock: &mut Clock,
+) -> Result<(Plan, Option<Groups>)> {
+    let (mut plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
     clock.done("read");
     if let Some(groups) = &mut groups {
         // Files in them are looked for below. What is made here goes again if anything fails.
         prepare(groups, &plan).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
     }
-    check(&plan, opts).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
+    let created = "nothing was created";
+    check(&plan, plugins, opts).map_err(|e| e.at(Stage::Check).state(created))?;
+    plan.files.ask_plugins(plugins, &plan.source).map_err(|e| e.at(Stage::Check).state(created))?;
     clock.done("check");
     events.notify(Event::PreRestore, None, None)?;
     Ok((plan, groups))
@@ -364,11 +389,11 @@ fn settle(groups: &mut Groups, tree: &Tree) -> Result<()> {
 }
 
 /// Everything that would fail later, asked now and told at once.
-fn check(plan: &Plan, opts: &Options) -> Result<()> {
+fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
     let mut errors: Vec<Error> = ids::check_free(&plan.tree.all_ids()).into_iter().collect();
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
-    errors.extend(plan.files.check(opts));
+    errors.extend(plan.files.check(opts, plugins));
     let may_set_loginuid = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 30) != 0);
     let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
     if plan.duties.iter().any(Option::is_some) {

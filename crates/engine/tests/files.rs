@@ -116,7 +116,7 @@ fn restore(case: &Case, dir: &Path) -> ! {
         })
         .collect();
     let mut files = FileImages::read(&source, &tasks).unwrap_or_else(|e| fail(e));
-    if let Some(e) = crust_engine::Error::all(files.check(&opts)) {
+    if let Some(e) = crust_engine::Error::all(files.check(&opts, &crust_engine::plugins::Plugins::none())) {
         fail(e)
     }
     let base = files.first_service_fd();

@@ -173,6 +173,8 @@ kinds! {
     NetnsCt = "" 0, "netns-ct-" Dec ".img", "" None;
     /// Connection tracking expectations, netlink messages.
     NetnsExp = "" 0, "netns-exp-" Dec ".img", "" None;
+    /// What a plugin of crust's gave to keep for one file, in the plugin's own format.
+    PluginData = "" 0, "plugin-" Dec ".img", "" None;
     /// The processor.
     Cpuinfo = "CPUINFO" 0x61404013, "cpuinfo" No ".img", "cpuinfo_entry" None;
     /// Statistics of a dump (service file).

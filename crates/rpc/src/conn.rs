@@ -65,13 +65,26 @@ impl Connection {
     /// # Errors
     /// As there.
     pub fn receive_at_most<M: Message + Default>(&self, most: usize) -> io::Result<Packet<M>> {
+        let (packet, mut fds) = self.receive_all(most)?;
+        Ok(match packet {
+            Packet::Message(message, _) if !fds.is_empty() => Packet::Message(message, Some(fds.swap_remove(0))),
+            packet => packet,
+        })
+    }
+
+    /// The same with all descriptors that came beside the packet (up to 16), which itself has none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn receive_all<M: Message + Default>(&self, most: usize) -> io::Result<(Packet<M>, Vec<OwnedFd>)> {
+        let garbage = |what: String| Ok((Packet::Garbage(what), Vec::new()));
         let mut none = [0u8; 0];
         let peek = RecvFlags::PEEK | RecvFlags::TRUNC;
         let (_, len) = retry_on_intr(|| recv(&self.socket, &mut none[..], peek))?;
         if len > most {
             let mut scrap = [0u8; 1];
             retry_on_intr(|| recv(&self.socket, &mut scrap[..], RecvFlags::empty()))?;
-            return Ok(Packet::Garbage(format!("a packet of {len} bytes; {most} are allowed")));
+            return garbage(format!("a packet of {len} bytes; {most} are allowed"));
         }
         let mut bytes = vec![0u8; len.max(1)];
         // Room for a few descriptors: what a client sends too many is received, closed, and never left in a queue.
@@ -88,15 +101,14 @@ impl Connection {
             }
         }
         if got.bytes == 0 && fds.is_empty() {
-            return Ok(Packet::Closed);
+            return Ok((Packet::Closed, fds));
         }
         if got.flags.contains(ReturnFlags::TRUNC) {
-            return Ok(Packet::Garbage("the packet grew while it was read".to_owned()));
+            return garbage("the packet grew while it was read".to_owned());
         }
-        let fd = if fds.is_empty() { None } else { Some(fds.swap_remove(0)) };
         match M::decode(bytes.get(..got.bytes).unwrap_or_default()) {
-            Ok(message) => Ok(Packet::Message(message, fd)),
-            Err(e) => Ok(Packet::Garbage(e.to_string())),
+            Ok(message) => Ok((Packet::Message(message, None), fds)),
+            Err(e) => garbage(e.to_string()),
         }
     }
 

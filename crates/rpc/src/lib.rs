@@ -1,4 +1,4 @@
-//! CRIU's RPC: the schema, SEQPACKET framing, and a blocking client that speaks it field by field. Programs that want to
+//! CRIU's RPC, and what is spoken with plugins: the schemas, SEQPACKET framing, and a blocking client that speaks it field by field. Programs that want to
 //! checkpoint and restore use `crust-client`, which is made of this.
 //!
 //! One packet is one message; there is no length in front. A server reads [`Request`]s and writes [`Response`]s:
@@ -22,6 +22,12 @@ pub use schema::*;
 #[allow(missing_docs, unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated; see rpc.proto")]
 mod schema {
     include!(concat!(env!("OUT_DIR"), "/crust.rpc.rs"));
+}
+
+/// What crust and plugins say to each other, as `proto/plugin.proto` declares it; told in docs/plugins.md.
+#[allow(missing_docs, unreachable_pub, clippy::allow_attributes_without_reason, reason = "generated; see plugin.proto")]
+pub mod plugin {
+    include!(concat!(env!("OUT_DIR"), "/crust.plugin.rs"));
 }
 
 /// Largest packet either side accepts. CRIU has no limit; its largest known request is a few KiB, and a kernel socket

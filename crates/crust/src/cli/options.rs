@@ -222,7 +222,7 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
     row("cpu-cap", None, Arg::Optional("CAPS"), Both, In::Generic, Effect::MayValue(cpu_cap),
         "what of the CPU must match: fpu, ins, cpu, all, none, each also as ^X (default: fpu,ins; bare: all)"),
     value("libdir", Some('L'), "DIR", Both, In::Generic, |s, v| path_into(&mut s.libdir, v),
-        "directory of plugins; crust knows none, so it must hold none"),
+        "directory of CRIU's plugins, which cannot be loaded: it must hold none (see --plugin)"),
     value("close", None, "FD", All, In::Generic, |s, v| {
         s.close_fds.push(number(v)?);
         Ok(())
@@ -291,6 +291,8 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
          pid[INO]:KEY, veth[IF]:OUT, macvlan[IF]:OUT, netdev[IF]:OUT; may be repeated"),
     value("inherit-fd", None, "fd[N]:RES", Restore, In::External, inherit_fd,
         "our descriptor N stands for RES: tty[..], pipe:[..], socket:[..], file[..], a path, or an external key"),
+    value("plugin", None, "SOCKET", Both, In::External, plugin,
+        "ask the plugin that listens at this unix socket (`@NAME`: an abstract one) to save and restore what crust cannot").ours(),
     row("ext-unix-sk", Some('x'), Arg::Optional("INODES"), Dump, In::External, Effect::MayValue(ext_unix_sk),
         "allow unix sockets whose peers are outside the tree; with inodes, only those"),
     value("ext-mount-map", Some('M'), "KEY:VAL", Both, In::External, ext_mount_map,
@@ -633,6 +635,17 @@ fn join_ns(s: &mut Settings, v: &OsStr) -> Result<(), String> {
         return Err("the namespace's file or pid is missing".to_owned());
     }
     s.engine.join_ns.push(JoinNs { ns: ns.to_owned(), file: file.to_owned(), extra });
+    Ok(())
+}
+
+/// A path is one where the option is given, wherever we work later.
+fn plugin(s: &mut Settings, v: &OsStr) -> Result<(), String> {
+    let text = v.to_str().filter(|t| !t.is_empty()).ok_or("a path, or `@` and a name, is expected")?;
+    let address = match std::path::absolute(text) {
+        Ok(path) if !text.starts_with('@') => path.to_string_lossy().into_owned(),
+        _ => text.to_owned(),
+    };
+    s.engine.plugins.push(address);
     Ok(())
 }
 

@@ -173,6 +173,10 @@ fn fields(o: &mut Opts, s: &mut Settings) -> Result<()> {
         }
         e.empty_ns |= ns;
     }
+    if let Some(name) = o.crust_plugins.iter().find(|name| !name.starts_with(['/', '@'])) {
+        return Err(bad(format!("crust_plugins: {name} is neither an absolute path nor an abstract name behind `@`")));
+    }
+    e.plugins.append(&mut o.crust_plugins);
     cgroups(o, s)?;
     old_forms(o, s);
     let e = &mut s.engine;

@@ -26,6 +26,7 @@ mod owners;
 mod packet;
 mod pidfd;
 mod pipe;
+mod plugged;
 mod procfs;
 mod regular;
 mod restore;
@@ -96,8 +97,11 @@ static KINDS: &[&FdKind] = &[
 ];
 
 /// The kind of a record.
-fn kind_of_type(fd_type: i32) -> Option<&'static FdKind> {
-    KINDS.iter().copied().find(|k| k.fd_type as i32 == fd_type)
+fn kind_of(e: &FileEntry) -> Option<&'static FdKind> {
+    if e.ext.as_ref().is_some_and(|ext| ext.crust_mqueue.is_none()) {
+        return Some(&plugged::KIND);
+    }
+    KINDS.iter().copied().find(|k| k.fd_type as i32 == e.r#type)
 }
 
 /// For kinds whose files stand alone.

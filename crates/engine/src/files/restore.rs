@@ -5,10 +5,10 @@
 //! forks, inherited at high numbers and put into place by each task.
 use super::pipe::PipeContent;
 use super::{
-    FdKind, SERVICE_NUMBERS, epoll, fanotify, inotify, kind_of_type, locks, owners, pidfd, procfs, regular, tty, unix,
-    watch,
+    FdKind, SERVICE_NUMBERS, epoll, fanotify, inotify, kind_of, locks, owners, pidfd, procfs, regular, tty, unix, watch,
 };
 use crate::images::Source;
+use crate::plugins::Plugins;
 use crate::{Error, Kind, Options, Result, ResultExt};
 use crust_image::proto::{
     FdinfoEntry, FileEntry, FileLockEntry, FownEntry, FsEntry, GhostFileEntry, MemfdInodeEntry, PipeDataEntry,
@@ -227,7 +227,7 @@ impl FileImages {
     fn plan(&mut self, tasks: &[TaskFiles]) -> Result<()> {
         let mut unit_of_key: HashMap<(i32, u64), usize> = HashMap::new();
         for (id, entry) in &self.files {
-            let Some(kind) = kind_of_type(entry.r#type) else { continue };
+            let Some(kind) = kind_of(entry) else { continue };
             let unit = match (kind.group)(entry, self) {
                 Some(key) => *unit_of_key.entry((entry.r#type, key)).or_insert_with(|| {
                     self.units.push(Unit::default());
@@ -335,7 +335,7 @@ impl FileImages {
     }
 
     /// A descriptor of file `id`, for messages.
-    fn holder_of(&self, id: u32) -> Option<String> {
+    pub(super) fn holder_of(&self, id: u32) -> Option<String> {
         let at = |(table, entries): (&u32, &Vec<FdinfoEntry>)| Some((*table, entries.iter().find(|e| e.id == id)?.fd));
         let (table, fd) = self.tables.iter().find_map(at)?;
         let pid = self.table_of.iter().filter(|(_, t)| **t == table).map(|(pid, _)| *pid).min()?;
@@ -343,14 +343,14 @@ impl FileImages {
     }
 
     /// Everything that would make the restore of files fail, asked before anything is made.
-    pub fn check(&self, opts: &Options) -> Vec<Error> {
+    pub fn check(&self, opts: &Options, plugins: &Plugins) -> Vec<Error> {
         let mut errors = self.check_ttys(opts);
         errors.extend(self.check_unix(opts));
         let terminals = tty::path_records(self.files.values());
         let mut asked = regular::Asked::default();
         for (id, entry) in &self.files {
             let before = errors.len();
-            if kind_of_type(entry.r#type).is_none() {
+            if kind_of(entry).is_none() {
                 let name = crust_image::proto::FdTypes::try_from(entry.r#type)
                     .map_or_else(|_| format!("type {}", entry.r#type), |t| t.as_str_name().to_owned());
                 errors.push(Error::unsupported(
@@ -362,6 +362,7 @@ impl FileImages {
                 regular::check(reg, self, opts, &mut asked, &mut errors);
             }
             super::mqueue::check(entry, &mut errors);
+            errors.extend(super::plugged::check(entry, plugins));
             if errors.len() > before
                 && let Some(holder) = self.holder_of(*id)
             {
@@ -410,6 +411,18 @@ impl FileImages {
             );
         }
         errors
+    }
+
+    /// All records of open files, by id.
+    pub(super) fn files(&self) -> &BTreeMap<u32, FileEntry> {
+        &self.files
+    }
+
+    /// Keeps a copy of a descriptor that is to stand for the resource `key`.
+    pub(super) fn give(&mut self, key: String, fd: &OwnedFd) -> Result<()> {
+        let copy = rustix::io::fcntl_dupfd_cloexec(fd, self.base).during("copying a descriptor")?;
+        self.state.inherited.insert(key, copy);
+        Ok(())
     }
 
     /// The descriptor the caller gave us for `key`, once [`FileImages::open_shared`] has taken it.
@@ -779,7 +792,7 @@ impl Opener<'_> {
         let entries: Vec<&FileEntry> = ids.iter().filter_map(|id| self.images.files.get(id)).collect();
         let kind: &FdKind = entries
             .first()
-            .and_then(|e| kind_of_type(e.r#type))
+            .and_then(|e| kind_of(e))
             .ok_or_else(|| Error::bad_image("files.img", format!("file {ids:?} is missing or of an unknown kind")))?;
         log::trace!("opening {} {ids:?}", kind.name);
         (kind.open)(&entries, self)

@@ -5,6 +5,7 @@ use super::regular::SpecialKey;
 use super::{KINDS, SERVICE_NUMBERS, ghost::Ghost, locks};
 use crate::images::{Outlet, Partial};
 use crate::memory::PageCount;
+use crate::plugins::Plugins;
 use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt, fault, together};
 use crust_image::proto::{
@@ -22,6 +23,7 @@ use rustix::io::Errno;
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 /// Copies bytes of a file to an image, inside the kernel where it can.
 pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) -> Result<()> {
@@ -137,6 +139,9 @@ pub(super) struct Records<'o> {
     pub(super) dead_pids: BTreeSet<i32>,
     /// Names made by `--link-remap`.
     pub(super) links_made: Vec<Vec<u8>>,
+    /// Who may know what we do not, and what they gave to keep.
+    pub(super) plugins: Option<Arc<Plugins>>,
+    pub(super) kept: super::plugged::Kept,
 }
 
 impl Records<'_> {
@@ -213,6 +218,8 @@ impl<'o> FileTable<'o> {
             root: None,
             dead_pids: BTreeSet::new(),
             links_made: Vec::new(),
+            plugins: None,
+            kept: Vec::new(),
         };
         let together = most_together();
         Self {
@@ -234,6 +241,11 @@ impl<'o> FileTable<'o> {
     /// Nothing is stopped: what waits in sockets comes and goes, and is not looked at.
     pub fn leave_queues(&mut self) {
         self.records.running = true;
+    }
+
+    /// Offers what is not known here to plugins.
+    pub fn use_plugins(&mut self, plugins: Arc<Plugins>) {
+        self.records.plugins = Some(plugins);
     }
 
     /// Looks at every descriptor of a task. Returns the id of its table (`files_id`); tasks that share a table
@@ -494,6 +506,7 @@ impl<'o> FileTable<'o> {
             out.put_all(ImageKind::TtyInfo, 0, &r.tty_info)?;
         }
         super::bpfmap::write(&r.bpf_maps, out)?;
+        super::plugged::write(&r.kept, out)?;
         let pages = super::memfd::write(&r.memfds, out)?;
         for ghost in &r.ghosts {
             ghost.write(out)?;
@@ -578,11 +591,9 @@ impl Drop for MadeLinks {
     }
 }
 
-/// Asks the kind that recognises the descriptor for its record.
+/// Asks the kind that recognises the descriptor for its record, or the plugins if there is none.
 fn dump_file(view: &FdView<'_>, id: u32, records: &mut Records<'_>) -> Result<i32> {
-    let Some(kind) = KINDS.iter().find(|k| (k.recognise)(view)) else {
-        return Err(unknown(view));
-    };
+    let kind = KINDS.iter().copied().find(|k| (k.recognise)(view)).unwrap_or(&super::plugged::KIND);
     let mut entry = (kind.dump)(view, id, records)?;
     entry.r#type = kind.fd_type as i32;
     entry.id = id;
@@ -592,7 +603,7 @@ fn dump_file(view: &FdView<'_>, id: u32, records: &mut Records<'_>) -> Result<i3
 }
 
 /// The error for a descriptor of no known kind: what it is, and what to do.
-fn unknown(view: &FdView<'_>) -> Error {
+pub(super) fn unknown(view: &FdView<'_>) -> Error {
     let name = view.name();
     let what = match view.file_type() {
         libc::S_IFCHR => {
@@ -605,11 +616,11 @@ fn unknown(view: &FdView<'_>) -> Error {
     };
     let help = if view.is_path() {
         format!(
-            "close it before the dump, or name it with `--external file[{:x}:{:x}]`",
+            "close it before the dump, name it with `--external file[{:x}:{:x}]`, or have a plugin save it (--plugin)",
             view.info.mnt_id, view.stat.st_ino
         )
     } else {
-        "close it before the dump".to_owned()
+        "close it before the dump, or have a plugin save it (--plugin)".to_owned()
     };
     Error::unsupported(what, help).on(view.object())
 }

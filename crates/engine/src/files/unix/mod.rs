@@ -8,7 +8,7 @@ mod queue;
 
 use super::look::FdView;
 use super::table::{FileTable, Records, UnderWay};
-use super::{FdKind, sockopt};
+use super::{FdKind, plugged, sockopt};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, FilePermsEntry, ScmEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
 use crust_kernel::sock_diag::{self, UnixSocket, option};
@@ -218,6 +218,17 @@ fn unreachable(ino: u32, peer: u32, all: Option<&HashMap<u32, UnixSocket>>) -> O
     })
 }
 
+/// The error for a connection to somebody outside of the tree.
+fn stranger(ino: u32, peer: u32) -> Error {
+    Error::unsupported(
+        format!("unix socket {ino} is connected, and its peer {peer} belongs to no task in the tree"),
+        format!(
+            "dump from the common parent, close the connection before the dump, have a plugin join it again (--plugin), or \
+             pass `--ext-unix-sk={ino}` here and `--inherit-fd fd[N]:socket:[{ino}]` to restore"
+        ),
+    )
+}
+
 /// The error for data that wait in a socket which the caller will replace.
 fn unread(ino: u32, all: Option<&HashMap<u32, UnixSocket>>) -> Option<Error> {
     let waiting = all?.get(&ino)?.waiting;
@@ -288,16 +299,14 @@ impl FileTable<'_> {
                     }
                     given.insert(*peer);
                 }
-                (None, _) => errors.push(
-                    Error::unsupported(
-                        format!("unix socket {ino} is connected, and its peer {peer} belongs to no task in the tree"),
-                        format!(
-                            "dump from the common parent, close the connection before the dump, or pass \
-                             `--ext-unix-sk={ino}` here and `--inherit-fd fd[N]:socket:[{ino}]` to restore"
-                        ),
-                    )
-                    .on(object.clone()),
-                ),
+                (None, _) => match plugged::offer_socket(*ino, object, r) {
+                    Ok(true) => {
+                        errors.extend(unread(*ino, r.unix.as_ref()).map(|e| e.on(object.clone())));
+                        given.insert(*peer);
+                    }
+                    Ok(false) => errors.push(stranger(*ino, *peer).on(object.clone())),
+                    Err(e) => errors.push(e.on(object.clone())),
+                },
             }
         }
         // CRIU looks for a peer among the sockets it has read already.

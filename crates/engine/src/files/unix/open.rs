@@ -106,7 +106,7 @@ impl FileImages {
         let sockets = self.unix.by_ino.values().filter_map(|id| self.unix_by_id(*id));
         let lost = sockets.filter(|s| {
             let peer = self.unix.by_ino(s.peer).and_then(|id| self.unix_by_id(id));
-            peer.is_some_and(|p| p.uflags & EXTERN != 0 && p.name.is_empty())
+            s.crust_plugin.is_none() && peer.is_some_and(|p| p.uflags & EXTERN != 0 && p.name.is_empty())
         });
         let missing = lost.map(key_of).filter(|key| !opts.inherit_fds.iter().any(|i| i.key == *key));
         missing.map(|key| missing_external(&key)).collect()
