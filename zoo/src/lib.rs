@@ -21,6 +21,11 @@ pub use zoo::{Seat, Zoo};
 /// Stands for a newline inside the fields of a line that goes to the box.
 pub const LINE_BREAK: &str = "\u{1e}";
 
+/// How many of something a program has: what the variable `name` says, or else `few`, so that all tests together stay short.
+pub fn size(name: &str, few: usize) -> usize {
+    std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(few)
+}
+
 /// The value, or the end of a program that could not set up its state: the panic is in the log that the harness shows.
 pub fn must<T, E: std::fmt::Debug>(result: Result<T, E>) -> T {
     result.unwrap_or_else(|e| panic!("{e:?}"))

@@ -168,6 +168,7 @@ macro_rules! programs {
             apart held_pipe;
             refused refused_bpf_program;
             apart vfork_ends;
+            apart vfork_storm;
             refused refused_fd_high;
             refused refused_inotify_events;
             refused refused_io_uring;

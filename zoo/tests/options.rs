@@ -387,3 +387,45 @@ fn a_vfork_that_ends_is_waited_for() {
         finish(room, root, 2)
     });
 }
+
+/// Nobody of a tree is held while whoever waits for him in a vfork cannot be stopped.
+#[test]
+fn a_vfork_storm_is_frozen() {
+    with("vfork_storm", |case, room, root, tool| {
+        for round in 1..=2 {
+            let images = format!("images.{round}");
+            case.dump(room, root, tool, &images, &["--timeout", "60"], &[])?;
+            expect_gone(room, root)?;
+            case.restore(room, tool, &images)?;
+            check_round(room, round)?;
+            room.await_file(&format!("ready.{}", round + 1), &[])?;
+        }
+        finish(room, root, 3)
+    });
+}
+
+/// A dump takes a few descriptors for the processes that it is just looking at, and none for the others.
+#[test]
+fn many_processes_take_few_descriptors() {
+    with("children_1000", |case, room, root, tool| {
+        let argv = case.dump_argv(room, root, tool, "images", &[])?;
+        let limited = |limit| format!("ulimit -n {limit}; exec \"$@\"");
+        let run = |room: &mut Room, limit: u32| {
+            let limited = limited(limit);
+            let argv: Vec<&str> =
+                ["/bin/sh", "-c", &limited, "sh"].into_iter().chain(argv.iter().map(String::as_str)).collect();
+            room.run(&argv, &[], "images.dump.out")
+        };
+        if run(room, 24)? == 0 {
+            return Err("a dump cannot do with 24 descriptors".into());
+        }
+        expect_text(room, "images.dump.out", "ulimit -Hn")?;
+        if run(room, 256)? != 0 {
+            return Err("the dump failed".into());
+        }
+        expect_gone(room, root)?;
+        case.restore(room, tool, "images")?;
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}

@@ -63,8 +63,9 @@ pub struct DumpReport {
     pub phases: Vec<(&'static str, Duration)>,
 }
 
-/// Room in our own table: two for each of a thousand processes, and a batch of copies.
-const DESCRIPTORS: i32 = 2560;
+/// Room in our own table: a few for each of the processes that are looked at together, and a batch of copies. How many there
+/// are in the tree does not matter.
+const DESCRIPTORS: i32 = 1024;
 
 /// Checkpoints the tree below `opts.pid` into `opts.images_dir`.
 ///
@@ -303,6 +304,7 @@ fn look_at_all(
             if l.clean {
                 write_process(memory, seen[i], &l).at(Stage::Write)?;
             }
+            seen[i].proc.rest();
             looked.push(l);
             events.progress("processes", i as u64 + 1, seen.len() as u64);
             cancelled(events)
@@ -474,9 +476,8 @@ impl<'a> MemoryWriter<'a> {
         let Some(mm) = &l.mm else { return Ok(()) };
         let started = Instant::now();
         let ns_pid = l.cores[0].0;
-        let target = crate::task::Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
         self.put(ImageKind::Pagemap, ns_pid.as_raw() as u64, |file, ahead| {
-            memory::dump_pages_into(&target, mm, file, ahead).on_task(p.pid.as_raw())
+            memory::dump_pages_into(&p.proc, mm, file, ahead).on_task(p.pid.as_raw())
         })?;
         self.took += started.elapsed();
         Ok(())

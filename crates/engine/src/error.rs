@@ -272,7 +272,8 @@ impl Error {
 
     /// The advice: the exact one, else the kind's.
     pub fn advice(&self) -> &str {
-        self.0.help.as_deref().unwrap_or_else(|| self.0.kind.help())
+        let standing = if self.0.errno == Some(Errno::MFILE) { crust_inject::MORE_FILES } else { self.0.kind.help() };
+        self.0.help.as_deref().unwrap_or(standing)
     }
 }
 

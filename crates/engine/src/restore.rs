@@ -225,6 +225,7 @@ fn fork_root(
         fill_threads: if ids::keep_clear(&plan.tree.all_ids()) { 0 } else { 1 },
         common: &common,
         held: memory::Held::default(),
+        meeting: build::Meeting::new(&plan.tree, &plan.duties),
     };
     let clocks = namespaces::time::enter(&plan.source).map_err(|e| e.at(Stage::Build))?;
     let root = build::fork_root(&mut cx).map_err(|e| e.at(Stage::Build))?;

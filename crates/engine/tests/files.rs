@@ -233,7 +233,7 @@ fn look(pids: &[HostTid], report: &OwnedFd, case: &Case) -> BTreeMap<(usize, u32
         let link = String::from_utf8_lossy(&proc.readlink(&format!("fd/{fd}")).unwrap()).into_owned();
         let text = proc.read_text(&format!("fdinfo/{fd}")).unwrap();
         let info = FdInfo::parse(text.clone()).unwrap();
-        let stat = rustix::fs::statat(&proc, format!("fd/{fd}"), rustix::fs::AtFlags::empty()).unwrap();
+        let stat = proc.stat_file(&format!("fd/{fd}")).unwrap();
         let count = inodes.len();
         let class = *inodes.entry(stat.st_ino).or_insert(count);
         // The first descriptor that is the same open file.

@@ -102,7 +102,7 @@ impl Held {
         let flags = rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::RDWR;
         let file = rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
         let mut out = Outlet::from(std::fs::File::from(file.try_clone().unwrap()));
-        let dump = self.with(|t| memory::dump_pages(t, mm, &mut out).unwrap());
+        let dump = self.with(|t| memory::dump_pages(t.proc, mm, &mut out).unwrap());
         let mut bytes = Vec::new();
         std::fs::File::from(file).read_to_end(&mut bytes).unwrap();
         assert_eq!(bytes.len(), dump.written as usize * PAGE);
@@ -479,7 +479,7 @@ fn round_trip(held: &Held, dir: &Path, park_all: bool) -> u64 {
     let create =
         |name: &str| std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(dir.join(name)).unwrap();
     std::fs::write(dir.join("mm-1.img"), crust_image::encode_one(ImageKind::Mm, &mm.record()).unwrap()).unwrap();
-    let dump = held.with(|t| memory::dump_pages(t, &mm, &mut Outlet::from(create("pages-1.img")))).unwrap();
+    let dump = held.with(|t| memory::dump_pages(t.proc, &mm, &mut Outlet::from(create("pages-1.img")))).unwrap();
     std::fs::write(dir.join("pagemap-1.img"), dump.pagemap(ImageKind::Pagemap, 1).unwrap()).unwrap();
     let mut shared = SharedMemory::default();
     held.with(|t| shared.collect(t, &mm)).unwrap();

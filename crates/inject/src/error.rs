@@ -44,6 +44,10 @@ pub struct Error {
     errno: Option<Errno>,
 }
 
+/// Advice for `EMFILE`.
+pub const MORE_FILES: &str =
+    "give crust itself more open files: a hard limit (`ulimit -Hn`) of 1024 is enough for any number of processes";
+
 impl Error {
     pub(crate) fn new(kind: Kind, task: HostTid, what: impl Into<String>) -> Self {
         Self { kind, task, what: what.into(), errno: None }
@@ -90,6 +94,7 @@ impl Error {
     /// What to do about it.
     pub fn help(&self) -> &'static str {
         match self.kind {
+            _ if self.errno == Some(Errno::MFILE) => MORE_FILES,
             Kind::Gone => "check the pid with ps, and that it is in this pid namespace",
             Kind::Died => "somebody killed the task meanwhile; try again if it is still there",
             Kind::Zombie => "its parent must wait for it; dump from the parent to save it as a zombie",

@@ -17,7 +17,7 @@ mod seize;
 mod site;
 
 pub use each::{Job, run_each};
-pub use error::{Error, Kind, Result};
+pub use error::{Error, Kind, MORE_FILES, Result};
 pub use reclaim::{Leftovers, leftovers};
 pub use remote::Remote;
 pub use run::{PlanFailure, Ran};

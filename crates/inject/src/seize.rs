@@ -154,16 +154,40 @@ fn rseq_abort_ip(section: &[u8; 32], ip: u64) -> Option<u64> {
 #[must_use = "dropping it waits for its threads to stop and lets them run again"]
 pub struct Asked {
     process: SeizedProcess,
-    asked: Result<()>,
+    deadline: Deadline,
 }
 
 impl Asked {
-    /// The second half of [`SeizedProcess::seize_with`].
+    /// The process.
+    pub fn pid(&self) -> HostTid {
+        self.process.pid
+    }
+
+    /// The second half of [`SeizedProcess::seize_with`]. Gives itself back if `limit` came first and its own deadline has not.
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::seize`].
+    pub fn await_stop_for(mut self, limit: Duration) -> Result<std::result::Result<SeizedProcess, Self>> {
+        self.process.deadline = self.deadline.capped(limit);
+        let stopped = self.process.collect();
+        self.process.deadline = self.deadline;
+        match stopped {
+            Ok(()) => Ok(Ok(self.process)),
+            Err(e) if *e.kind() == Kind::Timeout && !self.deadline.expired() => Ok(Err(self)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// True if one of its threads cannot stop before a child of it that was born by vfork(2) ends or executes something.
+    pub fn waits_for_vfork(&self) -> bool {
+        self.process.threads.iter().filter(|t| t.stopped.is_none()).any(|t| self.process.is_in_vfork(t.tid))
+    }
+
+    /// As [`Asked::await_stop_for`], up to its own deadline.
     ///
     /// # Errors
     /// As [`SeizedProcess::seize`].
     pub fn await_stop(mut self) -> Result<SeizedProcess> {
-        self.asked?;
         self.process.collect()?;
         Ok(self.process)
     }
@@ -179,7 +203,6 @@ pub struct SeizedProcess {
     pub(crate) options: Options,
     pub(crate) leader_is_zombie: bool,
     dir: Option<Arc<ProcDir>>,
-    stat: Option<Stat>,
     pub(crate) mem: Option<RemoteMem>,
     pub(crate) site: Option<Site>,
     /// ptrace obeys only the thread that seized.
@@ -206,32 +229,25 @@ impl SeizedProcess {
         Ok(process)
     }
 
-    /// Stops several processes, all at once: requests to all of them go out before the first stop is awaited.
-    /// One result per pid, in order.
-    pub fn seize_all(pids: &[HostTid], options: Options, deadline: Deadline) -> Vec<Result<Self>> {
-        let mut asked: Vec<Self> = pids.iter().map(|&pid| Self::ask(pid, options, deadline)).collect();
-        // Most processes have one thread; whether there are more is seen once this one stands still.
-        for process in &mut asked {
-            // Errors come back from `collect`, which asks again.
-            if process.seize_thread(process.pid).is_err() {
-                continue;
-            }
-        }
-        asked
-            .into_iter()
-            .map(|mut process| {
-                process.collect()?;
-                Ok(process)
-            })
-            .collect()
+    /// The first half of [`SeizedProcess::seize_with`]: its leader is asked to stop. Most processes have one thread; whether
+    /// there are more is seen once that one stands still.
+    pub fn ask_leader(pid: HostTid, options: Options, deadline: Deadline) -> Asked {
+        let mut process = Self::ask(pid, options, deadline);
+        // Errors come back from `collect`, which asks again.
+        let _asked_again_below = process.seize_thread(pid);
+        Asked { process, deadline }
     }
 
-    /// The first half of [`SeizedProcess::seize_with`], for threads that may be unable to stop at once: all threads that
-    /// there are now are asked to.
-    pub fn ask_to_stop(pid: HostTid, options: Options, deadline: Deadline) -> Asked {
+    /// As [`SeizedProcess::ask_leader`], for threads that may be unable to stop at once: all threads that there are now are
+    /// asked to.
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::seize`].
+    pub fn ask_all(pid: HostTid, options: Options, deadline: Deadline) -> Result<Asked> {
         let mut process = Self::ask(pid, options, deadline);
-        let asked = process.rescan();
-        Asked { process, asked: asked.map(drop) }
+        process.rescan()?;
+        process.rest();
+        Ok(Asked { process, deadline })
     }
 
     fn ask(pid: HostTid, options: Options, deadline: Deadline) -> Self {
@@ -242,7 +258,6 @@ impl SeizedProcess {
             options,
             leader_is_zombie: false,
             dir: None,
-            stat: None,
             mem: None,
             site: None,
             not_send: PhantomData,
@@ -254,9 +269,11 @@ impl SeizedProcess {
         self.dir.as_ref()
     }
 
-    /// Its stat file, read once all of it stood still.
-    pub fn stat(&self) -> Option<&Stat> {
-        self.stat.as_ref()
+    /// Its directory takes no descriptor until it is looked into again.
+    fn rest(&self) {
+        if let Some(dir) = &self.dir {
+            dir.rest();
+        }
     }
 
     pub(crate) fn dir(&mut self) -> Result<Arc<ProcDir>> {
@@ -287,9 +304,8 @@ impl SeizedProcess {
         let dir = self.dir()?;
         // Whatever was read before everything stood still may be wrong by now.
         dir.forget();
-        self.stat = dir.read_kept("stat").ok().and_then(|text| Stat::parse(&text));
         let known = self.threads.len() + usize::from(self.leader_is_zombie);
-        Ok(self.stat.as_ref().is_some_and(|s| s.threads as usize == known))
+        Ok(dir.count_threads() == Ok(known))
     }
 
     /// Seizes and interrupts threads not seen so far; true if there were any.
@@ -360,8 +376,15 @@ impl SeizedProcess {
         }
     }
 
-    /// Waits for all stops, looking for new threads until there are none, then reads registers.
+    /// Waits for all stops, looking for new threads until there are none, then reads registers. May be called again after
+    /// it ran out of time.
     fn collect(&mut self) -> Result<()> {
+        let stopped = self.collect_all();
+        self.rest();
+        stopped
+    }
+
+    fn collect_all(&mut self) -> Result<()> {
         if self.threads.is_empty() {
             self.rescan()?;
         }
@@ -481,19 +504,24 @@ impl SeizedProcess {
             .ok()
             .and_then(|text| Stat::parse(&text))
             .map_or('?', |s| char::from(s.state));
+        let vfork = self.is_in_vfork(tid);
+        let why = if vfork { "it waits for its vfork child" } else { "it does not come out of the kernel" };
+        Error::new(Kind::Timeout, tid, format!("it did not stop (state {state}): {why}"))
+    }
+
+    /// True if that is the system call in which a thread stays that does not stop.
+    fn is_in_vfork(&self, tid: HostTid) -> bool {
         let call = ProcDir::open_thread(self.pid, tid).and_then(|d| d.read_text("syscall")).unwrap_or_default();
         let mut words = call.split_ascii_whitespace();
         let nr = words.next().and_then(|w| w.parse::<i64>().ok());
         let first = words.next().and_then(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).unwrap_or(0);
-        let vfork = match nr {
+        match nr {
             Some(libc::SYS_vfork) => true,
             Some(libc::SYS_clone) => first & libc::CLONE_VFORK as u64 != 0,
             // Its flags lie in memory; a thread does not stay in clone3 for anything else.
             Some(libc::SYS_clone3) => true,
             _ => false,
-        };
-        let why = if vfork { "it waits for its vfork child" } else { "it does not come out of the kernel" };
-        Error::new(Kind::Timeout, tid, format!("it did not stop (state {state}): {why}"))
+        }
     }
 
     /// The process.

@@ -3,14 +3,16 @@ use crate::HostTid;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::{Errno, Result};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// `/proc/PID` (or `/proc/PID/task/TID`), held open: it never turns into another process of the same number.
-/// When the task is gone every access says `ESRCH` or `ENOENT`.
+/// `/proc/PID` (or `/proc/PID/task/TID`), held open: it never turns into another process of the same number, unless
+/// [`ProcDir::rest`] let go of it. When the task is gone every access says `ESRCH` or `ENOENT`.
 #[derive(Debug)]
 pub struct ProcDir {
-    dir: OwnedFd,
+    path: String,
+    /// Absent while it rests.
+    dir: Mutex<Option<Arc<OwnedFd>>>,
     id: HostTid,
     /// What [`ProcDir::read_kept`] read.
     kept: Mutex<Vec<Kept>>,
@@ -28,7 +30,7 @@ impl ProcDir {
     /// # Errors
     /// `ENOENT` if there is no such task in this proc mount.
     pub fn open(pid: HostTid) -> Result<Self> {
-        Self::open_path(&format!("/proc/{pid}"), pid)
+        Self::open_path(format!("/proc/{pid}"), pid)
     }
 
     /// Opens `/proc/self`. `pid` is our own id: inside a new pid namespace an old /proc knows us by another number.
@@ -36,7 +38,7 @@ impl ProcDir {
     /// # Errors
     /// `ENOENT` without a mounted /proc.
     pub fn open_self(pid: HostTid) -> Result<Self> {
-        Self::open_path("/proc/self", pid)
+        Self::open_path("/proc/self".to_owned(), pid)
     }
 
     /// Opens `/proc/PID/task/TID`.
@@ -44,12 +46,32 @@ impl ProcDir {
     /// # Errors
     /// `ENOENT` if there is no such thread.
     pub fn open_thread(pid: HostTid, tid: HostTid) -> Result<Self> {
-        Self::open_path(&format!("/proc/{pid}/task/{tid}"), tid)
+        Self::open_path(format!("/proc/{pid}/task/{tid}"), tid)
     }
 
-    fn open_path(path: &str, id: HostTid) -> Result<Self> {
+    fn open_path(path: String, id: HostTid) -> Result<Self> {
+        let new = Self { path, dir: Mutex::default(), id, kept: Mutex::default() };
+        new.dir()?;
+        Ok(new)
+    }
+
+    /// The directory, opened again if it rests.
+    fn dir(&self) -> Result<Arc<OwnedFd>> {
+        let mut dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = &*dir {
+            return Ok(open.clone());
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())?, id, kept: Mutex::default() })
+        let open = Arc::new(rustix::fs::open(&self.path, flags, Mode::empty())?);
+        *dir = Some(open.clone());
+        Ok(open)
+    }
+
+    /// Closes the directory until it is looked into again, so that a tree of thousands of tasks takes no thousands of
+    /// descriptors. For a task whose number goes to nobody else meanwhile: a tracee of ours (not even its parent can wait
+    /// for it), or a zombie whose parent is one.
+    pub fn rest(&self) {
+        *self.dir.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The task's id.
@@ -70,7 +92,7 @@ impl ProcDir {
     /// # Errors
     /// As openat(2).
     pub fn open_with(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
-        rustix::fs::openat(&self.dir, name, flags | OFlags::CLOEXEC, Mode::empty())
+        rustix::fs::openat(&*self.dir()?, name, flags | OFlags::CLOEXEC, Mode::empty())
     }
 
     /// A whole file.
@@ -167,12 +189,20 @@ impl ProcDir {
         })
     }
 
+    /// What a file below the directory is; links are followed.
+    ///
+    /// # Errors
+    /// As statat(2).
+    pub fn stat_file(&self, name: &str) -> Result<rustix::fs::Stat> {
+        rustix::fs::statat(&*self.dir()?, name, AtFlags::empty())
+    }
+
     /// The target of a link.
     ///
     /// # Errors
     /// As readlinkat(2).
     pub fn readlink(&self, name: &str) -> Result<Vec<u8>> {
-        Ok(rustix::fs::readlinkat(&self.dir, name, Vec::new())?.into_bytes())
+        Ok(rustix::fs::readlinkat(&*self.dir()?, name, Vec::new())?.into_bytes())
     }
 
     /// The entries of a subdirectory whose names are numbers, sorted (`task`, `fd`, `fdinfo`).
@@ -202,14 +232,22 @@ impl ProcDir {
         Ok(all.into_iter().filter_map(|n| HostTid::new(n.try_into().ok()?)).collect())
     }
 
+    /// How many threads the process has, ended ones that nobody has reaped included.
+    ///
+    /// # Errors
+    /// As statat(2).
+    pub fn count_threads(&self) -> Result<usize> {
+        // The directory of the threads counts a link for each, besides its own two.
+        let links = self.stat_file("task")?.st_nlink;
+        Ok(usize::try_from(links).unwrap_or(usize::MAX).saturating_sub(2))
+    }
+
     /// Children of the process, all threads' children together, in the kernel's order.
     ///
     /// # Errors
     /// `ENOENT` also where the kernel lacks CONFIG_PROC_CHILDREN.
     pub fn children(&self) -> Result<Vec<HostTid>> {
-        // The directory of the threads counts a link for each, besides its own two.
-        let links = rustix::fs::statat(&self.dir, "task", AtFlags::empty())?.st_nlink;
-        if links == 3 { self.children_of([self.id]) } else { self.children_of(self.threads()?) }
+        if self.count_threads()? == 1 { self.children_of([self.id]) } else { self.children_of(self.threads()?) }
     }
 
     /// Children of the process whose threads are known.
@@ -229,12 +267,6 @@ impl ProcDir {
             }
         }
         Ok(all)
-    }
-}
-
-impl AsFd for ProcDir {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.dir.as_fd()
     }
 }
 

@@ -1,4 +1,4 @@
-//! A thousand children, each with a page of its own; all answer a signal after the gap.
+//! A thousand children (`ZOO_CHILDREN` says how many), each with a page of its own; all answer a signal after the gap.
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 use zoo::mem::{Map, PAGE};
@@ -6,9 +6,10 @@ use zoo::sys::{bit, fork, kill, set_mask, take_signal};
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    let answers = Map::shared(1000 * 8);
+    let count = zoo::size("ZOO_CHILDREN", 1000);
+    let answers = Map::shared((count * 8).next_multiple_of(PAGE));
     set_mask(bit(libc::SIGUSR1) | bit(libc::SIGUSR2));
-    let children: Vec<i32> = (0..1000)
+    let children: Vec<i32> = (0..count)
         .map(|i| {
             fork(|| {
                 let mut own = Map::anon(PAGE);
@@ -30,11 +31,11 @@ pub(super) fn main() {
         for child in &children {
             zoo.ok("child is there", kill(*child, libc::SIGUSR1).is_ok());
         }
-        let answered = || (0..1000).filter(|&i| answers.word(i).load(SeqCst) == round).count();
-        while answered() < 1000 && Instant::now() < end {
+        let answered = || (0..count).filter(|&i| answers.word(i).load(SeqCst) == round).count();
+        while answered() < count && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(5));
         }
-        zoo.eq("children that answered", answered(), 1000);
+        zoo.eq("children that answered", answered(), count);
     }
     for child in children {
         zoo::must(kill(child, libc::SIGUSR2));

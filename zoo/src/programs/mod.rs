@@ -178,6 +178,7 @@ mod unix_waiting_order;
 mod unlinked_file;
 mod vdso_clock;
 mod vfork_ends;
+mod vfork_storm;
 mod vmas_5000;
 mod waits_left;
 mod zombies;

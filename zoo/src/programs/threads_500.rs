@@ -1,9 +1,9 @@
-//! Five hundred threads, blocked in futex waits, each with its own value on its stack.
+//! Five hundred threads (`ZOO_THREADS` says how many), blocked in futex waits, each with its own value on its stack.
 use zoo::sys::gettid;
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    for i in 0..500_i32 {
+    for i in 0..zoo::size("ZOO_THREADS", 500) as i32 {
         zoo.thread(&i.to_string(), move |seat| {
             let (tid, local) = (gettid(), std::hint::black_box([i; 64]));
             while seat.gap() {

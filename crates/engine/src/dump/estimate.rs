@@ -4,6 +4,7 @@
 //! much is free, nothing more is asked; where even all memory in use on this machine would fit, not so much as that. Else the bytes that are certainly no zeros by accident decide: anonymous memory
 //! without its huge pages, of which a program may have touched a byte each. Shared memory is not counted, because each
 //! process of a tree would count it again.
+use super::freeze::below;
 use crate::Result;
 use crate::images::Partial;
 use crust_kernel::HostTid;
@@ -18,11 +19,14 @@ pub(super) fn check(root: HostTid, out: &Partial) -> Result<()> {
     if everything().is_some_and(|bytes| out.check_space(bytes).is_ok()) {
         return Ok(());
     }
-    let tree = tree_below(root);
+    let tree = below(vec![(root, 0)], &HashSet::new());
+    let of = |what: fn(&ProcDir) -> Option<u64>| {
+        tree.iter().filter_map(|&(pid, _)| what(&ProcDir::open(pid).ok()?)).sum::<u64>()
+    };
     let records = RECORDS_BYTES * tree.len() as u64;
-    let probable = tree.iter().filter_map(anonymous).sum::<u64>() + records;
+    let probable = of(anonymous) + records;
     let Err(probably_full) = out.check_space(probable) else { return Ok(()) };
-    let certain = tree.iter().filter_map(certain).sum::<u64>() + records;
+    let certain = of(certain) + records;
     out.check_space(certain)?;
     log::warn!("{}: the dump is tried all the same, because pages of zeros are left out", probably_full.headline());
     Ok(())
@@ -35,17 +39,6 @@ fn everything() -> Option<u64> {
     let kib = |key| all.get(key)?.split_whitespace().next()?.parse::<u64>().ok();
     let used = kib("AnonPages")?.saturating_add(kib("SwapTotal")?.saturating_sub(kib("SwapFree")?));
     Some((used << 10).saturating_add(RECORDS_BYTES << 16))
-}
-
-fn tree_below(root: HostTid) -> Vec<ProcDir> {
-    let mut found: Vec<ProcDir> = ProcDir::open(root).into_iter().collect();
-    let mut known = HashSet::from([root]);
-    let mut at = 0;
-    while let Some(children) = found.get(at).map(|p| p.children().unwrap_or_default()) {
-        at += 1;
-        found.extend(children.into_iter().filter(|c| known.insert(*c)).filter_map(|c| ProcDir::open(c).ok()));
-    }
-    found
 }
 
 fn kib(status: &Status, key: &str) -> u64 {
@@ -80,6 +73,6 @@ mod tests {
         assert!(probable >= held.len() as u64, "{probable}");
         assert!(probable < everything().unwrap());
         assert!(certain > 0 && certain <= probable + (8 << 20), "{certain} of {probable}");
-        assert!(tree_below(me).iter().any(|p| p.id() == me));
+        assert!(below(vec![(me, 0)], &HashSet::new()).contains(&(me, 0)));
     }
 }

@@ -7,8 +7,10 @@ use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::{Deadline, HostTid, ptrace};
-use std::collections::HashSet;
+use rustix::process::{Pid, Signal};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One process of the frozen tree.
 #[derive(Debug)]
@@ -26,13 +28,24 @@ pub(crate) struct Seen {
     pub(crate) ppid: i32,
     /// A thread that is alive, by whose id the process is looked at: the leader, unless that has ended.
     pub(crate) live: HostTid,
-    /// Of `live`.
+    /// Of `live`. It takes a descriptor only while it is looked into.
     pub(crate) proc: Arc<ProcDir>,
-    pub(crate) pidfd: PidFd,
     /// Of the leader.
     pub(crate) stat: Stat,
     /// What is known of its threads' waits.
     pub(crate) waits: Waits,
+}
+
+impl Seen {
+    /// A pidfd of it, for as long as it is looked at: one for each process of a large tree would be too many.
+    pub(crate) fn pidfd(&self) -> Result<PidFd> {
+        if self.live == self.pid {
+            return PidFd::open(self.pid).during("pidfd_open");
+        }
+        PidFd::open_thread(self.live)
+            .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
+            .map_err(|e| e.kind_is(Kind::Unsupported).help("let the program's main thread live"))
+    }
 }
 
 /// A tree that stands still. Dropping it lets it run again.
@@ -87,170 +100,275 @@ pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
     Ok(root)
 }
 
-/// All processes below `root`, as far as they are seen now, with their parents.
-fn below(root: HostTid) -> Vec<(HostTid, i32)> {
-    let mut all = vec![(root, 0)];
+/// Processes with their parents.
+pub(super) type Pairs = Vec<(HostTid, i32)>;
+
+/// Threads from which on only the first is asked for its children while the process runs.
+const CROWD: usize = 64;
+
+/// Some processes and all below them, as far as they are seen now: parents before children, nobody twice, and nobody who is
+/// in `known`.
+pub(super) fn below(some: Pairs, known: &HashSet<HostTid>) -> Pairs {
+    let mut listed: HashSet<HostTid> = some.iter().map(|s| s.0).collect();
+    let mut all = some;
     let mut i = 0;
     while let Some(&(pid, _)) = all.get(i) {
-        // What is gone by now has no children, and whatever is missed is looked for again when all stand still.
-        let children = ProcDir::open(pid).and_then(|p| p.children()).unwrap_or_default();
-        all.extend(children.into_iter().map(|c| (c, pid.as_raw())));
+        // What is gone by now has no children, and whatever is missed is looked for again when all stand still: so nobody asks
+        // each of thousands of threads twice.
+        let ask = |p: ProcDir| if p.count_threads()? > CROWD { p.children_of([pid]) } else { p.children() };
+        let children = ProcDir::open(pid).and_then(ask).unwrap_or_default();
+        let new = children.into_iter().filter(|&c| !known.contains(&c) && listed.insert(c));
+        all.extend(new.map(|c| (c, pid.as_raw())));
         i += 1;
     }
     all
 }
 
-/// Asks all threads of all processes below `root` to stop, as far as they are seen now, and does not wait. Processes with
-/// their parents, and what became of each.
-fn ask_below(root: HostTid, deadline: Deadline) -> (Vec<(HostTid, i32)>, Vec<Asked>) {
-    let all = below(root);
-    let asked = all.iter().map(|&(pid, _)| SeizedProcess::ask_to_stop(pid, ptrace::Options::default(), deadline));
-    let asked = asked.collect();
-    (all, asked)
+/// A process that stands still.
+struct Still {
+    pid: HostTid,
+    /// `None` for a zombie.
+    seized: Option<SeizedProcess>,
+    waits: Waits,
 }
 
-impl FrozenTree {
-    /// Stops every task below `root`. While they are asked to, their control group is frozen if there is a `freezer`: then
-    /// none of its tasks can be born meanwhile.
-    ///
-    /// # Errors
-    /// The task that could not be stopped; everything runs again then.
-    pub(crate) fn freeze(root: HostTid, freezer: Option<&mut Freezer>, deadline: Deadline) -> Result<Self> {
-        let mut tree = Self { processes: Vec::new() };
-        let mut known = HashSet::new();
-        let mut wanted = vec![(root, 0)];
-        let mut parents = Vec::new();
-        if let Some(freezer) = freezer {
-            let waits = waits::look(below(root).into_iter().map(|p| p.0));
-            freezer.freeze(deadline)?;
-            let (all, asked) = ask_below(root, deadline);
-            // First of all: an error below waits for threads to stop, which frozen ones do not.
-            freezer.thaw()?;
-            let seized = asked.into_iter().map(Asked::await_stop).collect();
-            tree.take(&all, seized, waits, &mut known)?;
-            wanted = tree.children(0..tree.processes.len(), &known, Some(&mut parents))?;
-        }
-        while !wanted.is_empty() {
-            let layer = tree.processes.len();
-            tree.add(&wanted, &mut known, deadline)?;
-            wanted = tree.children(layer..tree.processes.len(), &known, Some(&mut parents))?;
-            if wanted.is_empty() {
-                // A task whose parent died before it stood still fell to an ancestor, which is frozen already. Who had no
-                // child once it stood still is nobody's ancestor.
-                wanted = tree.children(parents.iter().copied(), &known, None)?;
-            }
-            if deadline.expired() {
-                return Err(Error::new(Kind::Timeout, "the tree forks faster than it can be frozen"));
-            }
-        }
-        tree.order();
-        Ok(tree)
+/// A tree that is being frozen. Dropping it lets it run again.
+struct Freezing {
+    deadline: Deadline,
+    still: Vec<Still>,
+    known: HashSet<HostTid>,
+    /// Those who are to be let go, for which they have to stop first.
+    late: HashMap<HostTid, Asked>,
+}
+
+type Answer = crust_inject::Result<Asked>;
+
+/// Processes that were asked at the same time.
+struct Round<'a> {
+    wanted: &'a Pairs,
+    /// Those of them that have children among them.
+    parents: HashSet<i32>,
+    /// What is not taken yet.
+    asked: Vec<Option<Answer>>,
+}
+
+impl Freezing {
+    /// Asks some processes and all below them to stop, and waits for them. The number of waits does not grow with the tree's
+    /// depth.
+    fn add(&mut self, wanted: Pairs) -> Result<()> {
+        let wanted = below(wanted, &self.known);
+        let waits = waits::look(wanted.iter().map(|w| w.0));
+        let ask = |&(pid, _): &(HostTid, i32)| {
+            let late = self.late.remove(&pid);
+            Ok(late.unwrap_or_else(|| SeizedProcess::ask_leader(pid, ptrace::Options::default(), self.deadline)))
+        };
+        let asked = wanted.iter().map(ask).collect();
+        self.take(&wanted, asked, waits)
     }
 
-    /// Children of some processes that are not known yet. `parents` gets those that have any.
-    fn children(
-        &self,
-        of: impl IntoIterator<Item = usize>,
-        known: &HashSet<HostTid>,
-        mut parents: Option<&mut Vec<usize>>,
-    ) -> Result<Vec<(HostTid, i32)>> {
-        let mut found = Vec::new();
-        for i in of {
-            let Process { seen, seized: Some(seized) } = &self.processes[i] else { continue };
-            let threads: Vec<HostTid> = seized.threads().iter().map(SeizedThread::tid).collect();
-            let children = together::each(threads.len(), |i| seen.proc.children_of(threads.get(i).copied()));
-            let children: rustix::io::Result<Vec<_>> = children.into_iter().collect();
-            let children = children.during("listing children").on_task(seen.pid.as_raw())?.concat();
-            if !children.is_empty()
-                && let Some(parents) = &mut parents
-            {
-                parents.push(i);
-            }
-            found.extend(children.into_iter().filter(|c| !known.contains(c)).map(|c| (c, seen.pid.as_raw())));
-        }
-        Ok(found)
+    /// The same while their control group is frozen, so that none of its tasks can be born meanwhile.
+    fn add_frozen(&mut self, wanted: Pairs, freezer: &mut Freezer) -> Result<()> {
+        let waits = waits::look(below(wanted.clone(), &self.known).into_iter().map(|w| w.0));
+        freezer.freeze(self.deadline)?;
+        let wanted = below(wanted, &self.known);
+        let ask = |&(pid, _): &(HostTid, i32)| SeizedProcess::ask_all(pid, ptrace::Options::default(), self.deadline);
+        let asked = wanted.iter().map(ask).collect();
+        // First of all: an error below waits for threads to stop, which frozen ones do not.
+        freezer.thaw()?;
+        self.take(&wanted, asked, waits)
     }
 
-    /// Seizes a layer of processes. One that is gone by now is none of ours any more, unless it is the root.
-    fn add(&mut self, wanted: &[(HostTid, i32)], known: &mut HashSet<HostTid>, deadline: Deadline) -> Result<()> {
-        let pids: Vec<HostTid> = wanted.iter().map(|w| w.0).collect();
-        let waits = waits::look(pids.iter().copied());
-        let seized = SeizedProcess::seize_all(&pids, ptrace::Options::default(), deadline);
-        self.take(wanted, seized, waits, known)
-    }
-
-    fn take(
-        &mut self,
-        wanted: &[(HostTid, i32)],
-        seized: Vec<crust_inject::Result<SeizedProcess>>,
-        mut waits: Waits,
-        known: &mut HashSet<HostTid>,
-    ) -> Result<()> {
-        for (&(pid, ppid), seized) in wanted.iter().zip(seized) {
-            let mut seized = match seized {
+    /// Waits for processes that were asked to stop. One that is gone by now is none of ours any more, unless it is the root.
+    fn take(&mut self, wanted: &Pairs, asked: Vec<Answer>, mut waits: Waits) -> Result<()> {
+        let parents = wanted.iter().map(|w| w.1).collect();
+        let mut round = Round { wanted, parents, asked: asked.into_iter().map(Some).collect() };
+        for (i, &(pid, ppid)) in wanted.iter().enumerate() {
+            let Some(answer) = round.asked.get_mut(i).and_then(Option::take) else { continue };
+            let mut seized = match answer.and_then(|a| self.await_stop(a, i, &mut round)) {
                 Ok(s) => Some(s),
                 Err(e) if *e.kind() == crust_inject::Kind::Zombie && ppid != 0 => None,
                 Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
+                // Its parent ran when it was listed: it may have ended, and the id be somebody else's by now. If it is not, it
+                // is found again.
+                Err(_) if ppid != 0 && parent_of(pid) != Some(ppid) => continue,
                 Err(e) => return Err(e.into()),
             };
-            let mut seen = Self::see(pid, ppid, seized.as_ref()).on_task(pid.as_raw())?;
-            if let Some(seized) = &mut seized {
-                seen.waits = waits::of(seized, &mut waits)?;
+            let waits = seized.as_mut().map(|s| waits::of(s, &mut waits)).transpose()?.unwrap_or_default();
+            if let Some(proc) = seized.as_ref().and_then(SeizedProcess::proc) {
+                proc.rest();
             }
-            known.insert(pid);
-            self.processes.push(Process { seen, seized });
+            self.known.insert(pid);
+            self.still.push(Still { pid, seized, waits });
         }
         Ok(())
     }
 
-    fn see(pid: HostTid, ppid: i32, seized: Option<&SeizedProcess>) -> Result<Seen> {
-        let proc = match seized.and_then(SeizedProcess::proc) {
+    /// Waits for one of them. In a vfork it does not stop before its child goes on, so those below it are let go then.
+    fn await_stop(
+        &mut self,
+        mut process: Asked,
+        at: usize,
+        round: &mut Round<'_>,
+    ) -> crust_inject::Result<SeizedProcess> {
+        /// How long it may take before somebody looks why.
+        const FIRST: Duration = Duration::from_millis(2);
+        const MOST: Duration = Duration::from_millis(50);
+        if !round.parents.contains(&process.pid().as_raw()) {
+            return process.await_stop();
+        }
+        let mut patience = FIRST;
+        loop {
+            process = match process.await_stop_for(patience)? {
+                Ok(seized) => return Ok(seized),
+                Err(process) => process,
+            };
+            if process.waits_for_vfork() {
+                self.let_go_below(at, round);
+                self.let_go_late();
+            }
+            patience = (2 * patience).min(MOST);
+        }
+    }
+
+    /// Lets those run again who are below one of them. They are found again when that one stands still.
+    fn let_go_below(&mut self, at: usize, round: &mut Round<'_>) {
+        let wanted = round.wanted;
+        let mut above = HashSet::from([wanted[at].0.as_raw()]);
+        let below: Vec<usize> = (at + 1..wanted.len())
+            .filter(|&i| above.contains(&wanted[i].1) && above.insert(wanted[i].0.as_raw()))
+            .collect();
+        // From below: whoever waits for a vfork itself stops once its own child may go on.
+        for i in below.into_iter().rev() {
+            let Some(Ok(process)) = round.asked.get_mut(i).and_then(Option::take) else { continue };
+            if let Ok(Err(late)) = process.await_stop_for(Duration::ZERO) {
+                self.late.insert(wanted[i].0, late);
+            }
+        }
+    }
+
+    /// The same for those who had to wait for a vfork themselves.
+    fn let_go_late(&mut self) {
+        for (pid, process) in std::mem::take(&mut self.late) {
+            if let Ok(Err(late)) = process.await_stop_for(Duration::ZERO) {
+                self.late.insert(pid, late);
+            }
+        }
+    }
+
+    /// Children of some of those that stand still, and adds to `parents` which of them have any.
+    fn children(&self, of: impl IntoIterator<Item = usize>, parents: &mut Vec<usize>) -> Result<Pairs> {
+        let mut found = Vec::new();
+        for i in of {
+            let Still { pid, seized: Some(seized), .. } = &self.still[i] else { continue };
+            let Some(proc) = seized.proc() else { continue };
+            let threads: Vec<HostTid> = seized.threads().iter().map(SeizedThread::tid).collect();
+            let children = together::each(threads.len(), |i| proc.children_of(threads.get(i).copied()));
+            proc.rest();
+            let children: rustix::io::Result<Vec<_>> = children.into_iter().collect();
+            let children = children.during("listing children").on_task(pid.as_raw())?.concat();
+            if !children.is_empty() {
+                parents.push(i);
+            }
+            found.extend(children.into_iter().map(|c| (c, pid.as_raw())));
+        }
+        Ok(found)
+    }
+
+    /// Adds whoever is found below those that stand still, until nobody is. All children that there are, with their parents.
+    fn complete(&mut self) -> Result<Pairs> {
+        let mut layer = 0;
+        let mut parents = Vec::new();
+        loop {
+            let mut new = Vec::new();
+            let mut pairs = self.children(layer..self.still.len(), &mut new)?;
+            let unknown = |pairs: &Pairs| pairs.iter().copied().filter(|c| !self.known.contains(&c.0)).collect();
+            let mut wanted: Pairs = unknown(&pairs);
+            if wanted.is_empty() {
+                // A task whose parent died before it stood still fell to an ancestor, which is frozen already. Who had no
+                // child once it stood still is nobody's ancestor.
+                pairs.extend(self.children(parents.iter().copied(), &mut Vec::new())?);
+                wanted = unknown(&pairs);
+            }
+            if wanted.is_empty() {
+                return Ok(pairs);
+            }
+            if self.deadline.expired() {
+                return Err(Error::new(Kind::Timeout, "the tree forks faster than it can be frozen"));
+            }
+            parents.append(&mut new);
+            layer = self.still.len();
+            self.add(wanted)?;
+        }
+    }
+
+    /// Parents before children. Who is nobody's child any more left the tree before its parent stood still, and runs on.
+    fn finish(self, pairs: &Pairs) -> Result<FrozenTree> {
+        let mut children: HashMap<i32, Vec<HostTid>> = HashMap::new();
+        for &(child, parent) in pairs {
+            children.entry(parent).or_default().push(child);
+        }
+        let mut order: Pairs = self.still.first().map(|root| (root.pid, 0)).into_iter().collect();
+        let mut still: HashMap<HostTid, Still> = self.still.into_iter().map(|s| (s.pid, s)).collect();
+        let mut tree = FrozenTree { processes: Vec::with_capacity(still.len()) };
+        let mut i = 0;
+        while let Some(&(pid, ppid)) = order.get(i) {
+            i += 1;
+            let Some(found) = still.remove(&pid) else { continue };
+            order.extend(children.remove(&pid.as_raw()).unwrap_or_default().into_iter().map(|c| (c, pid.as_raw())));
+            tree.processes.push(found.see(ppid).on_task(pid.as_raw())?);
+        }
+        Ok(tree)
+    }
+}
+
+/// A process's parent now.
+fn parent_of(pid: HostTid) -> Option<i32> {
+    stat_of(&ProcDir::open(pid).ok()?).map(|s| s.ppid)
+}
+
+impl Still {
+    /// Looks at it when nothing of the tree runs any more: what is read now is true until it is let go.
+    fn see(self, ppid: i32) -> Result<Process> {
+        let Self { pid, seized, waits } = self;
+        let proc = match seized.as_ref().and_then(SeizedProcess::proc) {
             Some(proc) => proc.clone(),
             None => Arc::new(ProcDir::open(pid).during("opening /proc/PID")?),
         };
-        // Nothing of it changes any more: its parent stands still as well.
-        let stat = seized.and_then(SeizedProcess::stat).cloned().or_else(|| stat_of(&proc));
-        let stat = stat.ok_or_else(|| Error::new(Kind::TargetChanged, "ended while the tree was being frozen"))?;
-        // A task may have come to this parent only after its listing.
-        let ppid = if ppid == 0 { 0 } else { stat.ppid };
-        let other = seized.filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first()).map(SeizedThread::tid);
-        let Some(live) = other else {
-            let pidfd = PidFd::open(pid).during("pidfd_open")?;
-            return Ok(Seen { pid, ppid, live: pid, proc, pidfd, stat, waits: Waits::new() });
-        };
-        // Memory and descriptors are gone from the leader; its other threads have them.
-        let proc = Arc::new(ProcDir::open(live).during("opening /proc/TID")?);
-        let pidfd = PidFd::open_thread(live)
-            .during("the thread group's leader has ended; pidfd_open of another thread (Linux 6.9)")
-            .map_err(|e| e.kind_is(Kind::Unsupported).help("let the program's main thread live"))?;
-        Ok(Seen { pid, ppid, live, proc, pidfd, stat, waits: Waits::new() })
-    }
-
-    /// Parents before children.
-    fn order(&mut self) {
-        let mut sorted: Vec<Process> = Vec::with_capacity(self.processes.len());
-        let mut rest = std::mem::take(&mut self.processes);
-        if rest.is_empty() {
-            return;
-        }
-        sorted.push(rest.remove(0));
-        let mut have: HashSet<i32> = sorted.iter().map(|p| p.seen.pid.as_raw()).collect();
-        while !rest.is_empty() {
-            let before = rest.len();
-            let (ready, later): (Vec<_>, Vec<_>) = rest.into_iter().partition(|p| {
-                let ready = have.contains(&p.seen.ppid);
-                if ready {
-                    have.insert(p.seen.pid.as_raw());
-                }
-                ready
-            });
-            sorted.extend(ready);
-            rest = later;
-            if rest.len() == before {
-                sorted.append(&mut rest); // a stranger's child; the look refuses it by name
+        proc.forget();
+        let gone = || Error::new(Kind::TargetChanged, "ended while the tree was being frozen");
+        let stat = proc.read_kept("stat").ok().and_then(|text| Stat::parse(&text)).ok_or_else(gone)?;
+        proc.rest();
+        let other = seized.as_ref().filter(|s| s.leader_is_zombie()).and_then(|s| s.threads().first());
+        let seen = match other.map(SeizedThread::tid) {
+            None => Seen { pid, ppid, live: pid, proc, stat, waits },
+            Some(live) => {
+                // Memory and descriptors are gone from the leader; its other threads have them.
+                let proc = Arc::new(ProcDir::open(live).during("opening /proc/TID")?);
+                proc.rest();
+                Seen { pid, ppid, live, proc, stat, waits }
             }
+        };
+        Ok(Process { seen, seized })
+    }
+}
+
+impl FrozenTree {
+    /// Stops every task below `root`: all that are found while they run are asked at once, then a look at the children of
+    /// those that stand still goes on until it finds nobody new. While they are first asked, their control group is frozen if
+    /// there is a `freezer`.
+    ///
+    /// # Errors
+    /// The task that could not be stopped; everything runs again then.
+    pub(crate) fn freeze(root: HostTid, freezer: Option<&mut Freezer>, deadline: Deadline) -> Result<Self> {
+        let (still, known, late) = Default::default();
+        let mut freezing = Freezing { deadline, still, known, late };
+        let root = vec![(root, 0)];
+        match freezer {
+            Some(freezer) => freezing.add_frozen(root, freezer)?,
+            None => freezing.add(root)?,
         }
-        self.processes = sorted;
+        let pairs = freezing.complete()?;
+        freezing.finish(&pairs)
     }
 
     /// Bounds all further waits.
@@ -280,7 +398,11 @@ impl FrozenTree {
     /// As [`FrozenTree::resume`].
     pub(crate) fn stop(self) -> Result<()> {
         for p in self.processes.iter().filter(|p| p.seized.is_some()) {
-            p.seen.pidfd.send_signal(libc::SIGSTOP).during("stopping a task").on_task(p.seen.pid.as_raw())?;
+            // A tracee's id is nobody else's.
+            let Some(id) = Pid::from_raw(p.seen.pid.as_raw()) else { continue };
+            rustix::process::kill_process(id, Signal::STOP)
+                .during("stopping a task")
+                .on_task(id.as_raw_nonzero().get())?;
         }
         self.resume()
     }

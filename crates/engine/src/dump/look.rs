@@ -96,7 +96,10 @@ pub(crate) fn look_at_each(
 ) -> Result<()> {
     for (i, (p, asked)) in seen.iter().zip(asked).enumerate() {
         cx.files.note_task(p.pid.as_raw());
-        match asked.and_then(|asked| look(p, asked, cx)) {
+        let looked = asked.and_then(|asked| look(p, asked, cx));
+        // Until it is written, which may be much later.
+        p.proc.rest();
+        match looked {
             Ok(mut l) => {
                 if i == 0 {
                     l.pstree.ppid = 0;
@@ -172,7 +175,8 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         return Err(Error::unsupported("lives in another time namespace than the root task", help));
     }
 
-    let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: p.pidfd.as_fd() };
+    let pidfd = p.pidfd()?;
+    let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: pidfd.as_fd() };
     let process = TaskCoreEntry {
         signals_s: Some(asked.pending.clone()),
         sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,

@@ -55,6 +55,8 @@ struct Sched {
     sleeps: u64,
 }
 
+/// Processes that are looked at by several threads of ours before the next are.
+const PROCESSES_TOGETHER: usize = 64;
 /// A wait that has slept for less begins anew: it costs no more than that, and loops of short waits never come near what
 /// [`MAY_RUN`] cannot tell.
 const WORTH: Duration = Duration::from_millis(500);
@@ -182,21 +184,26 @@ fn processor(stat: &str) -> Option<u32> {
 
 /// Looks at the threads of processes that run. Whoever changes meanwhile is not in the answer, or found out by [`of`].
 pub(crate) fn look(pids: impl Iterator<Item = HostTid>) -> Waits {
-    let processes = pids.filter_map(|pid| ProcDir::open(pid).ok());
-    let threads: Vec<(Arc<ProcDir>, HostTid)> = processes
-        .flat_map(|proc| {
-            let proc = Arc::new(proc);
-            proc.threads().unwrap_or_default().into_iter().map(move |tid| (proc.clone(), tid))
-        })
-        .collect();
-    let seen = together::each(threads.len(), |i| threads.get(i).and_then(|(proc, tid)| one(proc, *tid)));
     let mut waits = Waits::new();
     let mut cpus: HashMap<u32, Vec<(HostTid, Duration)>> = HashMap::new();
-    for ((_, tid), (wait, cpu)) in threads.iter().zip(seen).filter_map(|(thread, seen)| Some((thread, seen?))) {
-        if let Some((cpu, sched)) = cpu.zip(wait.before) {
-            cpus.entry(cpu).or_default().push((*tid, sched.last));
+    let mut processes = pids.filter_map(|pid| ProcDir::open(pid).ok()).peekable();
+    while processes.peek().is_some() {
+        // Each of them takes a descriptor.
+        let threads: Vec<(Arc<ProcDir>, HostTid)> = processes
+            .by_ref()
+            .take(PROCESSES_TOGETHER)
+            .flat_map(|proc| {
+                let proc = Arc::new(proc);
+                proc.threads().unwrap_or_default().into_iter().map(move |tid| (proc.clone(), tid))
+            })
+            .collect();
+        let seen = together::each(threads.len(), |i| threads.get(i).and_then(|(proc, tid)| one(proc, *tid)));
+        for ((_, tid), (wait, cpu)) in threads.iter().zip(seen).filter_map(|(thread, seen)| Some((thread, seen?))) {
+            if let Some((cpu, sched)) = cpu.zip(wait.before) {
+                cpus.entry(cpu).or_default().push((*tid, sched.last));
+            }
+            waits.insert(*tid, wait);
         }
-        waits.insert(*tid, wait);
     }
     for (tid, slept) in since(cpus) {
         if let Some(wait) = waits.get_mut(&tid) {

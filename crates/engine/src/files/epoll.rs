@@ -72,7 +72,7 @@ fn find(v: &FdView<'_>, target: &EpollTarget, nth: u32) -> Result<u32> {
 
 /// Cheap look before kcmp is asked.
 fn same_inode(t: &Target<'_>, fd: u32, target: &EpollTarget) -> bool {
-    rustix::fs::statat(t.proc, format!("fd/{fd}"), rustix::fs::AtFlags::empty()).is_ok_and(|s| s.st_ino == target.ino)
+    t.proc.stat_file(&format!("fd/{fd}")).is_ok_and(|s| s.st_ino == target.ino)
 }
 
 /// Opens the empty instance; what it watches is added when the table is in place.

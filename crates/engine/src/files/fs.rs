@@ -7,7 +7,7 @@ use crate::task::Target;
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::FsEntry;
 use crust_kernel::procfs::Status;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsFd;
 
 /// A link in /proc/PID that leads to a file.
@@ -34,7 +34,7 @@ impl FileTable<'_> {
         };
         let on = |e: Error| e.on(Object::Path(format!("/proc/{}/{name}", t.pid)));
         let link = t.proc.readlink(name).during("reading the link").map_err(on)?;
-        let stat = rustix::fs::statat(t.proc, name, AtFlags::empty()).during("following the link").map_err(on)?;
+        let stat = t.proc.stat_file(name).during("following the link").map_err(on)?;
         let flags = OFlags::RDONLY.bits();
         if let Some(id) = regular::known_special(&stat, &link, flags, self.records()) {
             return Ok(id);

@@ -5,7 +5,7 @@ use super::table::Records;
 use super::{FdKind, alone};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, NsFileEntry};
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::Mode;
 use std::os::fd::OwnedFd;
 
 pub(super) static KIND: FdKind = FdKind {
@@ -48,8 +48,7 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
         )
     };
     let Some(Sort(name, flag, ns_id)) = sort_of(&v.link) else { return Err(refused()) };
-    let own = rustix::fs::statat(v.target.proc, format!("ns/{name}"), AtFlags::empty())
-        .during("looking at the task's namespace")?;
+    let own = v.target.proc.stat_file(&format!("ns/{name}")).during("looking at the task's namespace")?;
     if (own.st_dev, own.st_ino) != (v.stat.st_dev, v.stat.st_ino) {
         return Err(refused());
     }

@@ -192,8 +192,7 @@ fn refuse_kernel_objects(fs_type: u64, shown: &str) -> Result<()> {
 /// The directory that link texts of this task are relative to: our root, or that of the task's mount namespace.
 fn root_of(t: &Target<'_>) -> Result<OwnedFd> {
     let ours = rustix::fs::stat("/proc/self/ns/mnt").during("looking at our mount namespace")?;
-    let theirs =
-        rustix::fs::statat(t.proc, "ns/mnt", AtFlags::empty()).during("looking at the task's mount namespace")?;
+    let theirs = t.proc.stat_file("ns/mnt").during("looking at the task's mount namespace")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     if ours.st_ino == theirs.st_ino {
         return rustix::fs::open("/", flags, Mode::empty()).during("opening /");

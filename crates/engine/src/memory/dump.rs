@@ -10,7 +10,6 @@ use super::page_flags as pf;
 use super::pages::{How, Run};
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Outlet;
-use crate::task::Target;
 use crate::{OnObject, Result};
 use crust_image::ImageKind;
 use crust_image::manifest::{ContentHash, Hasher};
@@ -18,6 +17,7 @@ use crust_image::proto::PagemapEntry;
 use crust_kernel::HostTid;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, Area, HUGE_PAGE};
+use crust_kernel::procfs::ProcDir;
 use rustix::io::Errno;
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -76,21 +76,21 @@ impl PagesDump {
     }
 }
 
-/// Writes the content of the private memory of `t` into `out`, an empty file open for reading and writing, or a stream.
+/// Writes the content of the private memory of a task into `out`, an empty file open for reading and writing, or a stream.
 ///
 /// # Errors
 /// A mapping that cannot be read is named; `NoSpace` if the file system is full.
-pub fn dump_pages(t: &Target<'_>, mm: &Mm, out: &mut Outlet) -> Result<PagesDump> {
-    dump_pages_into(t, mm, out, Ahead::default())
+pub fn dump_pages(proc: &ProcDir, mm: &Mm, out: &mut Outlet) -> Result<PagesDump> {
+    dump_pages_into(proc, mm, out, Ahead::default())
 }
 
 /// As [`dump_pages`] into a file that room was made in before.
 ///
 /// # Errors
 /// As [`dump_pages`].
-pub fn dump_pages_into(t: &Target<'_>, mm: &Mm, out: &mut Outlet, ahead: Ahead) -> Result<PagesDump> {
-    let mem = t.proc.open_file("mem").during("opening the task's memory").on_task(t.pid.as_raw())?;
-    let source = Remote { pid: t.pid, mem };
+pub fn dump_pages_into(proc: &ProcDir, mm: &Mm, out: &mut Outlet, ahead: Ahead) -> Result<PagesDump> {
+    let mem = proc.open_file("mem").during("opening the task's memory").on_task(proc.id().as_raw())?;
+    let source = Remote { pid: proc.id(), mem };
     let mut dump = copy(&source, &mm.runs, out, ahead)?;
     dump.scanned = mm.scanned;
     Ok(dump)

@@ -54,6 +54,27 @@ pub(super) struct Cx<'a> {
     pub(super) common: &'a [Vec<bool>],
     /// What stands of this process's memory to come, own or inherited.
     pub(super) held: memory::Held,
+    /// How many threads meet where.
+    pub(super) meeting: Meeting,
+}
+
+/// How many threads of the tree are awaited at the barriers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meeting {
+    /// At the last.
+    live: u32,
+    /// Before filters are installed.
+    filtered: u32,
+    /// Where ties to us are cut.
+    parting: u32,
+}
+
+impl Meeting {
+    pub(super) fn new(tree: &Tree, duties: &[Option<seccomp::Duty>]) -> Self {
+        let under = tree.tasks.iter().zip(duties).filter(|(_, d)| d.is_some());
+        let filtered = under.map(|(t, _)| t.threads.len()).sum::<usize>() as u32;
+        Self { live: tree.live_threads() as u32, filtered, parting: tree.parting_threads() as u32 }
+    }
 }
 
 /// Where the pieces of a task's bootstrap region lie; the coordinator removes it from outside at the end.
@@ -634,11 +655,9 @@ fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boo
     let unfiltered = control + std::mem::offset_of!(super::arena::Control, unfiltered) as u64;
     let filter = control + std::mem::offset_of!(super::arena::Control, filter) as u64;
     let duty = cx.duties.get(i).and_then(Option::as_ref);
-    let under = cx.tree.tasks.iter().zip(cx.duties).filter(|(_, d)| d.is_some());
-    let filtered = under.map(|(t, _)| t.threads.len()).sum::<usize>() as u32;
     let parted = control + std::mem::offset_of!(super::arena::Control, parted) as u64;
     let never = control + std::mem::offset_of!(super::arena::Control, never) as u64;
-    let (n, parting) = (cx.tree.live_threads() as u32, cx.tree.parting_threads() as u32);
+    let Meeting { live: n, filtered, parting } = cx.meeting;
     let tc = task_record(t)?;
     let plans: Vec<PlanId> = std::iter::once(main).chain(t.threads.iter().skip(1).map(|_| p.plan("thread"))).collect();
 

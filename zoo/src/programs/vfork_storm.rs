@@ -1,0 +1,72 @@
+//! Processes that are nearly always in a vfork, whose child is in one itself: neither can be stopped before its child ends, so a
+//! freeze must not hold that one. No child comes to another end.
+#![allow(unsafe_code, reason = "vfork on a stack of its own")]
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+use zoo::mem::{Map, PAGE};
+use zoo::sys::{fork, waitpid};
+
+const STORMS: usize = 3;
+const STOP: usize = STORMS;
+const FAULTS: usize = STORMS + 1;
+const STACK: usize = 1 << 16;
+
+/// Waits for a child that has this memory, lives on `stack` and does `life`. Its exit code.
+fn vfork(stack: &mut [u128], life: extern "C" fn(*mut libc::c_void) -> i32, with: *mut libc::c_void) -> i32 {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is the child's alone, for the caller waits in the kernel until the child has ended.
+    let child = unsafe { libc::clone(life, stack.as_mut_ptr_range().end.cast(), flags, with) };
+    let mut status = -1;
+    // SAFETY: the status is a live integer.
+    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
+    if child > 0 && waited == child && libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { -1 }
+}
+
+extern "C" fn child(stack: *mut libc::c_void) -> i32 {
+    // SAFETY: it is the second half of what `storm` has for both, and nobody else's.
+    let stack = unsafe { std::slice::from_raw_parts_mut(stack.cast::<u128>(), STACK / 16) };
+    vfork(stack, grandchild, std::ptr::null_mut()) + 1
+}
+
+extern "C" fn grandchild(_: *mut libc::c_void) -> i32 {
+    zoo::sys::sleep_once(Duration::from_millis(1)).unwrap_or_default();
+    6
+}
+
+fn storm(map: &Map, i: usize) -> i32 {
+    let mut stacks = vec![0_u128; 2 * STACK / 16];
+    let (first, second) = stacks.split_at_mut(STACK / 16);
+    while map.word(STOP).load(SeqCst) == 0 {
+        if vfork(first, child, second.as_mut_ptr().cast()) != 7 {
+            map.word(FAULTS).fetch_add(1, SeqCst);
+        }
+        map.word(i).fetch_add(1, SeqCst);
+    }
+    0
+}
+
+pub(super) fn main() {
+    let mut zoo = zoo::Zoo::start();
+    let map = Map::shared(PAGE);
+    let storms: Vec<i32> = (0..STORMS).map(|i| fork(|| storm(&map, i))).collect();
+    let now = || -> [u64; STORMS] { std::array::from_fn(|i| map.word(i).load(SeqCst)) };
+    let blows = |since: [u64; STORMS]| {
+        let end = Instant::now() + Duration::from_secs(60);
+        while (0..STORMS).any(|i| now()[i] < since[i] + 3) {
+            if Instant::now() > end {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    };
+    zoo.ok("it begins to blow", blows([0; STORMS]));
+    while zoo.gap() {
+        zoo.ok("it still blows", blows(now()));
+        zoo.eq("children that came to another end", map.word(FAULTS).load(SeqCst), 0);
+    }
+    map.word(STOP).store(1, SeqCst);
+    for storm in storms {
+        zoo.eq("a storm's end", waitpid(storm).ok(), Some(0));
+    }
+}
