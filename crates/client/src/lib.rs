@@ -293,7 +293,8 @@ mod tests {
             Response { dump: Some(crust_rpc::DumpResponse { restored: Some(true) }), ..reply(RequestType::Dump, true) };
         let mut seen = Vec::new();
         let asked = served(vec![notice("query-ext-files"), notice("new-one"), done], |crust| {
-            let dump = Dump::of(7, &images).leave_running(true).log("x.log", Log::Debug).external("tty[1:2]");
+            let dump =
+                Dump::of(7, &images).leave_running(true).log("x.log", Log::Debug).external("tty[1:2]").plugin("@p");
             let outcome = crust.dump_with(&dump, |notice| {
                 let more = matches!(notice, Notice::QueryExternalFiles);
                 seen.push(notice);
@@ -308,7 +309,7 @@ mod tests {
         assert_eq!((opts.pid, opts.leave_running, opts.notify_scripts), (Some(7), Some(true), Some(true)));
         assert_eq!(opts.images_dir_fd, Some(images.as_raw_fd()));
         assert_eq!((opts.log_file.as_deref(), opts.log_level), (Some(&b"x.log"[..]), Some(4)));
-        assert_eq!(opts.external, ["tty[1:2]"]);
+        assert_eq!((&opts.external[..], &opts.crust_plugins[..]), (&["tty[1:2]".into()][..], &["@p".into()][..]));
         assert_eq!(asked[1].opts.as_ref().unwrap().external, ["file[1:2]"]);
         assert_eq!((asked[2].notify_success, &asked[2].opts), (Some(true), &None));
     }

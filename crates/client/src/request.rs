@@ -97,6 +97,14 @@ macro_rules! common {
                 self
             }
 
+            /// A plugin that is asked for what the server cannot save or restore: the absolute path of its socket, or `@` and an
+            /// abstract name. For crust's server only (docs/plugins.md).
+            #[must_use]
+            pub fn plugin(mut self, socket: impl Into<String>) -> Self {
+                self.common.opts.crust_plugins.push(socket.into());
+                self
+            }
+
             /// A configuration file of the server's that goes before everything said here. For root only.
             #[must_use]
             pub fn config_file(mut self, file: impl AsRef<Path>) -> Self {
