@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 mod ask;
 mod estimate;
 mod freeze;
+mod glance;
 mod look;
 mod waits;
 
@@ -289,6 +290,7 @@ fn look_at_all(
     let mut looked: Vec<Looked> = Vec::with_capacity(seen.len());
     let (give, given) = mpsc::sync_channel(2 * ask::TOGETHER);
     let (done, finished) = mpsc::channel();
+    let groups = cx.groups.are_saved();
     std::thread::scope(|scope| {
         let (seen, cx) = (&seen[..], &mut *cx);
         let looker = std::thread::Builder::new().name("look".into()).spawn_scoped(scope, move || {
@@ -309,7 +311,7 @@ fn look_at_all(
             events.progress("processes", i as u64 + 1, seen.len() as u64);
             cancelled(events)
         };
-        let waves = ask::Waves::new(seen, seized);
+        let waves = ask::Waves::new(seen, seized, groups);
         let asked: Result<()> = (|| {
             for wave in waves {
                 cancelled(events)?;

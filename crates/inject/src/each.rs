@@ -21,7 +21,7 @@ pub struct Job<'a> {
     /// Where it runs.
     pub process: &'a mut SeizedProcess,
     /// What runs.
-    pub program: &'a Program,
+    pub program: Program,
     /// By whom. The first thread also maps and unmaps our area.
     pub on: &'a [(HostTid, PlanId)],
 }
@@ -36,7 +36,7 @@ pub fn run_each<'a>(jobs: impl IntoIterator<Item = Job<'a>>) -> Vec<Result<Ran>>
 }
 
 /// [`SeizedProcess::run`]: a single job that is not cleaned up behind.
-pub(crate) fn run_one(process: &mut SeizedProcess, program: &Program, on: &[(HostTid, PlanId)]) -> Result<Ran> {
+pub(crate) fn run_one(process: &mut SeizedProcess, program: Program, on: &[(HostTid, PlanId)]) -> Result<Ran> {
     let mut turns = [Turn::new(Job { process, program, on })];
     run_all(&mut turns);
     bring_home_all(&mut turns, |_, _| true);
@@ -154,7 +154,7 @@ impl<'a> Turn<'a> {
 
     fn launch(&mut self) -> Result<()> {
         let Job { process, program, on } = &mut self.job;
-        self.running = Some(process.launch(program, on, &self.indices)?);
+        self.running = Some(process.launch(std::mem::take(program), on, &self.indices)?);
         Ok(())
     }
 

@@ -16,6 +16,9 @@ const FIRST_SLOT: u32 = (HEADER_BYTES / 8) as u32;
 /// Header status: not started, running, failed.
 pub const STATUS_FAILED: u32 = 2;
 
+/// Room for as many records from the start.
+const MANY_RECORDS: usize = 24;
+
 const OP_SYSCALL: u8 = 1;
 const OP_BARRIER: u8 = 2;
 const OP_COPY: u8 = 3;
@@ -207,7 +210,8 @@ impl Program {
 
     /// Adds a plan for one thread.
     pub fn plan(&mut self, name: impl Into<Cow<'static, str>>) -> PlanId {
-        self.plans.push(Plan { name: name.into(), records: Vec::new(), slots: FIRST_SLOT, error_path: None });
+        let records = Vec::with_capacity(MANY_RECORDS);
+        self.plans.push(Plan { name: name.into(), records, slots: FIRST_SLOT, error_path: None });
         PlanId(self.plans.len() - 1)
     }
 

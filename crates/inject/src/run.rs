@@ -10,6 +10,7 @@ use crate::home::ALL_SIGNALS;
 use crate::plan::{Arg, DataRef, Expect, Failure, Linked, PlanId, Program, RECORD_BYTES, Slot};
 use crate::seize::SeizedProcess;
 use crust_kernel::ptrace::Stop;
+use crust_kernel::remote_mem::{RemoteRange, process_vm_read_all};
 use crust_kernel::{HostTid, VirtAddr};
 
 /// Bytes that the four records of our own may take, labels included.
@@ -131,18 +132,22 @@ impl SeizedProcess {
     ///
     /// # Errors
     /// If a plan could not be run or did not come to its end; failures of single records are in [`Ran::failure`].
-    pub fn run(&mut self, program: &Program, on: &[(HostTid, PlanId)]) -> Result<Ran> {
+    pub fn run(&mut self, program: Program, on: &[(HostTid, PlanId)]) -> Result<Ran> {
         crate::each::run_one(self, program, on)
     }
 
     /// Sends the threads off. There must be an area with room for the program ([`room_for`]).
-    pub(crate) fn launch(&mut self, program: &Program, on: &[(HostTid, PlanId)], indices: &[usize]) -> Result<Running> {
-        let room = room_for(program, on.len());
+    pub(crate) fn launch(
+        &mut self,
+        mut program: Program,
+        on: &[(HostTid, PlanId)],
+        indices: &[usize],
+    ) -> Result<Running> {
+        let room = room_for(&program, on.len());
         let mark = self.choose_mark(indices)?;
         let (site, mem, _) = self.parts()?;
         let base = site.take_data(mem, room)?;
         let landings = self.write_landings(indices)?;
-        let mut program = program.clone();
         let mut over_slots = Vec::with_capacity(on.len());
         for ((_, plan), landing) in on.iter().zip(&landings) {
             over_slots.push(add_end(&mut program, *plan, mark, *landing));
@@ -185,34 +190,49 @@ impl SeizedProcess {
     /// Looks at threads that run a program, without waiting. True for "moved" and true for "all over".
     pub(crate) fn poll_plans(&mut self, running: &mut Running) -> Result<(bool, bool)> {
         let mark = running.mark;
-        let mut moved = false;
-        for runner in running.runners.iter_mut().filter(|r| !r.over) {
+        let mut stopped = Vec::new();
+        for (n, runner) in running.runners.iter().enumerate().filter(|(_, r)| !r.over) {
             let Some(stop) = self.threads[runner.index].poll_stop()? else { continue };
-            moved = true;
             let ours = match (stop, mark) {
                 (Stop::Signal(signal), Some(mark)) => signal == mark,
                 (Stop::Syscall, None) => true,
                 _ => false,
             };
-            if ours {
-                // The same signal may have come from elsewhere, before the end; that one is dropped as it would be without
-                // us.
-                let over = self.memory()?.read_u64(VirtAddr(runner.over_at)).during(self.pid, "watching its plan")?;
-                runner.over = over != 0;
-            }
+            stopped.push((n, stop, ours));
+        }
+        // The same signal may have come from elsewhere, before the end; that one is dropped as it would be without us.
+        let marked: Vec<usize> = stopped.iter().filter(|(.., ours)| *ours).map(|&(n, ..)| n).collect();
+        self.note_over(&mut running.runners, &marked)?;
+        for &(n, stop, ours) in &stopped {
+            let runner = &running.runners[n];
             if !runner.over {
                 let thread = &mut self.threads[runner.index];
                 let signal = if ours { 0 } else { thread.pass_by(stop)? };
                 thread.go(mark.is_none(), signal)?;
             }
         }
-        Ok((moved, running.runners.iter().all(|r| r.over)))
+        Ok((!stopped.is_empty(), running.runners.iter().all(|r| r.over)))
+    }
+
+    /// Finds out which of `some` runners are through.
+    fn note_over(&self, runners: &mut [Runner], some: &[usize]) -> Result<()> {
+        const AT_ONCE: usize = 512;
+        for some in some.chunks(AT_ONCE) {
+            let tid = self.threads[runners[some[0]].index].tid;
+            let ranges: Vec<_> = some.iter().map(|&n| RemoteRange::word(VirtAddr(runners[n].over_at))).collect();
+            let mut words = vec![0; ranges.len() * 8];
+            process_vm_read_all(tid, &mut words, &ranges).during(tid, "watching its plan")?;
+            for (&n, word) in some.iter().zip(words.chunks_exact(8)) {
+                runners[n].over = word.iter().any(|&b| b != 0);
+            }
+        }
+        Ok(())
     }
 
     /// What a program that is over left behind.
     pub(crate) fn results(&mut self, running: Running) -> Result<Ran> {
-        let Running { base, linked, .. } = running;
-        let mut bytes = vec![0; linked.bytes.len()];
+        let Running { base, mut linked, .. } = running;
+        let mut bytes = std::mem::take(&mut linked.bytes);
         self.memory()?.read(VirtAddr(base), &mut bytes).during(self.pid, "reading the plan's results")?;
         Ok(Ran { base, bytes, linked })
     }

@@ -28,6 +28,13 @@ pub struct RemoteRange {
     pub len_bytes: usize,
 }
 
+impl RemoteRange {
+    /// Eight bytes.
+    pub fn word(at: VirtAddr) -> Self {
+        Self { start: at.as_raw() as usize, len_bytes: 8 }
+    }
+}
+
 /// An address as the kernel's iovec wants it.
 pub type VirtAddrRaw = usize;
 
@@ -51,6 +58,18 @@ pub fn process_vm_readv(pid: HostTid, bufs: &mut [IoSliceMut<'_>], ranges: &[Rem
     // kernel may fill them. RemoteRange has the layout of iovec too; its addresses are never dereferenced in this
     // process: a bad one is EFAULT, not undefined behaviour.
     count(unsafe { libc::process_vm_readv(pid.as_raw(), local, locals, remote, remotes, 0) })
+}
+
+/// Fills `buf` from `ranges`, of which there are at most 1024 and which are as long as it, together.
+///
+/// # Errors
+/// As [`process_vm_readv`], `EFAULT` also if only some of them can be read.
+pub fn process_vm_read_all(pid: HostTid, buf: &mut [u8], ranges: &[RemoteRange]) -> Result<()> {
+    let wanted = buf.len();
+    match process_vm_readv(pid, &mut [IoSliceMut::new(buf)], ranges)? {
+        got if got == wanted => Ok(()),
+        _ => Err(Errno::FAULT),
+    }
 }
 
 /// Copies `bytes` into the target, obeying its protections. May be short.

@@ -1,6 +1,7 @@
 //! The questions that only a process itself and its tracer can answer, put to many processes at the same time. What comes back
 //! is plain data, for another thread to go on with.
 use super::freeze::Seen;
+use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
 use crate::task::{dispatch, limits, odds, seccomp, settings, signals, timers};
@@ -50,12 +51,22 @@ pub(super) struct Thread {
     pub(super) sigmask: u64,
     pub(super) rseq: RseqConfig,
     pub(super) pending: SignalQueueEntry,
+    /// If it has been taken already.
+    pub(super) glance: Option<Glance>,
+}
+
+/// What was seen of threads before they were asked.
+#[derive(Default)]
+struct Early {
+    statuses: HashMap<HostTid, Status>,
+    glances: HashMap<HostTid, Glance>,
 }
 
 impl Thread {
     /// `timed`: the process has timers.
-    fn look(seen: &Seen, t: &SeizedThread, statuses: &mut HashMap<HostTid, Status>, timed: bool) -> Result<Self> {
-        let early = statuses.remove(&t.tid());
+    fn look(seen: &Seen, t: &SeizedThread, early: &mut Early, timed: bool) -> Result<Self> {
+        let glance = early.glances.remove(&t.tid());
+        let early = early.statuses.remove(&t.tid());
         // A timer may have sent its signal after that: its state, which was asked for meanwhile, no longer tells.
         let may_wait = timed && early.is_some();
         let status = match early {
@@ -75,6 +86,7 @@ impl Thread {
             rseq: *t.rseq(),
             pending: if waiting { signals::queue(t.tid(), false)? } else { SignalQueueEntry::default() },
             status,
+            glance,
         })
     }
 }
@@ -86,13 +98,20 @@ fn status_file(process: &ProcDir, tid: HostTid) -> rustix::io::Result<String> {
     Ok(String::from_utf8(text).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
 }
 
-/// Threads besides the first of each process, if there are so many that others of ours shall help to read their status files.
-fn crowd(processes: &[(&Seen, &mut SeizedProcess, u32)]) -> Vec<(Arc<ProcDir>, HostTid)> {
+/// A thread besides the first of its process.
+struct Other {
+    process: Arc<ProcDir>,
+    live: HostTid,
+    tid: HostTid,
+}
+
+/// Threads besides the first of each process, if there are so many that others of ours shall help to look at them.
+fn crowd(processes: &[(&Seen, &mut SeizedProcess, u32)]) -> Vec<Other> {
     const CROWD: usize = 32;
     let others = |(seen, process, _): &(&Seen, &mut SeizedProcess, u32)| {
         let (dir, live) = (seen.proc.clone(), seen.live);
         let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).filter(|&t| t != live).collect();
-        tids.into_iter().map(move |tid| (dir.clone(), tid))
+        tids.into_iter().map(move |tid| Other { process: dir.clone(), live, tid })
     };
     let wanted: Vec<_> = processes.iter().flat_map(others).collect();
     if wanted.len() < CROWD { Vec::new() } else { wanted }
@@ -108,6 +127,8 @@ pub(super) struct Waves<'a> {
     address_spaces: TaskIds,
     /// Who was asked in each.
     asked_in: HashMap<u32, HostTid>,
+    /// Control groups are saved.
+    groups: bool,
 }
 
 /// What becomes of a process in a wave.
@@ -120,8 +141,9 @@ enum Part {
 type Pairs<'a> = std::iter::Zip<std::slice::Iter<'a, &'a Seen>, std::vec::IntoIter<Option<&'a mut SeizedProcess>>>;
 
 impl<'a> Waves<'a> {
-    pub(super) fn new(seen: &'a [&'a Seen], seized: Vec<Option<&'a mut SeizedProcess>>) -> Self {
-        Self { left: seen.iter().zip(seized).peekable(), address_spaces: TaskIds::new(), asked_in: HashMap::new() }
+    pub(super) fn new(seen: &'a [&'a Seen], seized: Vec<Option<&'a mut SeizedProcess>>, groups: bool) -> Self {
+        let left = seen.iter().zip(seized).peekable();
+        Self { left, address_spaces: TaskIds::new(), asked_in: HashMap::new(), groups }
     }
 
     /// The next wave, or the reason why it cannot be.
@@ -151,7 +173,7 @@ impl<'a> Waves<'a> {
                 wave.push(Part::Zombie);
             }
         }
-        let mut asked = ask(&mut live).into_iter();
+        let mut asked = ask(&mut live, self.groups).into_iter();
         let missing = || Error::new(Kind::Internal, "a process was not asked");
         let answer = |part| match part {
             Part::Asked => asked.next().ok_or_else(missing)?.map(Some),
@@ -174,36 +196,48 @@ impl Iterator for Waves<'_> {
     }
 }
 
-/// Asks some live processes, all at once. One result for each, in order.
-fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)]) -> Vec<Result<Asked>> {
+/// What there is of `results`, by thread.
+fn of_each<T>(crowd: &[Other], results: Vec<Option<T>>) -> HashMap<HostTid, T> {
+    crowd.iter().zip(results).filter_map(|(other, result)| Some((other.tid, result?))).collect()
+}
+
+/// Asks some live processes, all at once. One result for each, in order. `groups`: control groups are saved.
+fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)], groups: bool) -> Vec<Result<Asked>> {
     let mut prepared: Vec<Result<Prepared>> = processes.iter_mut().map(|(seen, p, _)| Prepared::new(seen, p)).collect();
     // What cannot be read is left to whoever needs it.
-    let wanted = crowd(processes);
-    let status = |i: usize| Some(Status::new(status_file(&wanted.get(i)?.0, wanted.get(i)?.1).ok()?));
-    let read = wanted.iter().zip(together::each(wanted.len(), status));
-    let mut statuses: HashMap<HostTid, Status> = read.filter_map(|((_, tid), s)| Some((*tid, s?))).collect();
-    if !statuses.is_empty() {
+    let crowd = crowd(processes);
+    let mut early = Early::default();
+    let status = |other: &Other| Some(Status::new(status_file(&other.process, other.tid).ok()?));
+    early.statuses = of_each(&crowd, together::each(crowd.len(), |i| status(crowd.get(i)?)));
+    if !early.statuses.is_empty() {
         for (_, process, _) in processes.iter_mut() {
-            process.no_seccomp_in(|tid| statuses.get(&tid).is_some_and(|s| s.number("Seccomp") == Some(0)));
+            process.no_seccomp_in(|tid| early.statuses.get(&tid).is_some_and(|s| s.number("Seccomp") == Some(0)));
         }
     }
-    let ran = crust_inject::run_each(jobs(processes, &prepared));
+    // Only this thread can ask; others look meanwhile.
+    let glance = |o: &Other| Glance::take(&o.process, o.live, o.tid, groups).ok();
+    let (glances, ran) = together::with_help(
+        crowd.len(),
+        |i| glance(crowd.get(i)?),
+        || crust_inject::run_each(jobs(processes, &mut prepared)),
+    );
+    early.glances = of_each(&crowd, glances);
     let mut ran = ran.into_iter();
     let asked = processes.iter().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
         let prepared = prepared?;
         let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
-        prepared.finish(seen, process, *vm, ran, &mut statuses)
+        prepared.finish(seen, process, *vm, ran, &mut early)
     });
     asked.zip(processes.iter()).map(|(asked, (seen, ..))| asked.on_task(seen.pid.as_raw())).collect()
 }
 
 fn jobs<'a>(
     processes: &'a mut [(&Seen, &mut SeizedProcess, u32)],
-    prepared: &'a [Result<Prepared>],
+    prepared: &'a mut [Result<Prepared>],
 ) -> impl Iterator<Item = Job<'a>> {
     processes.iter_mut().zip(prepared).filter_map(|((_, process, _), prepared)| {
-        let Prepared { program, on, .. } = prepared.as_ref().ok()?;
-        Some(Job { process, program, on })
+        let Prepared { program, on, .. } = prepared.as_mut().ok()?;
+        Some(Job { process, program: std::mem::take(program), on })
     })
 }
 
@@ -232,24 +266,14 @@ impl Prepared {
         Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
 
-    fn finish(
-        self,
-        seen: &Seen,
-        process: &SeizedProcess,
-        vm: u32,
-        ran: Ran,
-        statuses: &mut HashMap<HostTid, Status>,
-    ) -> Result<Asked> {
+    fn finish(self, seen: &Seen, process: &SeizedProcess, vm: u32, ran: Ran, early: &mut Early) -> Result<Asked> {
         for q in &self.questions.threads {
             if let Some(failure) = ran.failure(q.plan) {
                 return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
             }
         }
-        let threads = process
-            .threads()
-            .iter()
-            .map(|t| Thread::look(seen, t, statuses, self.timed))
-            .collect::<Result<Vec<_>>>()?;
+        let threads =
+            process.threads().iter().map(|t| Thread::look(seen, t, early, self.timed)).collect::<Result<Vec<_>>>()?;
         let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;
         let waiting = threads.first().is_none_or(|t| t.status.mask("ShdPnd") != Some(0));
         Ok(Asked {

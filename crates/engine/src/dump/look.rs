@@ -2,8 +2,9 @@
 //! be asked; everything else is read from outside.
 use super::ask::{Asked, COMM_BYTES, Thread, ThreadQuestions};
 use super::freeze::Seen;
+use super::glance::Glance;
 use super::waits::Wait;
-use crate::cgroup::look::{Groups, membership};
+use crate::cgroup::look::Groups;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::{SighandIds, TaskIds};
 use crate::files::{FileTable, Known};
@@ -15,9 +16,9 @@ use crust_image::proto::{
     TaskKobjIdsEntry, ThreadCoreEntry,
 };
 use crust_inject::plan::DataRef;
-use crust_kernel::kcmp::{self, Shared};
+use crust_kernel::kcmp::Shared;
 use crust_kernel::procfs::{ProcDir, Status};
-use crust_kernel::{HostTid, NsTid, ptrace};
+use crust_kernel::{HostTid, NsTid};
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -287,32 +288,18 @@ impl Threads<'_> {
     fn look(&self, i: usize) -> Result<OneThread> {
         let both = self.asked.threads.get(i).zip(self.asked.questions.threads.get(i));
         let (t, q) = both.ok_or_else(|| Error::new(Kind::Internal, "a thread that was not asked"))?;
-        let apart = self.apart(t);
-        let (tid, core) = look_thread(t, q, self.asked, self.process, self.p.waits.get(&t.tid))?;
-        let groups = self.groups.then(|| membership(&self.p.proc, t.tid)).transpose()?;
-        Ok(OneThread { apart, tid, core, groups })
-    }
-
-    /// What the thread has for itself that a process's threads share.
-    fn apart(&self, t: &Thread) -> Vec<Error> {
-        let live = self.p.live;
-        if t.tid == live {
-            return Vec::new();
-        }
-        let differs = |what| kcmp::task(live, t.tid, what).is_ok_and(std::cmp::Ordering::is_ne);
-        let its_net = || self.p.proc.readlink(&format!("task/{}/ns/net", t.tid));
-        let mut found = Vec::new();
-        if differs(Shared::Files) {
-            found.push("has a descriptor table of its own");
-        } else if differs(Shared::Fs) {
-            found.push("has directories and a umask of its own");
-        }
-        if self.net.is_some() && its_net().is_ok_and(|n| Some(n) != self.net) {
-            found.push("lives in another net namespace than its process");
-        }
-        let help = "what a thread has left by unshare(2) or setns(2) cannot be restored; let it end before the dump";
-        let error = |what| Error::unsupported(format!("thread {} {what}", t.tid), help);
-        found.into_iter().map(|what| error(what).on(Object::Task(self.p.pid.as_raw()))).collect()
+        let now;
+        let glance = match &t.glance {
+            Some(early) => early,
+            None => {
+                now = Glance::take(&self.p.proc, self.p.live, t.tid, self.groups)?;
+                &now
+            }
+        };
+        let apart = glance.apart(self.net.as_deref(), t.tid);
+        let apart = apart.into_iter().map(|e| e.on(Object::Task(self.p.pid.as_raw()))).collect();
+        let (tid, core) = look_thread(t, q, glance, self.asked, self.process, self.p.waits.get(&t.tid))?;
+        Ok(OneThread { apart, tid, core, groups: glance.groups.clone() })
     }
 }
 
@@ -373,6 +360,7 @@ fn process_part(
 fn look_thread(
     t: &Thread,
     q: &ThreadQuestions,
+    glance: &Glance,
     asked: &Asked,
     process: &TaskCoreEntry,
     wait: Option<&Wait>,
@@ -381,19 +369,18 @@ fn look_thread(
     let status = &t.status;
     let tid = inner_id(status).ok_or_else(|| Error::new(Kind::Internal, "the status file has no NSpid"))?;
     let read = |at: DataRef, len: usize| a.data(at, len);
-    let sched = crust_kernel::process::sched(t.tid).during("sched_getattr")?;
+    let sched = &glance.sched;
     if sched.is_clamped() {
         let help = "take the clamp off before the dump (uclampset, sched_setattr)";
         return Err(Error::unsupported(format!("thread {tid} has utilization clamps, which cannot be saved"), help));
     }
     let creds = creds::from_status(status, a.slot(q.plan, q.securebits)? as u32)?;
-    let (robust_list, robust_len) = ptrace::get_robust_list(t.tid).during("get_robust_list")?;
     let rseq = &t.rseq;
     let mut comm = a.data(q.comm, COMM_BYTES)?;
     comm.truncate(comm.iter().position(|&b| b == 0).unwrap_or(COMM_BYTES));
     let mut thread_core = ThreadCoreEntry {
-        futex_rla: robust_list,
-        futex_rla_len: robust_len as u32,
+        futex_rla: glance.robust_list.0,
+        futex_rla_len: glance.robust_list.1 as u32,
         sched_nice: Some(sched.nice),
         sched_policy: Some(sched.policy),
         sched_prio: (sched.rt_priority != 0).then_some(sched.rt_priority),

@@ -14,6 +14,9 @@ const SW_FEATURES_AT: usize = 464;
 /// Components that CRIU's format has a place for: x87, SSE, AVX, MPX ×2, AVX-512 ×3, protection keys.
 const KNOWN: u64 = 0b10_1111_1111 & !(1 << 8);
 
+/// The protection keys' register.
+const PKRU: u32 = 9;
+
 /// (component number, offset, bytes) of the extended components that the format knows and this CPU has. Asked once: under a
 /// hypervisor every CPUID is a trap.
 fn components() -> &'static [(u32, usize, usize)] {
@@ -186,7 +189,10 @@ fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
         let mut entry =
             UserX86XsaveEntry { xstate_bv, cet: Some(UserX86CetEntry { cet: 0, ssp: 0 }), ..Default::default() };
         for &(component, at, len) in components() {
-            let Some(bytes) = x.get(at..at + len) else { continue };
+            // Of a component in its initial state there is nothing to keep, and CRIU looks at the bit as well. Not so the
+            // protection keys' register, which the kernel keeps elsewhere.
+            let is_kept = component == PKRU || xstate_bv & (1 << component) != 0;
+            let Some(bytes) = x.get(at..at + len).filter(|_| is_kept) else { continue };
             match component {
                 2 => entry.ymmh_space = words32(bytes),
                 3 => entry.bndreg_state = words64(bytes),
@@ -342,10 +348,12 @@ mod tests {
         let mut x: Vec<u8> = (0..end).map(|i| (i % 251) as u8).collect();
         x[416..].fill(0);
         x[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
-        x[512..520].copy_from_slice(&7u64.to_le_bytes());
-        for &(_, at, len) in components() {
+        let mut live = 3u64;
+        for &(component, at, len) in components() {
+            live |= 1 << component;
             x[at..at + len].fill(0x5a);
         }
+        x[512..520].copy_from_slice(&live.to_le_bytes());
         x[5] = 0; // the tag word is one byte
         x
     }
@@ -357,6 +365,20 @@ mod tests {
         assert_eq!(back.len(), x.len());
         assert_eq!(back[..416], x[..416]);
         assert_eq!(back[512..], x[512..]);
+    }
+
+    #[test]
+    fn a_component_in_its_initial_state_takes_no_room() {
+        let mut x = sample();
+        x[512..520].copy_from_slice(&3u64.to_le_bytes());
+        let entry = fpregs(&x).expect("converts");
+        let kept = entry.xsave.as_ref().expect("extended state");
+        assert_eq!((kept.xstate_bv, kept.ymmh_space.len(), kept.zmm_upper.len()), (3, 0, 0));
+        let back = xstate(&entry, &x);
+        assert_eq!(back[512..520], 3u64.to_le_bytes());
+        for &(component, at, len) in components().iter().filter(|c| c.0 != PKRU) {
+            assert!(back[at..at + len].iter().all(|&b| b == 0), "component {component}");
+        }
     }
 
     /// Instruction pointer and result of a call stopped at 0x1000 with this error.

@@ -109,7 +109,7 @@ fn many_threads(dir: &Path) {
         }
         let pairs: Vec<_> = on.iter().map(|(tid, plan, _)| (*tid, *plan)).collect();
         let start = Instant::now();
-        let outcome = process.run(&program, &pairs).unwrap();
+        let outcome = process.run(program, &pairs).unwrap();
         ran.push(start.elapsed());
         for (tid, plan, slot) in on {
             assert_eq!(outcome.failure(plan), None);
@@ -346,7 +346,7 @@ fn plan_failures(dir: &Path) {
     program.syscall(bad, "a close that must not", libc::SYS_close, &[8888u64.into()]);
     let never = program.syscall_slot(bad, "never reached", libc::SYS_getpid, &[], Expect::Ok);
     let tids = [process.threads()[1].tid(), process.threads()[2].tid()];
-    let ran = process.run(&program, &[(tids[0], good), (tids[1], bad)]).unwrap();
+    let ran = process.run(program, &[(tids[0], good), (tids[1], bad)]).unwrap();
     assert_eq!(ran.failure(good), None);
     assert_eq!(ran.result(good, slot), Some(i64::from(target.pid().as_raw())));
     let failure = ran.failure(bad).unwrap();

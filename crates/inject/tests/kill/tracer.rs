@@ -40,13 +40,13 @@ pub(crate) fn round(pid: HostTid, page: &Page) {
         stacks.push((plan, slot));
         on.push((tid, plan));
     }
-    let ran = process.run(&program, &on).unwrap();
+    let ran = process.run(program.clone(), &on).unwrap();
     check(&ran, &stacks, &tids);
     phase(4);
     process.clean_up().unwrap();
     phase(5);
     // The way of a dump: area, plans and clean-up in one.
-    let job = Job { process: &mut process, program: &program, on: &on };
+    let job = Job { process: &mut process, program, on: &on };
     let ran = run_each([job]).remove(0).unwrap();
     check(&ran, &stacks, &tids);
     phase(6);
