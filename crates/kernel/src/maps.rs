@@ -5,6 +5,7 @@
 use crate::procfs::{ProcDir, Stat};
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc;
 
 /// One mapping as the kernel prints it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -225,7 +226,7 @@ impl Mapping {
 pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
     let mut parser = Parser { all: Vec::new(), smaps: true };
     let resident_pages = proc.read("stat").ok().and_then(|text| Stat::parse(&text)).map(|s| s.resident_pages);
-    let read_bytes = if resident_pages.is_some_and(|n| n > MUCH_PAGES) { SMAPS_READ } else { 64 << 10 };
+    let read_bytes = if resident_pages.is_some_and(|n| n > MUCH_PAGES) { SMAPS_READ } else { ENTRIES_READ };
     each_line(proc.open_file("smaps")?, read_bytes, |line| parser.line(line))?;
     Ok(parser.all)
 }
@@ -309,25 +310,114 @@ const MUCH_PAGES: u64 = 32 << 10;
 /// read that the first one fills.
 const SMAPS_READ: usize = 512;
 
+/// Gives the entries of a small process one after the other without waste: as many as the kernel's buffer holds fill it.
+const ENTRIES_READ: usize = 3000;
+
+/// A longer text is read by another thread while this one understands it: the kernel takes 4 µs for an entry of smaps.
+const LONG_TEXT: usize = 256 << 10;
+/// As much is handed over at once.
+const PIECE: usize = 32 << 10;
+
+/// Cuts text that comes in pieces into lines.
+struct Lines<F> {
+    /// The beginning of a line whose end has not come yet.
+    begun: Vec<u8>,
+    with: F,
+}
+
+impl<F: FnMut(&[u8]) -> Result<()>> Lines<F> {
+    fn take(&mut self, mut text: &[u8]) -> Result<()> {
+        while let Some(len) = find_line_feed(text) {
+            let (line, rest) = (&text[..len], &text[len + 1..]);
+            if self.begun.is_empty() {
+                (self.with)(line)?;
+            } else {
+                self.begun.extend_from_slice(line);
+                (self.with)(&self.begun)?;
+                self.begun.clear();
+            }
+            text = rest;
+        }
+        self.begun.extend_from_slice(text);
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<()> {
+        if self.begun.is_empty() { Ok(()) } else { (self.with)(&self.begun) }
+    }
+}
+
 /// Calls `with` for every line, without its line feed.
-fn each_line(file: OwnedFd, read_bytes: usize, mut with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buf = vec![0; 2 * read_bytes];
-    let mut kept = 0;
-    loop {
-        let n = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buf[kept..kept + read_bytes]))?;
-        let filled = kept + n;
-        let mut from = 0;
-        while let Some(len) = find_line_feed(&buf[from..filled]) {
-            with(&buf[from..from + len])?;
-            from += len + 1;
+fn each_line(file: OwnedFd, read_bytes: usize, with: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    let mut lines = Lines { begun: Vec::new(), with };
+    if read_here(&file, read_bytes, LONG_TEXT, &mut lines)? {
+        return lines.end();
+    }
+    std::thread::scope(|scope| {
+        let (give, pieces) = mpsc::sync_channel::<Result<Vec<u8>>>(8);
+        let (back, used) = mpsc::channel();
+        let file = &file;
+        let read_on = move || {
+            // Signals are for the thread that waits for them.
+            crate::signals::block_all_here();
+            read_pieces(file, read_bytes, &used, &give);
+        };
+        if std::thread::Builder::new().name("read".into()).spawn_scoped(scope, read_on).is_err() {
+            read_here(file, read_bytes, usize::MAX, &mut lines)?;
         }
+        for piece in pieces {
+            let piece = piece?;
+            lines.take(&piece)?;
+            // The reader may have come to the end.
+            back.send(piece).unwrap_or_default();
+        }
+        lines.end()
+    })
+}
+
+/// Reads some `most` bytes. True if that was the rest.
+fn read_here<F: FnMut(&[u8]) -> Result<()>>(
+    file: &OwnedFd,
+    read_bytes: usize,
+    most: usize,
+    lines: &mut Lines<F>,
+) -> Result<bool> {
+    let mut buf = vec![0; read_bytes];
+    let mut read = 0;
+    while read < most {
+        let n = rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut buf))?;
         if n == 0 {
-            return if from < filled { with(&buf[from..filled]) } else { Ok(()) };
+            return Ok(true);
         }
-        buf.copy_within(from..filled, 0);
-        kept = filled - from;
-        if kept + read_bytes > buf.len() {
-            buf.resize(2 * buf.len(), 0);
+        lines.take(&buf[..n])?;
+        read += n;
+    }
+    Ok(false)
+}
+
+/// Reads to the end, or until nobody takes what was read. Buffers that come back are used again.
+fn read_pieces(
+    file: &OwnedFd,
+    read_bytes: usize,
+    used: &mpsc::Receiver<Vec<u8>>,
+    give: &mpsc::SyncSender<Result<Vec<u8>>>,
+) {
+    loop {
+        let mut piece = used.try_recv().unwrap_or_default();
+        piece.resize(PIECE + read_bytes, 0);
+        let mut filled = 0;
+        let mut last = Ok(1);
+        while filled < PIECE && last.is_ok_and(|n| n > 0) {
+            last =
+                rustix::io::retry_on_intr(|| rustix::io::read(file.as_fd(), &mut piece[filled..filled + read_bytes]));
+            filled += last.unwrap_or(0);
+        }
+        piece.truncate(filled);
+        let taken = give.send(Ok(piece));
+        match last {
+            Ok(n) if n > 0 && taken.is_ok() => {}
+            Err(errno) if taken.is_ok() => return give.send(Err(errno)).unwrap_or_default(),
+            _ => return,
         }
     }
 }
@@ -378,6 +468,36 @@ fn decimal(text: &[u8]) -> Option<(u64, &[u8])> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn long_and_short_texts_come_line_by_line() {
+        for count in [0usize, 1, 100, 40_000] {
+            let text: String = (0..count).map(|n| format!("{n}{}\n", "x".repeat(n % 90))).collect();
+            let file = rustix::fs::memfd_create("lines", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+            let file = std::fs::File::from(file);
+            std::os::unix::fs::FileExt::write_all_at(&file, text.as_bytes(), 0).expect("write");
+            let mut lines = Vec::new();
+            let with = |line: &[u8]| {
+                lines.push(String::from_utf8_lossy(line).into_owned());
+                Ok(())
+            };
+            super::each_line(file.into(), 700, with).expect("reads");
+            assert_eq!(lines, text.lines().collect::<Vec<_>>(), "{count} lines");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_refused_ends_the_reading() {
+        let file = rustix::fs::memfd_create("lines", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+        let file = std::fs::File::from(file);
+        std::os::unix::fs::FileExt::write_all_at(&file, "line\n".repeat(400_000).as_bytes(), 0).expect("write");
+        let mut seen = 0;
+        let result = super::each_line(file.into(), 3000, |_| {
+            seen += 1;
+            if seen == 100_000 { Err(super::Errno::INVAL) } else { Ok(()) }
+        });
+        assert_eq!((result, seen), (Err(super::Errno::INVAL), 100_000));
+    }
+
     use super::*;
     use crate::HostTid;
 
