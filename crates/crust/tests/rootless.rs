@@ -243,6 +243,21 @@ fn two_capabilities_are_enough_on_the_host() {
     assert!(said.contains("CAP_CHECKPOINT_RESTORE") && said.contains("nothing was created"), "{said}");
     assert_eq!(said.matches("Error:").count(), 1, "{said}");
 
+    // What can never be given back: the planner and the restore say the same.
+    for args in [&["check", "--needs", "-D", &images][..], &["restore", "--unprivileged", "-d", "-D", &images]] {
+        let mut bound = Command::new(CRUST);
+        // SAFETY: one system call with numbers.
+        let bind = || match unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        };
+        // SAFETY: only that happens in there.
+        let refused = unsafe { bound.args(args).current_dir(&home.dir.0).pre_exec(bind) }.output().unwrap();
+        let said = [refused.stdout, refused.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert!(refused.status.code() == Some(1) && said.contains("no_new_privs"), "{args:?}: {said}");
+    }
+
     good(&home.with_caps(&restore, caps).output().unwrap());
     let pid: i32 = pid.parse().unwrap();
     home.goes_on();

@@ -1,12 +1,14 @@
 //! Which privileges a tree or a checkpoint takes, and why: for people who want to give no more than that. Looks only.
 //!
-//! The rules are the kernel's, written down here; dump and restore do not ask this table but try, and make no call that would
+//! The rules are the kernel's. What a restore refuses before it makes anything (ids of its choice, capabilities, limits,
+//! no_new_privs, seccomp) it asks the same functions below `task`; the rest dump and restore try, and make no call that would
 //! change nothing.
 use crate::Options;
 use crate::dump::{find_root, stat_of};
 use crate::error::{Error, Kind, Result, ResultExt};
 use crate::images::Source;
-use crate::task::{creds, limits};
+use crate::task::creds::{self, Cap, mask};
+use crate::task::limits;
 use crust_image::ImageKind;
 use crust_image::proto::{CoreEntry, CredsEntry, FileEntry, FsEntry, PstreeEntry};
 use crust_kernel::HostTid;
@@ -50,23 +52,6 @@ pub struct Needs {
     pub notes: Vec<String>,
 }
 
-/// Capabilities by their numbers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Cap(u32, &'static str);
-
-const SETGID: Cap = Cap(6, "CAP_SETGID");
-const SETUID: Cap = Cap(7, "CAP_SETUID");
-const SETPCAP: Cap = Cap(8, "CAP_SETPCAP");
-const NET_BIND_SERVICE: Cap = Cap(10, "CAP_NET_BIND_SERVICE");
-const NET_RAW: Cap = Cap(13, "CAP_NET_RAW");
-const SYS_CHROOT: Cap = Cap(18, "CAP_SYS_CHROOT");
-const SYS_PTRACE: Cap = Cap(19, "CAP_SYS_PTRACE");
-const SYS_ADMIN: Cap = Cap(21, "CAP_SYS_ADMIN");
-const SYS_NICE: Cap = Cap(23, "CAP_SYS_NICE");
-const SYS_RESOURCE: Cap = Cap(24, "CAP_SYS_RESOURCE");
-const AUDIT_CONTROL: Cap = Cap(30, "CAP_AUDIT_CONTROL");
-const CHECKPOINT_RESTORE: Cap = Cap(40, "CAP_CHECKPOINT_RESTORE");
-
 /// What is asked of one process, wherever it comes from.
 #[derive(Default)]
 struct Facts {
@@ -99,10 +84,6 @@ fn number(path: &str) -> Option<i64> {
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn mask(words: &[u32]) -> u64 {
-    words.iter().rev().fold(0, |all, &word| all << 32 | u64::from(word))
-}
-
 fn sched_of(tid: HostTid) -> Option<(u32, i32)> {
     crust_kernel::process::sched(tid).ok().map(|s| (s.policy, s.nice))
 }
@@ -124,10 +105,6 @@ impl Own {
                 .is_ok_and(|link| link == crate::task::seccomp::FIRST_USER_NS.as_bytes()),
         })
     }
-
-    fn has(&self, cap: Cap) -> bool {
-        mask(&self.creds.cap_eff) & 1 << cap.0 != 0
-    }
 }
 
 impl Needs {
@@ -137,7 +114,7 @@ impl Needs {
     }
 
     fn add(&mut self, own: &Own, step: Step, cap: Cap, task: Option<i32>, why: impl Into<String>) -> &mut Need {
-        self.add_named(step, cap.1, own.has(cap), task, why.into())
+        self.add_named(step, cap.name, cap.is_held(&own.creds), task, why.into())
     }
 
     fn add_named(&mut self, step: Step, right: &'static str, held: bool, task: Option<i32>, why: String) -> &mut Need {
@@ -154,7 +131,7 @@ impl Needs {
         let ours = (own.creds.uid, own.creds.gid);
         let theirs = [(creds.uid, creds.gid), (creds.euid, creds.egid), (creds.suid, creds.sgid)];
         let mut add = |why: String| {
-            self.add(own, Step::Dump, SYS_PTRACE, Some(pid), why);
+            self.add(own, Step::Dump, Cap::SYS_PTRACE, Some(pid), why);
         };
         if theirs.iter().any(|&ids| ids != ours) {
             add(format!("belongs to uid {}, gid {}; we are uid {}, gid {}", creds.uid, creds.gid, ours.0, ours.1));
@@ -176,7 +153,7 @@ impl Needs {
 
     fn seccomp(&mut self, own: &Own, step: Step, pid: i32) {
         let why = "runs under seccomp, whose filters only root in the first user namespace may read and suspend";
-        self.add(own, step, SYS_ADMIN, Some(pid), why).held &= own.first_user_ns;
+        self.add(own, step, Cap::SYS_ADMIN, Some(pid), why).held &= own.first_user_ns;
     }
 
     fn restore(&mut self, own: &Own, facts: &Facts) {
@@ -189,71 +166,71 @@ impl Needs {
         for want in &facts.creds {
             if let Some(id) = [&ids(want)[..], &[want.fsuid]].concat().iter().find(|&id| !ids(&own.creds).contains(id))
             {
-                add(SETUID, format!("becomes uid {id}"));
+                add(Cap::SETUID, format!("becomes uid {id}"));
                 // Otherwise the first change of ids would take the rights that the next calls need.
-                add(SETPCAP, "keeps its capabilities while its ids change".into());
+                add(Cap::SETPCAP, "keeps its capabilities while its ids change".into());
             }
             let gids = [&groups(want)[..], &[want.fsgid]].concat();
             if let Some(id) = gids.iter().find(|&id| !groups(&own.creds).contains(id)) {
-                add(SETGID, format!("becomes gid {id}"));
+                add(Cap::SETGID, format!("becomes gid {id}"));
             }
             if want.groups != own.creds.groups {
-                add(SETGID, "has other supplementary groups than we have".into());
+                add(Cap::SETGID, "has other supplementary groups than we have".into());
             }
             if mask(&own.creds.cap_bnd) & !mask(&want.cap_bnd) != 0 {
-                add(SETPCAP, "has a smaller bounding set of capabilities".into());
+                add(Cap::SETPCAP, "has a smaller bounding set of capabilities".into());
             }
         }
-        let raised = facts.hard_limits.iter().zip(&own.hard_limits).enumerate().find(|(_, (want, have))| want > have);
-        if let Some((i, (want, have))) = raised {
-            let name = limits::NAMES.get(i).copied().unwrap_or("a resource limit");
-            add(SYS_RESOURCE, format!("has the hard limit {want} of {name}, ours is {have}"));
+        let raised = limits::raised(facts.hard_limits.iter().copied(), own.hard_limits.iter().copied()).next();
+        if let Some((name, want, have)) = raised {
+            add(Cap::SYS_RESOURCE, format!("has the hard limit {want} of {name}, ours is {have}"));
         }
         if facts.oom_score_adj.is_some_and(|want| want < own.oom_score_adj) {
-            add(SYS_RESOURCE, format!("has a lower oom_score_adj than we have ({})", own.oom_score_adj));
+            add(Cap::SYS_RESOURCE, format!("has a lower oom_score_adj than we have ({})", own.oom_score_adj));
         }
         if let Some((policy, _)) = facts.sched.iter().find(|(policy, _)| matches!(policy & 0xff, 1 | 2 | 6)) {
-            add(SYS_NICE, format!("is scheduled in real time (policy {})", policy & 0xff));
+            add(Cap::SYS_NICE, format!("is scheduled in real time (policy {})", policy & 0xff));
         }
         if let Some((_, nice)) = facts.sched.iter().find(|(policy, nice)| *nice < 0 && policy & 0xff == 0) {
-            add(SYS_NICE, format!("has the nice value {nice}"));
+            add(Cap::SYS_NICE, format!("has the nice value {nice}"));
         }
         if facts.raw_socket {
-            add(NET_RAW, "has a raw or packet socket".into());
+            add(Cap::NET_RAW, "has a raw or packet socket".into());
         }
         if let Some(port) = facts.low_ports.iter().find(|&&port| port < own.first_port) {
-            add(NET_BIND_SERVICE, format!("has a socket on port {port}"));
+            add(Cap::NET_BIND_SERVICE, format!("has a socket on port {port}"));
         }
         if facts.other_root {
-            add(SYS_CHROOT, "has another root directory".into());
+            add(Cap::SYS_CHROOT, "has another root directory".into());
         }
         if facts.fanotify {
-            add(SYS_ADMIN, "has a fanotify group".into());
+            add(Cap::SYS_ADMIN, "has a fanotify group".into());
         }
         if facts.seccomp {
             self.seccomp(own, Step::Restore, facts.pid);
         }
         if facts.loginuid.is_some_and(|want| own.loginuid.is_some_and(|have| have != want)) {
             let why = "has another login user id than we have";
-            self.add(own, Step::Restore, AUDIT_CONTROL, task, why).without = Some("it gets ours");
+            self.add(own, Step::Restore, Cap::AUDIT_CONTROL, task, why).without = Some("it gets ours");
         }
         // What nobody can give who does not have it himself.
-        let lacking = facts.creds.iter().fold(0, |all, want| {
-            let more = |want: &[u32], have: &[u32]| mask(want) & !mask(have);
-            all | more(&want.cap_prm, &own.creds.cap_prm) | more(&want.cap_bnd, &own.creds.cap_bnd)
-        });
+        let lacking = facts.creds.iter().fold(0, |all, want| all | creds::lacking(&own.creds, want));
         if lacking != 0 {
             let why = format!("has capabilities, or a bounding set, that we lack: {lacking:#x}");
             self.add_named(Step::Restore, "those capabilities", false, task, why);
         }
+        if facts.creds.iter().any(|want| creds::is_bound(&own.creds, want)) {
+            let why = "has not given up new privileges (no_new_privs), as we have".into();
+            self.add_named(Step::Restore, "crust started without no_new_privs", false, task, why);
+        }
     }
 
     fn restore_all(&mut self, own: &Own, all: &[Facts]) {
-        let held = own.has(CHECKPOINT_RESTORE) || own.has(SYS_ADMIN);
+        let held = creds::may_choose_ids(&own.creds);
         let why = "processes and threads get their ids back".to_owned();
         self.add_named(Step::Restore, "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN", held, None, why);
         let why = "a time namespace, in which clocks go on from where they stood";
-        self.add(own, Step::Restore, SYS_ADMIN, None, why).without =
+        self.add(own, Step::Restore, Cap::SYS_ADMIN, None, why).without =
             Some("the restore is refused only where clocks would go back");
         for facts in all {
             self.restore(own, facts);

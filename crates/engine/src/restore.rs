@@ -5,7 +5,8 @@ use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
-use crate::task::{creds, limits, odds, regs, seccomp, settings, thread, timers};
+use crate::task::creds::{self, Cap};
+use crate::task::{limits, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
@@ -395,8 +396,8 @@ fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts, plugins));
-    let may_set_loginuid = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 30) != 0);
-    let privileged = plan.creds.cap_eff.first().is_some_and(|c| c & (1 << 24) != 0);
+    let may_set_loginuid = Cap::AUDIT_CONTROL.is_held(&plan.creds);
+    let privileged = Cap::SYS_RESOURCE.is_held(&plan.creds);
     if plan.duties.iter().any(Option::is_some) {
         errors.extend(seccomp::check());
     }
@@ -430,10 +431,7 @@ fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
 
 /// Without one of these capabilities the first fork of the tree would fail.
 fn may_choose_ids(own: &crust_image::proto::CredsEntry) -> Option<Error> {
-    let has = |cap: u32| own.cap_eff.get(cap as usize / 32).is_some_and(|word| word & 1 << (cap % 32) != 0);
-    const SYS_ADMIN: u32 = 21;
-    const CHECKPOINT_RESTORE: u32 = 40;
-    (!has(SYS_ADMIN) && !has(CHECKPOINT_RESTORE)).then(|| {
+    (!creds::may_choose_ids(own)).then(|| {
         Error::new(Kind::Permission, "restoring a tree with its process ids needs CAP_CHECKPOINT_RESTORE")
             .help("get that capability (setcap cap_checkpoint_restore+ep), be root, or restore without --unprivileged, in namespaces of its own")
     })

@@ -15,8 +15,55 @@ fn two_words(mask: u64) -> Vec<u32> {
     vec![mask as u32, (mask >> 32) as u32]
 }
 
-fn mask(words: &[u32]) -> u64 {
+/// A set of capabilities as one number.
+pub(crate) fn mask(words: &[u32]) -> u64 {
     u64::from(words.first().copied().unwrap_or(0)) | u64::from(words.get(1).copied().unwrap_or(0)) << 32
+}
+
+/// A capability.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cap {
+    number: u32,
+    /// As people know it.
+    pub name: &'static str,
+}
+
+/// Those that dump and restore may need, for whoever asks beforehand and for those who refuse.
+#[allow(missing_docs, reason = "their names say it, and capabilities(7) what they are for")]
+impl Cap {
+    pub const SETGID: Self = Self { number: 6, name: "CAP_SETGID" };
+    pub const SETUID: Self = Self { number: 7, name: "CAP_SETUID" };
+    pub const SETPCAP: Self = Self { number: 8, name: "CAP_SETPCAP" };
+    pub const NET_BIND_SERVICE: Self = Self { number: 10, name: "CAP_NET_BIND_SERVICE" };
+    pub const NET_RAW: Self = Self { number: 13, name: "CAP_NET_RAW" };
+    pub const SYS_CHROOT: Self = Self { number: 18, name: "CAP_SYS_CHROOT" };
+    pub const SYS_PTRACE: Self = Self { number: 19, name: "CAP_SYS_PTRACE" };
+    pub const SYS_ADMIN: Self = Self { number: 21, name: "CAP_SYS_ADMIN" };
+    pub const SYS_NICE: Self = Self { number: 23, name: "CAP_SYS_NICE" };
+    pub const SYS_RESOURCE: Self = Self { number: 24, name: "CAP_SYS_RESOURCE" };
+    pub const AUDIT_CONTROL: Self = Self { number: 30, name: "CAP_AUDIT_CONTROL" };
+    pub const CHECKPOINT_RESTORE: Self = Self { number: 40, name: "CAP_CHECKPOINT_RESTORE" };
+
+    /// True if it is in the effective set.
+    pub fn is_held(self, by: &CredsEntry) -> bool {
+        mask(&by.cap_eff) & 1 << self.number != 0
+    }
+}
+
+/// True if processes can be made with ids of our choice.
+pub fn may_choose_ids(own: &CredsEntry) -> bool {
+    Cap::SYS_ADMIN.is_held(own) || Cap::CHECKPOINT_RESTORE.is_held(own)
+}
+
+/// Capabilities that nobody can give who does not have them himself.
+pub fn lacking(now: &CredsEntry, want: &CredsEntry) -> u64 {
+    let more = |have: &[u32], need: &[u32]| mask(need) & !mask(have);
+    more(&now.cap_bnd, &want.cap_bnd) | more(&now.cap_prm, &want.cap_prm)
+}
+
+/// True if no_new_privs, which stays, is ours and not theirs.
+pub fn is_bound(now: &CredsEntry, want: &CredsEntry) -> bool {
+    now.no_new_privs == Some(1) && want.no_new_privs != Some(1)
 }
 
 /// Credentials from a status file; `securebits` comes from inside the task.
@@ -122,15 +169,13 @@ pub fn plan(p: &mut Program, plan: PlanId, now: &CredsEntry, want: &CredsEntry) 
 
 /// Why `want` cannot be reached from `now`, if it cannot: called before anything is created.
 pub fn check(now: &CredsEntry, want: &CredsEntry) -> Option<Error> {
-    let more = |have: &[u32], need: &[u32]| mask(need) & !mask(have);
-    let (bounding, permitted) = (more(&now.cap_bnd, &want.cap_bnd), more(&now.cap_prm, &want.cap_prm));
-    let lacking = bounding | permitted;
+    let lacking = lacking(now, want);
     if lacking != 0 {
         let what = format!("the image holds capabilities {lacking:#x} that this process does not have");
         let help = "restore with more privileges (see `capsh --decode`), or in the user namespace of the dump";
         return Some(Error::new(Kind::Permission, what).help(help));
     }
-    if now.no_new_privs == Some(1) && want.no_new_privs != Some(1) {
+    if is_bound(now, want) {
         let what = "this process has no_new_privs set, and the task in the image has not";
         return Some(Error::new(Kind::Permission, what).help("start crust without no_new_privs"));
     }

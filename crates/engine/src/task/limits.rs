@@ -67,15 +67,21 @@ pub fn check(want: Option<&TaskRlimitsEntry>, own: &[Limit; 16], privileged: boo
     if privileged {
         return Vec::new();
     }
-    let raised = |(i, (w, o)): (usize, (&RlimitEntry, &Limit))| {
-        (w.max > o.max).then(|| {
-            let what = format!("{} has the hard limit {} in the image, ours is {}", NAMES[i], w.max, o.max);
-            Error::new(Kind::Permission, what)
-                .help("raise our own hard limit first (ulimit -H), or give CAP_SYS_RESOURCE")
-        })
+    let error = |(name, want, have)| {
+        let what = format!("{name} has the hard limit {want} in the image, ours is {have}");
+        Error::new(Kind::Permission, what).help("raise our own hard limit first (ulimit -H), or give CAP_SYS_RESOURCE")
     };
     let want = want.map_or(&[][..], |w| &w.rlimits[..]);
-    want.iter().zip(own).enumerate().filter_map(raised).collect()
+    raised(want.iter().map(|w| w.max), own.iter().map(|o| o.max)).map(error).collect()
+}
+
+/// Which hard limits are above ours, each with the two.
+pub fn raised(
+    want: impl Iterator<Item = u64>,
+    own: impl Iterator<Item = u64>,
+) -> impl Iterator<Item = (&'static str, u64, u64)> {
+    let names = NAMES.iter().copied();
+    names.zip(want.zip(own)).filter(|(_, (want, have))| want > have).map(|(name, (want, have))| (name, want, have))
 }
 
 /// Sets what differs from our own.
