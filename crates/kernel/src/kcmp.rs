@@ -61,14 +61,20 @@ pub fn task(a: HostTid, b: HostTid, what: Shared) -> Result<Ordering> {
     raw(a, b, what as i32, 0, 0)
 }
 
-/// Whether descriptor `file` is the one that `epoll` watches as number `tfd`; `nth` counts watched files of that number.
+/// Orders descriptor `file`, as [`file()`] does, and the file that `epoll` watches as number `tfd`; `nth` counts watched files
+/// of that number. The kernel walks through what the epoll watches until it is there.
 ///
 /// # Errors
 /// `ENOENT` if the epoll watches no such number; else as [`file()`].
-pub fn epoll_target(file: (HostTid, TargetFd), epoll: (HostTid, TargetFd), tfd: TargetFd, nth: u32) -> Result<bool> {
+pub fn epoll_target(
+    file: (HostTid, TargetFd),
+    epoll: (HostTid, TargetFd),
+    tfd: TargetFd,
+    nth: u32,
+) -> Result<Ordering> {
     let slot = EpollSlot { efd: epoll.1.0, tfd: tfd.0, toff: nth };
     let at = std::ptr::from_ref(&slot) as usize;
-    Ok(raw(file.0, epoll.0, KCMP_EPOLL_TFD, file.1.0 as usize, at)? == Ordering::Equal)
+    raw(file.0, epoll.0, KCMP_EPOLL_TFD, file.1.0 as usize, at)
 }
 
 #[cfg(test)]
@@ -101,8 +107,9 @@ mod tests {
         let twin: OwnedFd = r.try_clone().expect("dup");
         epoll::add(&ep, &r, epoll::EventData::new_u64(7), epoll::EventFlags::IN).expect("add");
         let fd = |f: &OwnedFd| TargetFd(f.as_raw_fd() as u32);
-        assert_eq!(epoll_target((me(), fd(&twin)), (me(), fd(&ep)), fd(&r), 0), Ok(true));
-        assert_eq!(epoll_target((me(), fd(&ep)), (me(), fd(&ep)), fd(&r), 0), Ok(false));
+        assert_eq!(epoll_target((me(), fd(&twin)), (me(), fd(&ep)), fd(&r), 0), Ok(Ordering::Equal));
+        let order = file((me(), fd(&ep)), (me(), fd(&r))).expect("kcmp");
+        assert_eq!(epoll_target((me(), fd(&ep)), (me(), fd(&ep)), fd(&r), 0), Ok(order));
         assert_eq!(epoll_target((me(), fd(&twin)), (me(), fd(&ep)), TargetFd(9999), 0), Err(Errno::NOENT));
     }
 }

@@ -9,15 +9,23 @@ use std::os::fd::{AsFd, AsRawFd};
 /// # Errors
 /// `ENOPROTOOPT` and others if the socket has no such option.
 pub fn bytes(fd: impl AsFd, level: i32, name: i32, room: usize) -> Result<Vec<u8>> {
+    // Nearly all are short; one that fills this may be longer.
+    let mut short = [0u8; 64];
+    let len = bytes_into(&fd, level, name, &mut short)?;
+    if len < short.len() {
+        return Ok(short.get(..len).unwrap_or_default().to_vec());
+    }
     let mut value = vec![0u8; room];
-    let mut len = room as libc::socklen_t;
+    let len = bytes_into(&fd, level, name, &mut value)?;
+    value.truncate(len);
+    Ok(value)
+}
+
+fn bytes_into(fd: impl AsFd, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut len = value.len() as libc::socklen_t;
     // SAFETY: the kernel writes at most `len` bytes to `value`, which has that room; both live over the call.
     let ret = unsafe { libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) };
-    if ret < 0 {
-        return Err(last());
-    }
-    value.truncate(len as usize);
-    Ok(value)
+    if ret < 0 { Err(last()) } else { Ok(len as usize) }
 }
 
 /// Sets a socket option to bytes.

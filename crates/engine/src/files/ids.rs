@@ -162,6 +162,13 @@ pub(super) struct FileIds {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Searched(Option<Found>);
 
+impl Searched {
+    /// True if the file was found.
+    pub(super) fn is_known(self) -> bool {
+        matches!(self.0, Some(Found::Known(_)))
+    }
+}
+
 impl FileIds {
     /// Searches among the files so far, for [`FileIds::intern`] to go on from.
     pub(super) fn search(&self, key: &FileKey, at: (HostTid, TargetFd)) -> std::result::Result<Searched, Errno> {

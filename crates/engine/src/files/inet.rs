@@ -165,7 +165,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         flags: v.info.flags,
         src_addr: words(source.ip()),
         fown: v.fown()?,
-        opts: sockopt::dump(fd, &mut out.fresh)?,
+        opts: v.socket_options(&mut out.fresh)?,
         ip_opts: Some(ip_options(fd, form)?),
         tcp_opts: Some(TcpOptsEntry::default()),
         ..InetSkEntry::default()
@@ -183,8 +183,12 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if family == libc::AF_INET6 {
         entry.v6only = Some(get(IPV6, libc::IPV6_V6ONLY)? != 0);
     }
-    if !source.ip().is_unspecified() && !is_ours(source) {
-        entry.crust_freebound = Some(true);
+    if !source.ip().is_unspecified() {
+        let mut any_port = source;
+        any_port.set_port(0);
+        if !*out.own_addresses.entry(any_port).or_insert_with(|| is_ours(any_port)) {
+            entry.crust_freebound = Some(true);
+        }
     }
     if kind == libc::SOCK_STREAM {
         tcp(v, source, peer, &seen, &mut entry, out)?;
@@ -248,10 +252,8 @@ fn events(fd: BorrowedFd<'_>, want: PollFlags, limit: Duration) -> Result<PollFl
 }
 
 /// True if the machine has the address: sockets may be bound to others (IP_FREEBIND).
-fn is_ours(source: SocketAddr) -> bool {
-    let mut any_port = source;
-    any_port.set_port(0);
-    let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+fn is_ours(any_port: SocketAddr) -> bool {
+    let family = if any_port.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let probe = rustix::net::socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     !probe.is_ok_and(|probe| rustix::net::bind(&probe, &any_port) == Err(Errno::ADDRNOTAVAIL))
 }
@@ -444,7 +446,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         match cx.inherited(&format!("socket:[{}]", s.ino))? {
             Some(given) => opened.push((e.id, given)),
             None => {
-                let fd = make(s).map_err(|err| err.on(crate::Object::Path(describe(s))))?;
+                let fd = make(s, cx).map_err(|err| err.on(crate::Object::Path(describe(s))))?;
                 made.push((s, fd));
             }
         }
@@ -510,7 +512,7 @@ fn set(fd: &OwnedFd, level: i32, name: i32, want: i32) -> Result<()> {
 }
 
 /// A new socket with its options.
-fn make(s: &InetSkEntry) -> Result<OwnedFd> {
+fn make(s: &InetSkEntry, cx: &Opener<'_>) -> Result<OwnedFd> {
     let (kind, proto) = (s.r#type as i32, s.proto as i32);
     let known = match (kind, proto) {
         (libc::SOCK_RAW, _) | (libc::SOCK_DGRAM, UDP | UDPLITE | ICMP | ICMPV6) => {
@@ -575,7 +577,7 @@ fn make(s: &InetSkEntry) -> Result<OwnedFd> {
             }
         }
     }
-    sockopt::restore(&fd, &s.opts)?;
+    sockopt::restore(&fd, &s.opts, Some((&cx.state.fresh, (s.family as i32, kind, proto))))?;
     Ok(fd)
 }
 

@@ -1,12 +1,14 @@
 //! One descriptor of a frozen task as seen from outside: link, stat, fdinfo and a copy of the descriptor.
 use super::ids::FileKey;
+use super::sockopt::{self, Fresh};
 use crate::task::Target;
 use crate::{Error, Kind, Object, Result, ResultExt};
-use crust_image::proto::FownEntry;
+use crust_image::proto::{FownEntry, SkOptsEntry};
 use crust_kernel::fdinfo::FdInfo;
 use crust_kernel::own_fd::{self, OwnFds};
 use crust_kernel::{HostTid, TargetFd};
 use rustix::fs::{OFlags, Stat};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -24,6 +26,8 @@ pub(super) struct FdView<'a> {
     held: Option<HostTid>,
     /// The descriptor by which the target gets at the file: `fd`, or that socket.
     carrier: TargetFd,
+    /// A socket's options, if they were read along with the rest.
+    options: Cell<Option<Result<SkOptsEntry>>>,
 }
 
 /// A descriptor of a task that stands still, as the task itself knows it.
@@ -43,6 +47,7 @@ pub(super) struct Eyes {
     pipefs: Option<u64>,
     /// Whether a device's files may be asked for locks: no server has to answer.
     local: HashMap<u64, bool>,
+    fresh: Fresh,
 }
 
 impl Eyes {
@@ -51,7 +56,7 @@ impl Eyes {
         let pipe = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok();
         let pipefs = pipe.and_then(|(r, _)| rustix::fs::fstat(r).ok()).map(|stat| stat.st_dev);
         // Whatever we lack here, the task's own files tell.
-        Self { own: OwnFds::open(kept).ok(), pipefs, local: HashMap::new() }
+        Self { own: OwnFds::open(kept).ok(), pipefs, local: HashMap::new(), fresh: Fresh::default() }
     }
 
     fn is_local(&mut self, copy: &OwnedFd, stat: &Stat) -> bool {
@@ -115,7 +120,7 @@ impl<'a> FdView<'a> {
         let stat = rustix::fs::fstat(&copy).during("fstat").map_err(on)?;
         let link = eyes.link(target, fd, &copy, &stat).map_err(on)?;
         let info = eyes.info(target, known, &copy, &stat).map_err(on)?;
-        Ok(Self { target, fd, link, stat, info, copy, held: None, carrier: fd })
+        Ok(Self { target, fd, link, stat, info, copy, held: None, carrier: fd, options: Cell::new(None) })
     }
 
     /// Looks at a file that waits in the queue of the target's socket `carrier`; `copy` is our descriptor for it.
@@ -128,7 +133,29 @@ impl<'a> FdView<'a> {
         let link = link.during("reading the fd link")?.into_bytes();
         let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}")).during("reading fdinfo")?;
         let info = FdInfo::parse(info).ok_or_else(|| Error::new(Kind::Internal, "fdinfo has an unknown form"))?;
-        Ok(Self { target, fd: TargetFd(number.unsigned_abs()), link, stat, info, copy, held: Some(own), carrier })
+        Ok(Self {
+            target,
+            fd: TargetFd(number.unsigned_abs()),
+            link,
+            stat,
+            info,
+            copy,
+            held: Some(own),
+            carrier,
+            options: Cell::new(None),
+        })
+    }
+
+    /// Reads what only a new file's record needs and takes many calls: a socket's options.
+    pub(super) fn look_closely(&self, eyes: &mut Eyes) {
+        if self.file_type() == libc::S_IFSOCK {
+            self.options.set(Some(sockopt::dump(self.copy(), &mut eyes.fresh)));
+        }
+    }
+
+    /// The options of a socket.
+    pub(super) fn socket_options(&self, fresh: &mut Fresh) -> Result<SkOptsEntry> {
+        self.options.take().unwrap_or_else(|| sockopt::dump(self.copy(), fresh))
     }
 
     /// Where the file can be compared with others (kcmp).

@@ -55,7 +55,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         // The number of the first group, as the kernel keeps it.
         dst_group: if peer.groups() == 0 { 0 } else { peer.groups().trailing_zeros() + 1 },
         fown: v.fown()?,
-        opts: sockopt::dump(fd, &mut out.fresh)?,
+        opts: v.socket_options(&mut out.fresh)?,
         ns_id: None,
         crust_options: (options != 0).then_some(options),
         crust_type: (kind != libc::SOCK_RAW).then_some(kind as u32),
@@ -71,7 +71,8 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         let protocol = NonZeroU32::new(r.protocol).map(Protocol::from_raw);
         let fd = rustix::net::socket_with(AddressFamily::NETLINK, kind, SocketFlags::CLOEXEC, protocol)
             .during("making a netlink socket")?;
-        sockopt::restore(&fd, &r.opts)?;
+        let form = (libc::AF_NETLINK, kind.as_raw() as i32, r.protocol as i32);
+        sockopt::restore(&fd, &r.opts, Some((&cx.state.fresh, form)))?;
         for switch in SWITCHES.iter().filter(|&&s| r.crust_options.unwrap_or(0) & 1 << s != 0) {
             set_option(&fd, libc::SOL_NETLINK, *switch, 1).during("setting an option of a netlink socket")?;
         }

@@ -77,7 +77,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         flags: v.info.flags,
         ifindex: s.index,
         fown: v.fown()?,
-        opts: sockopt::dump(fd, &mut out.fresh)?,
+        opts: v.socket_options(&mut out.fresh)?,
         version: s.version,
         reserve: s.reserve,
         aux_data: has(2),
@@ -102,14 +102,14 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut opened = Vec::new();
     for e in entries {
         let s = cx.body(e, e.psk.as_ref())?;
-        let fd = make(s)?;
+        let fd = make(s, cx)?;
         cx.settle(&fd, s.flags, &s.fown)?;
         opened.push((e.id, fd));
     }
     Ok(opened)
 }
 
-fn make(s: &PacketSockEntry) -> Result<OwnedFd> {
+fn make(s: &PacketSockEntry, cx: &Opener<'_>) -> Result<OwnedFd> {
     // Without a protocol it receives nothing before it is ready; sockets of the old sort get theirs only here.
     let first = if s.r#type == SOCK_PACKET { s.protocol } else { 0 };
     let protocol = NonZeroU32::new(first).map(Protocol::from_raw);
@@ -117,7 +117,8 @@ fn make(s: &PacketSockEntry) -> Result<OwnedFd> {
         rustix::net::socket_with(AddressFamily::PACKET, SocketType::from_raw(s.r#type), SocketFlags::CLOEXEC, protocol)
             .during("making a packet socket")
             .map_err(|e| e.help("packet sockets need CAP_NET_RAW"))?;
-    sockopt::restore(&fd, &s.opts)?;
+    let form = (libc::AF_PACKET, s.r#type as i32, first as i32);
+    sockopt::restore(&fd, &s.opts, Some((&cx.state.fresh, form)))?;
     sockopt::restore_filter(&fd, &s.opts)?;
     if s.r#type == SOCK_PACKET {
         if s.ifindex != 0 {

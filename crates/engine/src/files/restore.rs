@@ -75,6 +75,8 @@ pub(super) struct OpenState {
     pub(super) inherited: HashMap<String, OwnedFd>,
     /// For tasks that are gone; in the root task alone.
     stand_ins: Vec<procfs::StandIn>,
+    /// What options new sockets have.
+    pub(super) fresh: std::cell::RefCell<super::sockopt::Fresh>,
     /// Tables whose descriptors are in place in this process.
     built: BTreeSet<u32>,
 }

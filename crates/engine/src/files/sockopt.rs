@@ -8,6 +8,7 @@ use crust_kernel::sock_diag::{option, option_time, set_option, set_option_time};
 use crust_kernel::sockopt;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -67,11 +68,21 @@ type Values = Vec<((i32, i32), Vec<u8>)>;
 
 /// What options sockets have that were just made, by form.
 #[derive(Debug, Default)]
-pub(super) struct Fresh(HashMap<Form, Values>);
+pub(super) struct Fresh {
+    /// Those without a field that such a socket has.
+    values: HashMap<Form, Values>,
+    /// Those with one, by name.
+    fields: HashMap<(Form, i32), Option<i32>>,
+}
 
 impl Fresh {
     fn values(&mut self, form: Form) -> &Values {
-        self.0.entry(form).or_insert_with(|| make(form).map(|s| read(s.as_fd(), form)).unwrap_or_default())
+        self.values.entry(form).or_insert_with(|| make(form).map(|s| read(s.as_fd(), form)).unwrap_or_default())
+    }
+
+    /// An option of [`SOL`] that is a number.
+    fn field(&mut self, form: Form, name: i32) -> Option<i32> {
+        *self.fields.entry((form, name)).or_insert_with(|| option(make(form).ok()?, SOL, name).ok())
     }
 }
 
@@ -184,13 +195,13 @@ pub(super) fn dump(fd: BorrowedFd<'_>, fresh: &mut Fresh) -> Result<SkOptsEntry>
         opts.so_bound_dev = Some(String::from_utf8_lossy(device).into_owned());
     }
     let had_connection = form.2 == TCP && form.1 == libc::SOCK_STREAM && was_connected(fd);
-    let usual = fresh.values(form);
-    for ((level, name), value) in read(fd, form) {
-        let default = usual.iter().find(|(key, _)| *key == (level, name)).map(|(_, v)| v);
-        // A new socket may not know an option that needs a connection, and a busy one tells its processor.
+    // An option that a new socket does not know needs a connection, and what a busy one says is no setting.
+    for ((level, name), default) in fresh.values(form) {
+        let (level, name) = (*level, *name);
+        let Ok(value) = sockopt::bytes(fd, level, name, ROOM) else { continue };
         let by_itself = level == TCP && had_connection && OF_TCP_FRESH.contains(&name)
             || level == SOL && name == SO_TXREHASH && form.2 == TCP && value == 1i32.to_ne_bytes();
-        if default.is_some_and(|d| *d != value) && !by_itself {
+        if *default != value && !by_itself {
             log::debug!("socket option {level}:{name} is set to {value:?}");
             opts.crust_options.push(CrustSockopt { level: level as u32, name: name as u32, value });
         }
@@ -207,12 +218,16 @@ pub(super) fn dump(fd: BorrowedFd<'_>, fresh: &mut Fresh) -> Result<SkOptsEntry>
     Ok(opts)
 }
 
-/// Gives a new socket its options, but for its filter, before it gets an address.
-pub(super) fn restore(fd: impl AsFd, o: &SkOptsEntry) -> Result<()> {
+/// Gives a socket its options, but for its filter, before it gets an address. `new` tells what it has by now if it was just
+/// made; without it every option is asked for.
+pub(super) fn restore(fd: impl AsFd, o: &SkOptsEntry, new: Option<(&RefCell<Fresh>, Form)>) -> Result<()> {
     let fd = fd.as_fd();
     let set = |name: i32, want: Option<i32>| -> Result<()> {
         let Some(want) = want else { return Ok(()) };
-        if option(fd, SOL, name) == Ok(want) {
+        // What a listener gives to accepted sockets is asked for.
+        let given_on = matches!(name, libc::SO_PASSCRED | libc::SO_PASSSEC);
+        let usual = new.filter(|_| !given_on).and_then(|(fresh, form)| fresh.borrow_mut().field(form, name));
+        if usual == Some(want) || option(fd, SOL, name) == Ok(want) {
             return Ok(());
         }
         match set_option(fd, SOL, name, want) {
@@ -342,7 +357,7 @@ mod tests {
             let saved = opts.crust_options.iter().any(|o| (o.level as i32, o.name as i32) == (level, name));
             assert!(saved, "option {level}:{name} of {form:?} is not saved");
             let other = make().expect("socket");
-            restore(&other, &opts).expect("restore");
+            restore(&other, &opts, Some((&RefCell::default(), form))).expect("restore");
             restore_filter(&other, &opts).expect("restore the filter");
             let both = [&socket, &other].map(|s| sockopt::bytes(s, level, name, ROOM));
             assert_eq!(both[0], both[1], "option {level}:{name} of {form:?}");

@@ -99,6 +99,8 @@ pub(super) struct Records<'o> {
     /// The program's mounts, and files found by searching.
     pub(super) mounts: Option<super::watch::Mounts>,
     pub(super) irmap: Option<HashMap<(u32, u64), std::path::PathBuf>>,
+    /// Where epolls look for what they watch.
+    pub(super) watchable: super::epoll::Watchable,
     /// All unix sockets of the namespace, asked for once.
     pub(super) unix: Option<HashMap<u32, UnixSocket>>,
     /// Inode and peer of each unix socket of the tree, and where it was seen.
@@ -107,6 +109,8 @@ pub(super) struct Records<'o> {
     pub(super) fresh: super::sockopt::Fresh,
     /// Internet sockets of the namespace by family and protocol, and packet sockets, asked for once.
     pub(super) inet: HashMap<(i32, i32), HashMap<u32, crust_kernel::inet_diag::InetSocket>>,
+    /// Whether the machine has an address that sockets are bound to.
+    pub(super) own_addresses: HashMap<std::net::SocketAddr, bool>,
     /// Multicast groups of the machine: device and address.
     pub(super) multicast: Option<Vec<(String, Vec<u8>)>>,
     pub(super) packet_sockets: Option<HashMap<u32, crust_kernel::inet_diag::PacketSocket>>,
@@ -200,10 +204,12 @@ impl<'o> FileTable<'o> {
             watched: Vec::new(),
             mounts: None,
             irmap: None,
+            watchable: super::epoll::Watchable::default(),
             unix: None,
             unix_seen: Vec::new(),
             fresh: super::sockopt::Fresh::default(),
             inet: HashMap::new(),
+            own_addresses: HashMap::new(),
             multicast: None,
             packet_sockets: None,
             packets: Vec::new(),
@@ -550,6 +556,9 @@ impl<'t> Glancer<'t, '_> {
         }
         let view = FdView::look(self.t, known, eyes)?;
         let searched = self.ids.search(&view.key(), at).during(COMPARING)?;
+        if !searched.is_known() {
+            view.look_closely(eyes);
+        }
         Ok(Glance::Seen(view, searched))
     }
 

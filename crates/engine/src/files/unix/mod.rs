@@ -8,7 +8,7 @@ mod queue;
 
 use super::look::FdView;
 use super::table::{FileTable, Records, UnderWay};
-use super::{FdKind, plugged, sockopt};
+use super::{FdKind, plugged};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, FilePermsEntry, ScmEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
 use crust_kernel::sock_diag::{self, UnixSocket, option};
@@ -68,7 +68,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         backlog: if state == LISTEN { s.backlog } else { 0 },
         peer: s.peer,
         fown: v.fown()?,
-        opts: sockopt::dump(v.copy(), &mut out.fresh)?,
+        opts: v.socket_options(&mut out.fresh)?,
         name: s.name.clone(),
         crust_pending: s.pending.clone(),
         ..UnixSkEntry::default()

@@ -356,7 +356,9 @@ impl Waiting {
         self.senders.clear();
         self.connect(&all, cx)?;
         for (s, fd) in all.values() {
-            sockopt::restore(fd, &s.opts)?;
+            let form = (libc::AF_UNIX, s.r#type as i32, 0);
+            let new = Some((&cx.state.fresh, form)).filter(|_| !self.given.contains(&s.ino));
+            sockopt::restore(fd, &s.opts, new)?;
             sockopt::restore_filter(fd, &s.opts)?;
             shut(*fd, s)?;
             cx.settle(fd, s.flags, &s.fown)?;
