@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
-use common::{CRUST, Dir, Process, activated, connect, failure, inside, listener, opts, swrk};
+use common::{CRUST, Dir, Process, activated, connect, failure, inside, inside_with, listener, opts, swrk};
 use crust_rpc::{Error, Opts};
 use rustix::net::SocketType;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -468,4 +469,75 @@ fn the_demonstration_ends_well() {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     assert!(text.contains("Checkpointed, gone, restored, and right.") && !text.contains('\x1b'), "{text}");
+}
+
+/// Reads from a terminal's master until `text` has come.
+fn hears(master: &OwnedFd, text: &str) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut heard = String::new();
+    while !heard.contains(text) {
+        let mut fds = [PollFd::new(master, PollFlags::IN)];
+        let limit = Timespec { tv_sec: 60, tv_nsec: 0 };
+        assert_eq!(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))), Ok(1), "{heard:?}");
+        let mut bytes = [0; 256];
+        let n = rustix::io::retry_on_intr(|| rustix::io::read(master, &mut bytes)).unwrap();
+        heard.push_str(std::str::from_utf8(&bytes[..n]).unwrap());
+    }
+}
+
+#[test]
+fn who_asks_for_the_master_of_a_terminal_gets_it() {
+    if !inside_with("who_asks_for_the_master_of_a_terminal_gets_it", &["-m"]) {
+        return;
+    }
+    // Terminals of our own, so that nobody else takes the number.
+    let own = "mount -t devpts -o newinstance,ptmxmode=0666 none /dev/pts && mount --bind /dev/pts/ptmx /dev/ptmx";
+    assert!(Command::new("sh").args(["-c", own]).status().unwrap().success());
+    let dir = Dir::new("master");
+    fs::create_dir(dir.path("images")).unwrap();
+    let images = fs::File::open(dir.path("images")).unwrap();
+    let flags = rustix::pty::OpenptFlags::RDWR | rustix::pty::OpenptFlags::NOCTTY | rustix::pty::OpenptFlags::CLOEXEC;
+    let mut master = rustix::pty::openpt(flags).unwrap();
+    rustix::pty::unlockpt(&master).unwrap();
+    let name = rustix::pty::ptsname(&master, Vec::new()).unwrap();
+    let slave = rustix::fs::open(&name, rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY, 0.into()).unwrap();
+    let says = "stty -echo; echo ready; while read -r line; do echo \"got $line\"; done";
+    let mut command = Command::new("setsid");
+    command.args(["--ctty", "sh", "-c", says]).current_dir(&dir.0).stdin(slave.try_clone().unwrap());
+    command.stdout(slave.try_clone().unwrap()).stderr(slave);
+    let child = command.spawn().unwrap();
+    drop(command);
+    let pid = rustix::process::Pid::from_child(&child);
+    hears(&master, "ready");
+    let ask = Opts { orphan_pts_master: Some(true), notify_scripts: Some(true), ..opts(&images) };
+    for word in ["first", "second"] {
+        let (mut client, _process) = swrk(&dir, &[]);
+        client.dump(Opts { pid: Some(pid.as_raw_nonzero().get()), ..ask.clone() }, |_| true).unwrap();
+        rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
+        drop(master);
+        let mut seen = Vec::new();
+        let mut given = None;
+        let (mut client, _process) = swrk(&dir, &[]);
+        let restored = client.restore(Opts { rst_sibling: Some(true), ..ask.clone() }, |n| {
+            seen.push(n.script);
+            given = n.fd.or(given.take());
+            true
+        });
+        assert_eq!(restored.unwrap(), pid.as_raw_nonzero().get());
+        let order = ["pre-restore", "orphan-pts-master", "post-restore", "network-unlock", "pre-resume", "post-resume"];
+        assert_eq!(seen, order);
+        master = given.expect("a master");
+        rustix::io::write(&master, format!("{word}\n").as_bytes()).unwrap();
+        hears(&master, &format!("got {word}\r\n"));
+    }
+    // It is the session's terminal, with its group in front.
+    rustix::io::write(&master, b"\x03").unwrap();
+    let ended = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap().unwrap().1;
+    assert_eq!(ended.terminating_signal(), Some(libc::SIGINT), "{ended:?}");
+
+    // Nobody asks, and there is no other terminal: nothing is made.
+    drop(master);
+    let (mut client, _process) = swrk(&dir, &[]);
+    let f = failure(client.restore(Opts { notify_scripts: None, ..ask }, |_| true));
+    assert!(f.message.as_deref().is_some_and(|m| m.contains("our terminal, and we have none")), "{f:?}");
 }

@@ -57,6 +57,8 @@ impl Event {
 pub struct Reply {
     /// Further `--external` resources, allowed in answer to [`Event::QueryExtFiles`].
     pub external: Vec<String>,
+    /// Somebody has taken the descriptor that came with [`Event::OrphanPtsMaster`].
+    pub taken: bool,
 }
 
 /// Receives the engine's events. An error from [`Events::notify`] fails the operation where CRIU's does.

@@ -98,6 +98,8 @@ fn restore_with(
 ) -> Result<RestoreReport> {
     let (mut plan, mut groups) = begin(plugins, opts, events, &mut clock)?;
     let pid = plan.tree.tasks[0].pid.as_raw();
+    let masters =
+        plan.files.offer_masters(opts, events).map_err(|e| e.at(Stage::Build).state("nothing was created"))?;
     let arena = Arena::new(plan.tree.tasks.len())?;
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
@@ -118,6 +120,7 @@ fn restore_with(
     if let Some(groups) = &mut groups {
         settle(groups, &plan.tree).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     }
+    drop(masters);
     let forking = started.elapsed();
     clock.done("build");
 

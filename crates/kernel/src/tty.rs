@@ -210,7 +210,14 @@ pub fn master_session(master: impl AsFd) -> Result<(i32, i32)> {
 /// # Errors
 /// `EIO` if it is locked.
 pub fn open_slave(master: impl AsFd) -> Result<OwnedFd> {
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    open_slave_with(master, libc::O_RDWR | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_CLOEXEC)
+}
+
+/// The same with flags of one's own: they stay as given, while open(2) adds O_LARGEFILE.
+///
+/// # Errors
+/// As [`open_slave`].
+pub fn open_slave_with(master: impl AsFd, flags: i32) -> Result<OwnedFd> {
     // SAFETY: TIOCGPTPEER takes a plain number.
     let fd = unsafe { libc::ioctl(master.as_fd().as_raw_fd(), TIOCGPTPEER, flags) };
     check(fd)?;

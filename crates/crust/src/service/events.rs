@@ -136,7 +136,7 @@ impl RpcEvents<'_> {
             Event::QueryExtFiles => answer.opts.map(|o| o.external).unwrap_or_default(),
             _ => Vec::new(),
         };
-        Ok(Reply { external })
+        Ok(Reply { external, taken: fd.is_some() })
     }
 }
 

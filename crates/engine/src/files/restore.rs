@@ -110,6 +110,8 @@ pub struct FileImages {
     pub(super) unix: unix::Names,
     units: Vec<Unit>,
     unit_of: HashMap<u32, usize>,
+    /// Terminals whose masters were made for somebody outside of the tree, by number.
+    pub(super) orphans: BTreeSet<u32>,
     /// From here on numbers are used by no table.
     base: RawFd,
     state: OpenState,

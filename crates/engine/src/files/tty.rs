@@ -5,6 +5,7 @@ use super::regular;
 use super::restore::{FileImages, Opener};
 use super::table::{FileTable, Records};
 use super::{FdKind, tty_data};
+use crate::events::{Event, Events};
 use crate::{Error, Kind, Object, Options, Result, ResultExt};
 use crust_image::proto::{
     FdTypes, FileEntry, TermiosEntry, TtyDataEntry, TtyFileEntry, TtyInfoEntry, TtyPtyEntry, TtyType, WinsizeEntry,
@@ -61,6 +62,8 @@ impl Line {
     }
 }
 
+/// What the kernel sets in each file opened by a 64-bit program's open(2).
+const O_LARGEFILE: u32 = 0o100_000;
 /// CRIU's numbers for tty_info records go up to here; those of ptys up to 2001.
 const IDS: u32 = 2176;
 const PTY_IDS: u32 = 2001;
@@ -312,7 +315,54 @@ impl FileImages {
         info.r#type == TtyType::Pty as i32
             && slave
             && info.termios.is_some()
-            && info.pty.as_ref().is_some_and(|p| !self.has_master(p.index))
+            && info.pty.as_ref().is_some_and(|p| !self.has_master(p.index) && !self.orphans.contains(&p.index))
+    }
+
+    /// Makes masters for terminals whose masters were outside of the tree, and gives each away by an event. Whoever listens
+    /// has it then, the tree opens its end, and the list returned is to be kept until it has. Where nobody listens it is as
+    /// under `--shell-job`.
+    ///
+    /// # Errors
+    /// The terminal's number is in use; the listener said no; nobody takes it and there is no other terminal to be had.
+    pub fn offer_masters(&mut self, opts: &Options, events: &mut dyn Events) -> Result<Vec<OwnedFd>> {
+        let mut kept = Vec::new();
+        if !opts.orphan_pts_master {
+            return Ok(kept);
+        }
+        let given = |i: &TtyInfoEntry| opts.inherit_fds.iter().any(|g| g.key == key_of(i));
+        let mut orphans: Vec<TtyInfoEntry> =
+            self.files_with_tty().map(|(_, i)| i).filter(|i| self.is_ours(i) && !given(i)).cloned().collect();
+        orphans.sort_by_key(|i| i.id);
+        orphans.dedup_by_key(|i| i.id);
+        for info in orphans {
+            let Some(index) = info.pty.as_ref().map(|p| p.index) else { continue };
+            let master = open_master(None, index, self)?;
+            set_modes(&master, &info, true)?;
+            tty::set_pty_locked(&master, false).during("unlocking a pty")?;
+            let master =
+                rustix::io::fcntl_dupfd_cloexec(&master, self.first_service_fd()).during("keeping a pty master")?;
+            if events.notify(Event::OrphanPtsMaster, None, Some(master.as_fd()))?.taken {
+                self.orphans.insert(index);
+                kept.push(master);
+            } else if let Some(e) = self.without_terminal(opts) {
+                return Err(e);
+            }
+        }
+        Ok(kept)
+    }
+
+    /// What keeps a terminal from being replaced by ours.
+    fn without_terminal(&self, opts: &Options) -> Option<Error> {
+        if !opts.shell_job && !opts.orphan_pts_master {
+            return Some(
+                Error::new(Kind::BadRequest, "the program had a terminal from outside of its tree")
+                    .help("pass `--shell-job` (-j) to give it the terminal of this command"),
+            );
+        }
+        own_terminal().is_none().then(|| {
+            Error::new(Kind::BadRequest, "the program is to get our terminal, and we have none")
+                .help("run restore from a terminal, or under script(1)")
+        })
     }
 
     /// What keeps terminals from being restored.
@@ -325,16 +375,9 @@ impl FileImages {
                     errors.push(regular::missing_external(&key));
                 }
             } else if self.is_ours(info) && !opts.inherit_fds.iter().any(|i| i.key == key_of(info)) {
-                if !opts.shell_job {
-                    errors.push(
-                        Error::new(Kind::BadRequest, "the program had a terminal from outside of its tree")
-                            .help("pass `--shell-job` (-j) to give it the terminal of this command"),
-                    );
-                } else if own_terminal().is_none() {
-                    errors.push(
-                        Error::new(Kind::BadRequest, "the program is to get our terminal, and we have none")
-                            .help("run restore from a terminal, or under script(1)"),
-                    );
+                // Who is asked for it by an event has not been asked yet.
+                if !opts.orphan_pts_master {
+                    errors.extend(self.without_terminal(opts));
                 }
             }
         }
@@ -436,7 +479,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         } else if let Some(pty) = &info.pty {
             let is_master = info.id & 1 == 1;
             if is_master {
-                let fd = open_master(Some(t), pty.index, cx)?;
+                let fd = open_master(Some(t), pty.index, cx.images)?;
                 set_modes(&fd, info, true)?;
                 tty::set_pty_locked(&fd, false).during("unlocking a pty")?;
                 tty_data::restore(&fd, pty.index, info, cx)?;
@@ -446,7 +489,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
                 master = Some((fd.try_clone().during("copying a descriptor")?, info.locked));
                 fd
             } else {
-                if master.is_none() {
+                if master.is_none() && !cx.images.orphans.contains(&pty.index) {
                     if info.termios.is_some() {
                         return Err(Error::new(
                             Kind::BadRequest,
@@ -455,11 +498,11 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
                         .help("pass `--shell-job` (-j) to give it the terminal of this command"));
                     }
                     // Hung up: a slave whose master is gone again when we return.
-                    let fd = open_master(None, pty.index, cx)?;
+                    let fd = open_master(None, pty.index, cx.images)?;
                     tty::set_pty_locked(&fd, false).during("unlocking a pty")?;
                     master = Some((fd, false));
                 }
-                let fd = open_slave(t, pty.index, cx)?;
+                let fd = open_slave(t, pty.index, master.as_ref().map(|(fd, _)| fd), cx)?;
                 own(&fd, info)?;
                 fd
             }
@@ -482,10 +525,10 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
 }
 
 /// Opens masters until the number comes up; numbers below are free and are given back.
-fn open_master(t: Option<&TtyFileEntry>, index: u32, cx: &Opener<'_>) -> Result<OwnedFd> {
+fn open_master(t: Option<&TtyFileEntry>, index: u32, images: &FileImages) -> Result<OwnedFd> {
     let flags = t.map_or(libc::O_RDWR as u32, |t| t.flags);
     let path: &[u8] = match t.and_then(|t| t.regf_id) {
-        Some(id) => &cx.images.regular(id)?.name,
+        Some(id) => &images.regular(id)?.name,
         None => b"/dev/ptmx",
     };
     let on = |e: Error| e.on(Object::Path(format!("/dev/pts/{index}")));
@@ -506,12 +549,19 @@ fn open_master(t: Option<&TtyFileEntry>, index: u32, cx: &Opener<'_>) -> Result<
     }
 }
 
-fn open_slave(t: &TtyFileEntry, index: u32, cx: &Opener<'_>) -> Result<OwnedFd> {
+fn open_slave(t: &TtyFileEntry, index: u32, master: Option<&OwnedFd>, cx: &Opener<'_>) -> Result<OwnedFd> {
+    let flags = regular::open_flags(t.flags);
+    // openpty(3) has opened it through the master; so the flags are those that were given, while open(2) adds one.
+    if let Some(master) = master.filter(|_| t.flags & O_LARGEFILE == 0)
+        && let Ok(slave) = tty::open_slave_with(master, flags.bits() as i32)
+    {
+        return Ok(slave);
+    }
     let path = match t.regf_id {
         Some(id) => cx.images.regular(id)?.name.clone(),
         None => format!("/dev/pts/{index}").into_bytes(),
     };
-    rustix::fs::open(path.as_slice(), regular::open_flags(t.flags), Mode::empty())
+    rustix::fs::open(path.as_slice(), flags, Mode::empty())
         .during("opening a pty")
         .map_err(|e| e.on(Object::Path(String::from_utf8_lossy(&path).into_owned())))
 }
@@ -561,7 +611,7 @@ fn set_modes(fd: &OwnedFd, info: &TtyInfoEntry, size: bool) -> Result<()> {
 pub(super) fn keep_own(cx: &mut Opener<'_>) -> Result<()> {
     let wanted = cx.images.files_with_tty().any(|(_, info)| cx.images.is_ours(info));
     if wanted
-        && cx.opts.shell_job
+        && (cx.opts.shell_job || cx.opts.orphan_pts_master)
         && let Some(number) = own_terminal()
     {
         let copy =
