@@ -174,6 +174,7 @@ macro_rules! programs {
             refused refused_io_uring;
             refused refused_io_uring_worker;
             refused refused_landlock;
+            refused refused_memory_limit;
             refused refused_mqueue;
             refused refused_perf;
             refused refused_pidfd_outside;

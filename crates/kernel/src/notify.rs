@@ -39,6 +39,33 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result
     owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut given, flags) })
 }
 
+/// Opens the very file behind a descriptor again by its handle: flags stay as given, where a way through /proc would not take
+/// O_NOFOLLOW.
+///
+/// # Errors
+/// `EOPNOTSUPP`, `ESTALE`: the filesystem has no handle for it. `EPERM`: needs CAP_DAC_READ_SEARCH. What open(2) says.
+pub fn reopen_by_handle(file: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
+    let mut handle = FileHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
+    let mut mount = 0i32;
+    // SAFETY: `handle` has the layout of struct file_handle and room for as many bytes as it says, `mount` is an int, the path is
+    // an empty string; all live over the call.
+    let ret = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            &raw mut handle,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    if ret < 0 {
+        return Err(last());
+    }
+    // SAFETY: as above; the kernel only reads it now.
+    owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, file.as_raw_fd(), &raw mut handle, flags) })
+}
+
 /// The path under which a descriptor of ours can be opened again.
 fn own_path(fd: BorrowedFd<'_>) -> CString {
     CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()

@@ -108,6 +108,7 @@ mod refused_inotify_events;
 mod refused_io_uring;
 mod refused_io_uring_worker;
 mod refused_landlock;
+mod refused_memory_limit;
 mod refused_mqueue;
 mod refused_perf;
 mod refused_pidfd_outside;

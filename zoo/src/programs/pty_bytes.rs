@@ -43,6 +43,10 @@ pub(super) fn main() {
     let (packets, strict) = pair(&zoo, Termios::make_raw);
     zoo::must(zoo::sys::ioctl_set(packets.as_raw_fd(), TIOCPKT, 1));
     zoo::must(zoo::sys::ioctl_set(strict.as_raw_fd(), TIOCEXCL, 0));
+    // openpty(3) opens slaves so: without the flag that open(2) adds.
+    let peer = rustix::pty::ioctl_tiocgptpeer(&raw, OpenptFlags::RDWR | OpenptFlags::NOCTTY);
+    let Ok(peer) = peer else { zoo.skip("no slaves by their masters") };
+    let peer_flags = zoo::must(rustix::fs::fcntl_getfl(&peer));
     let (heir, gone) = pair(&zoo, Termios::make_raw);
     zoo::must(write(&gone, b"last words"));
     drop(gone);
@@ -72,6 +76,7 @@ pub(super) fn main() {
             break;
         }
         zoo.eq("settings", modes(), before.clone());
+        zoo.eq("flags", rustix::fs::fcntl_getfl(&peer), Ok(peer_flags));
         zoo.eq("a line", take(&editor), Ok(b"one\n".to_vec()));
         zoo.eq("what an end of file ended", take(&editor), Ok(b"two".to_vec()));
         zoo.eq("no more lines", ioctl_fionread(&editor), Ok(0));

@@ -2,11 +2,13 @@
 use super::waits::{self, Waits};
 use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
+use crate::task::limits;
 use crate::{Error, Kind, Object, Result, Stage, together};
 use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::{Deadline, HostTid, ptrace};
+use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -68,7 +70,9 @@ impl From<crust_inject::Error> for Error {
             K::Kernel => Kind::Kernel,
             _ => Kind::Internal,
         };
-        Error::new(kind, e.what()).on(Object::Task(e.task().as_raw())).help(e.help())
+        let limit = if e.errno() == Some(Errno::NOMEM) { limits::out_of_memory(e.task()) } else { None };
+        let help = limit.unwrap_or_else(|| e.help().to_owned());
+        Error::new(kind, e.what()).on(Object::Task(e.task().as_raw())).help(help)
     }
 }
 

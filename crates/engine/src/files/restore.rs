@@ -841,8 +841,16 @@ impl Opener<'_> {
     /// As [`Opener::reopen_number`], for callers that expect to be refused.
     pub(super) fn reopen_raw(&self, fd: RawFd, flags: u32) -> rustix::io::Result<OwnedFd> {
         // The way there is a link; the program's O_NOFOLLOW was about its own path.
-        let flags = regular::open_flags(flags).difference(OFlags::NOFOLLOW);
-        rustix::fs::open(format!("/proc/self/fd/{fd}"), flags, Mode::empty())
+        let flags = regular::open_flags(flags);
+        let mut opened =
+            rustix::fs::open(format!("/proc/self/fd/{fd}"), flags.difference(OFlags::NOFOLLOW), Mode::empty())?;
+        if flags.contains(OFlags::NOFOLLOW)
+            && let Ok(same) = crust_kernel::notify::reopen_by_handle(opened.as_fd(), flags.bits() as i32)
+        {
+            // At the number that the table expects.
+            rustix::io::dup3(&same, &mut opened, rustix::io::DupFlags::CLOEXEC)?;
+        }
+        Ok(opened)
     }
 
     /// Gives a new file its flags and signal owner.

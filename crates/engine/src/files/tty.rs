@@ -553,8 +553,10 @@ fn open_slave(t: &TtyFileEntry, index: u32, master: Option<&OwnedFd>, cx: &Opene
     let flags = regular::open_flags(t.flags);
     // openpty(3) has opened it through the master; so the flags are those that were given, while open(2) adds one.
     if let Some(master) = master.filter(|_| t.flags & O_LARGEFILE == 0)
-        && let Ok(slave) = tty::open_slave_with(master, flags.bits() as i32)
+        && let Ok(slave) = tty::open_slave_with(master, flags.difference(OFlags::CLOEXEC).bits() as i32)
     {
+        // Given to open, this one would stay among the file's flags, too.
+        crust_kernel::fd::set_cloexec(slave.as_raw_fd(), true).during("setting close-on-exec")?;
         return Ok(slave);
     }
     let path = match t.regf_id {

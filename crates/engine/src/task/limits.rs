@@ -3,8 +3,11 @@ use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
 use crust_image::proto::{RlimitEntry, TaskRlimitsEntry};
 use crust_inject::plan::{DataRef, PlanId, Program};
-use crust_kernel::procfs::{Limit, ProcDir, parse_limits};
+use crust_kernel::HostTid;
+use crust_kernel::procfs::{Limit, ProcDir, Status, parse_limits};
 
+const RLIMIT_DATA: usize = 2;
+const RLIMIT_AS: usize = 9;
 /// struct rlimit64: soft limit, hard limit.
 const LIMIT_BYTES: usize = 16;
 
@@ -34,6 +37,30 @@ pub(crate) const NAMES: [&str; 16] = [
 pub fn look(proc: &ProcDir) -> Result<[Limit; 16]> {
     let text = proc.read_text("limits").during("reading the resource limits")?;
     parse_limits(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/limits has an unknown form"))
+}
+
+/// What keeps a process from having one more mapping, where it refused one for want of memory: which limit, and the way out.
+pub(crate) fn out_of_memory(pid: HostTid) -> Option<String> {
+    /// More than we ask of a process.
+    const OURS: u64 = 16 << 20;
+    let proc = ProcDir::open(pid).ok()?;
+    let limits = look(&proc).ok()?;
+    let status = Status::new(proc.read_text("status").ok()?);
+    for (index, size, option) in [(RLIMIT_AS, "VmSize", "as"), (RLIMIT_DATA, "VmData", "data")] {
+        let used = u64::try_from(status.number(size)?).ok()? << 10;
+        let limit = limits[index].cur;
+        if used.saturating_add(OURS) > limit {
+            let room = used + OURS;
+            return Some(format!(
+                "it has {used} bytes of the {limit} that {} allows it: `prlimit --pid {pid} --{option}={room}:`, dump, and the \
+                 old value again in the restored process",
+                NAMES[index]
+            ));
+        }
+    }
+    let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?;
+    (proc.read_text("maps").ok()?.lines().count() + 8 > most)
+        .then(|| format!("it has as many mappings as it may: raise /proc/sys/vm/max_map_count ({most})"))
 }
 
 /// Adds the questions to a plan that runs inside the task: nobody needs a right to ask for his own limits.
