@@ -112,6 +112,8 @@ macro_rules! programs {
             beyond epoll_closed_target;
             beyond eventfd_semaphore;
             beyond fanotify;
+            beyond epoll_shared;
+            beyond fd_places;
             beyond fifo_deleted;
             beyond fd_many "--file-locks";
             beyond file_locks "--file-locks";
@@ -149,6 +151,7 @@ macro_rules! programs {
             beyond tcp_closed;
             beyond tcp_listen;
             beyond timerfd;
+            beyond timerfd_clocks;
             beyond udp_places;
             beyond udp_shut;
             beyond udp_waiting;
@@ -169,11 +172,13 @@ macro_rules! programs {
             refused refused_bpf_program;
             apart vfork_ends;
             apart vfork_storm;
+            refused refused_device;
             refused refused_fd_high;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_io_uring_worker;
             refused refused_landlock;
+            refused refused_memfd_secret;
             refused refused_memory_limit;
             refused refused_mqueue;
             refused refused_perf;

@@ -505,9 +505,9 @@ fn who_asks_for_the_master_of_a_terminal_gets_it() {
     let mut command = Command::new("setsid");
     command.args(["--ctty", "sh", "-c", says]).current_dir(&dir.0).stdin(slave.try_clone().unwrap());
     command.stdout(slave.try_clone().unwrap()).stderr(slave);
-    let child = command.spawn().unwrap();
+    let child = Process(command.spawn().unwrap());
     drop(command);
-    let pid = rustix::process::Pid::from_child(&child);
+    let pid = rustix::process::Pid::from_child(&child.0);
     hears(&master, "ready");
     let ask = Opts { orphan_pts_master: Some(true), notify_scripts: Some(true), ..opts(&images) };
     for word in ["first", "second"] {

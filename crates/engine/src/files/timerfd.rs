@@ -49,6 +49,15 @@ fn dump(v: &FdView<'_>, id: u32, _: &mut Records<'_>) -> Result<FileEntry> {
     Ok(FileEntry { tfd: Some(Box::new(tfd)), ..FileEntry::default() })
 }
 
+/// The clock that tells what a timer's clock says: those of alarms are asked only where the machine can be woken.
+fn told_by(clock: u32) -> u32 {
+    match clock as libc::clockid_t {
+        libc::CLOCK_REALTIME_ALARM => libc::CLOCK_REALTIME as u32,
+        libc::CLOCK_BOOTTIME_ALARM => libc::CLOCK_BOOTTIME as u32,
+        _ => clock,
+    }
+}
+
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut opened = Vec::new();
     for e in entries {
@@ -62,7 +71,7 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         let interval = Duration::new(r.isec, ins);
         if r.settime_flags & ABSTIME != 0 && !value.is_zero() {
             // Time left was saved: absolute again from now on, so that clock changes are followed as before.
-            let now = crust_kernel::fd::clock_now(r.clockid).during("asking a clock")?;
+            let now = crust_kernel::fd::clock_now(told_by(r.clockid)).during("asking a clock")?;
             value = value.saturating_add(now);
         }
         // A period without a next time would never fire.
