@@ -326,12 +326,14 @@ pub struct Case {
     pub options: &'static [&'static str],
     /// Round trips in a row.
     pub cycles: u32,
+    /// How large the program is, if not as usual: a variable of the zoo's, and what it says.
+    pub size: Option<(&'static str, &'static str)>,
 }
 
 impl Case {
     /// A case without options and with two cycles.
     pub fn new(program: &'static str) -> Self {
-        Self { program, options: &[], cycles: 2 }
+        Self { program, options: &[], cycles: 2, size: None }
     }
 
     /// Options for dump and restore.
@@ -347,7 +349,8 @@ impl Case {
         let mut room = Room::open(self.program)?;
         let path = bin_dir().join("zoo-program").display().to_string();
         let dir = room.dir.display().to_string();
-        let begun = room.spawn(&[&path, self.program], &[("ZOO_DIR", &dir)], "program.out");
+        let env: Vec<(&str, &str)> = std::iter::once(("ZOO_DIR", dir.as_str())).chain(self.size).collect();
+        let begun = room.spawn(&[&path, self.program], &env, "program.out");
         let root = match begun {
             Ok(root) => root,
             Err(e) => return room.close(Err(e)).map(|()| None),

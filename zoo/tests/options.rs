@@ -11,7 +11,11 @@ use zoo::queues;
 
 /// Runs a test with a program that waits for its first round.
 fn with(program: &'static str, test: impl FnOnce(&Case, &mut Room, Proc, &Tool) -> Outcome) {
-    let (case, tool) = (Case::new(program), Tool::ours());
+    with_case(Case::new(program), test);
+}
+
+fn with_case(case: Case, test: impl FnOnce(&Case, &mut Room, Proc, &Tool) -> Outcome) {
+    let (program, tool) = (case.program, Tool::ours());
     let Some((mut room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
     let outcome = test(&case, &mut room, root, &tool);
     room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
@@ -407,7 +411,8 @@ fn a_vfork_storm_is_frozen() {
 /// A dump takes a few descriptors for the processes that it is just looking at, and none for the others.
 #[test]
 fn many_processes_take_few_descriptors() {
-    with("children_1000", |case, room, root, tool| {
+    let case = Case { size: Some(("ZOO_CHILDREN", "300")), ..Case::new("children_1000") };
+    with_case(case, |case, room, root, tool| {
         let argv = case.dump_argv(room, root, tool, "images", &[])?;
         let limited = |limit| format!("ulimit -n {limit}; exec \"$@\"");
         let run = |room: &mut Room, limit: u32| {

@@ -228,7 +228,12 @@ fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)], groups: bool) -> Vec<
         let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
         prepared.finish(seen, process, *vm, ran, &mut early)
     });
-    asked.zip(processes.iter()).map(|(asked, (seen, ..))| asked.on_task(seen.pid.as_raw())).collect()
+    let asked = asked.zip(processes.iter()).map(|(asked, (seen, ..))| {
+        // Until it is looked at, which may be much later.
+        seen.proc.rest();
+        asked.on_task(seen.pid.as_raw())
+    });
+    asked.collect()
 }
 
 fn jobs<'a>(
