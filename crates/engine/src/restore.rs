@@ -6,7 +6,7 @@ use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
 use crate::task::creds::{self, Cap};
-use crate::task::{limits, odds, regs, seccomp, settings, thread, timers};
+use crate::task::{compat, limits, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
@@ -411,6 +411,7 @@ fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
                 found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));
                 continue;
             };
+            found.extend(compat::check(core));
             found.extend(th.crust_settings.as_ref().and_then(settings::check));
             found.extend(th.creds.as_ref().and_then(|want| creds::check(&plan.creds, want)));
             match &core.thread_info {
@@ -606,8 +607,7 @@ fn died(plan: &Plan, arena: &Arena, root: i32, from: usize) -> Result<usize> {
 
 /// The live processes with what the last step needs to know of each.
 fn processes<'a>(plan: &'a Plan, arena: &Arena) -> Result<Vec<finish::Process<'a>>> {
-    let inside = memory::layout::own_syscall_offset()
-        .ok_or_else(|| Error::unsupported("our own vDSO has no system call instruction", "restore with CRIU"))?;
+    let none = || Error::unsupported("our own vDSO has no system call instruction", "restore with CRIU");
     let host = |id: NsTid| HostTid::new(id.as_raw()).ok_or_else(|| Error::new(Kind::Internal, "no id"));
     let mut all = Vec::new();
     for (i, task) in plan.tree.tasks.iter().enumerate() {
@@ -615,12 +615,15 @@ fn processes<'a>(plan: &'a Plan, arena: &Arena) -> Result<Vec<finish::Process<'a
         let vdso = images.mm.vmas.iter().find(|v| v.status & memory::status::VDSO != 0).ok_or_else(|| {
             Error::unsupported("the program has no vDSO", "restore with CRIU").on(Object::Task(task.pid.as_raw()))
         })?;
+        let is_32bit = task.core().is_some_and(compat::is);
+        let inside = memory::layout::syscall_offset(is_32bit).ok_or_else(none)?;
         all.push(finish::Process {
             task,
             pid: host(task.pid)?,
             threads: task.threads.iter().map(|&t| host(t)).collect::<Result<_>>()?,
             boot: arena.boot(i),
             syscall_at: vdso.start + inside,
+            is_32bit,
         });
     }
     Ok(all)

@@ -6,7 +6,7 @@
 use crate::error::{Error, Kind, Result};
 use crate::home::Call;
 use crate::plan::{PlanId, Program};
-use crate::remote::{errno_of, map_args, writable_args};
+use crate::remote::{errno_of, writable_args};
 use crate::run::{Ran, Running, room_for};
 use crate::seccomp;
 use crate::seize::{GRACE, SeizedProcess};
@@ -119,8 +119,9 @@ impl<'a> Turn<'a> {
             return process.ensure_area(carrier, on.len(), room);
         }
         let (len, data_at) = Site::plan_area(on.len(), room, false);
+        let args = site.map_args(len);
         self.plan = Some((len, data_at));
-        self.start_call(libc::SYS_mmap, map_args(len))
+        self.start_call(libc::SYS_mmap, args)
     }
 
     /// The area is mapped: begins to make part of it writable.

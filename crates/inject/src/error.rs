@@ -27,7 +27,7 @@ pub enum Kind {
     Permission,
     /// It did not stop, or did not come back, in time.
     Timeout,
-    /// The task is of a kind that this layer cannot handle (32-bit, no vDSO padding, a seccomp filter that forbids it).
+    /// The task is of a kind that this layer cannot handle (segments of its own, no vDSO padding, a seccomp filter that forbids it).
     Unsupported,
     /// The kernel refused a call.
     Kernel,

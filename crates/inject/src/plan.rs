@@ -26,6 +26,7 @@ const OP_THREAD: u8 = 4;
 const OP_SIGRETURN: u8 = 5;
 const OP_CALLOUT: u8 = 6;
 const OP_WAKEALL: u8 = 7;
+const OP_SYSCALL32: u8 = 8;
 
 /// A result kept in the header of the plan that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +272,12 @@ impl Program {
         self.plans[plan.0].slots += 1;
         self.push(plan, OP_SYSCALL, nr as u32, args, expect, Some(slot), label.into());
         slot
+    }
+
+    /// Adds a syscall as 32-bit code makes it, whose result must not be an error. All memory that it is given must lie
+    /// below 4 GiB, and so must the program, if it is data of it.
+    pub fn syscall32(&mut self, plan: PlanId, label: impl Into<Cow<'static, str>>, nr: u32, args: &[Arg]) {
+        self.push(plan, OP_SYSCALL32, nr, args, Expect::Ok, None, label.into());
     }
 
     /// Counts itself in at `arrived`, wakes waiters there when `n` have come, then waits until the word at `go` reaches `value`.

@@ -102,6 +102,8 @@ fn search(pid: HostTid, mem: &RemoteMem, all: &[Mapping], ranges: &[Range<u64>])
     if wanted.iter().map(|m| m.end - m.start).sum::<u64>() > MOST_BYTES {
         return Err(Error::new(Kind::Unsupported, pid, "it has too much memory to be searched"));
     }
+    // What lies below 4 GiB may be led to by half a word.
+    let low = ranges.iter().any(|r| r.start < crate::arch::compat::END);
     let mut buffer = vec![0; 1 << 20];
     for m in wanted {
         let mut at = m.start;
@@ -111,11 +113,11 @@ fn search(pid: HostTid, mem: &RemoteMem, all: &[Mapping], ranges: &[Range<u64>])
             if let Err(errno) = mem.read(VirtAddr(at), piece) {
                 return Err(Error::call(pid, "searching its memory", errno));
             }
-            for word in piece.as_chunks::<8>().0 {
-                let word = u64::from_le_bytes(*word);
-                if ranges.iter().any(|r| r.contains(&word)) {
-                    return Err(Error::new(Kind::Unsupported, pid, "something in its memory leads to a landing"));
-                }
+            let leads = |word: u64| ranges.iter().any(|r| r.contains(&word));
+            let words = piece.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
+            let halves = piece.as_chunks::<4>().0.iter().map(|half| u64::from(u32::from_le_bytes(*half)));
+            if words.chain(halves.take_while(|_| low)).any(leads) {
+                return Err(Error::new(Kind::Unsupported, pid, "something in its memory leads to a landing"));
             }
             at += len as u64;
         }

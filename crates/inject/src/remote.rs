@@ -78,6 +78,21 @@ impl SeizedProcess {
         }
     }
 
+    /// True for a 32-bit program.
+    ///
+    /// # Errors
+    /// `Unsupported`: it runs code of the other sort than the kernel made it for, which says how its signals are handled.
+    pub fn is_32bit(&mut self) -> Result<bool> {
+        self.find_site()?;
+        let (site, _, threads) = self.parts()?;
+        let made_for = site.is_low();
+        match threads.iter().find(|t| regs::is_32bit(&t.regs) != made_for) {
+            None => Ok(made_for),
+            Some(t) if made_for => Err(Error::new(Kind::Unsupported, t.tid, "it runs 64-bit code in a 32-bit program")),
+            Some(t) => Err(Error::new(Kind::Unsupported, t.tid, "it runs 32-bit code in a 64-bit program")),
+        }
+    }
+
     /// Borrows a thread for single calls. Signals stay blocked in it until it is home.
     ///
     /// # Errors
@@ -159,7 +174,9 @@ impl SeizedProcess {
         let mut tight = false;
         let (base, len, data_at) = loop {
             let (len, data_at) = Site::plan_area(landings, data, tight);
-            let got = call(self, index, libc::SYS_mmap, map_args(len))?;
+            let (site, _, _) = self.parts()?;
+            let args = site.map_args(len);
+            let got = call(self, index, libc::SYS_mmap, args)?;
             match errno_of(got) {
                 None => break (got as u64, len, data_at),
                 // A limit on address space or locked memory: ask for no more than is needed.
@@ -304,12 +321,6 @@ impl SeizedProcess {
             Some(errno) => Err(Error::call(tid, format!("unmapping {len_bytes:#x} bytes at {from}"), errno)),
         }
     }
-}
-
-/// mmap's arguments for a new area: all of it executable for now.
-pub(crate) fn map_args(len: u64) -> [u64; 6] {
-    let (prot, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
-    [0, len, prot as u64, flags as u64, u64::MAX, 0]
 }
 
 /// mprotect's arguments for its data: writable, and not executable any more.

@@ -5,6 +5,7 @@
 //! threads stop at once. Threads started meanwhile are found by looking again until nothing is new.
 //!
 //! Everything here is bound to the calling thread, which becomes the tracer.
+use crate::arch::compat;
 use crate::arch::regs::{self, Regs};
 use crate::error::{During, Error, Kind, Result};
 use crate::home::Away;
@@ -214,7 +215,7 @@ impl SeizedProcess {
     ///
     /// # Errors
     /// `Gone`, `Zombie`, `Traced` (names the tracer), `Permission`, `Timeout` (names the thread that did not stop),
-    /// `Unsupported` for 32-bit tasks. In all cases every thread that was stopped runs again.
+    /// `Unsupported` for code in segments of its own. In all cases every thread that was stopped runs again.
     pub fn seize(pid: HostTid, deadline: Deadline) -> Result<Self> {
         Self::seize_with(pid, Options::default(), deadline)
     }
@@ -428,7 +429,7 @@ impl SeizedProcess {
                     return Err(Error::new(
                         Kind::Unsupported,
                         thread.tid,
-                        "it runs 32-bit code, which crust cannot borrow",
+                        "it runs code in a segment of its own, which crust cannot borrow",
                     ));
                 }
                 Err(errno) => return Err(Error::call(thread.tid, "reading its registers", errno)),
@@ -514,7 +515,11 @@ impl SeizedProcess {
         let call = ProcDir::open_thread(self.pid, tid).and_then(|d| d.read_text("syscall")).unwrap_or_default();
         let mut words = call.split_ascii_whitespace();
         let nr = words.next().and_then(|w| w.parse::<i64>().ok());
-        let first = words.next().and_then(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).unwrap_or(0);
+        // Its arguments, stack pointer and place.
+        let rest: Vec<u64> = words.map_while(|w| u64::from_str_radix(w.strip_prefix("0x")?, 16).ok()).collect();
+        let first = rest.first().copied().unwrap_or(0);
+        let low = rest.len() == 8 && rest[6..].iter().all(|&at| at < compat::END);
+        let nr = if low { nr.and_then(compat::as_native).map(|(nr, _)| nr) } else { nr };
         match nr {
             Some(libc::SYS_vfork) => true,
             Some(libc::SYS_clone) => first & libc::CLONE_VFORK as u64 != 0,

@@ -28,6 +28,8 @@ const DATA_ROOM: u64 = 768 * 1024;
 struct Padding {
     start: u64,
     end: u64,
+    /// It is the vDSO of a 32-bit program.
+    low: bool,
     /// What lies there. Read once: as long as the process stands still nobody but us writes to it.
     bytes: Vec<u8>,
 }
@@ -105,9 +107,17 @@ fn half(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)))
 }
 
-/// Bytes of an ELF image's contents (segments, section headers), from its first page. `None`: no 64-bit ELF.
+fn quarter(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?)))
+}
+
+/// Bytes of an ELF image's contents (segments, section headers), from its first page. `None`: no ELF.
 pub fn elf_content_len(head: &[u8]) -> Option<u64> {
-    (head.get(..5)? == b"\x7fELF\x02").then_some(())?;
+    match head.get(..5)? {
+        b"\x7fELF\x01" => return elf32_content_len(head),
+        b"\x7fELF\x02" => {}
+        _ => return None,
+    }
     let (phoff, shoff) = (word(head, 32)?, word(head, 40)?);
     let (phentsize, phnum) = (half(head, 54)?, half(head, 56)?);
     let (shentsize, shnum) = (half(head, 58)?, half(head, 60)?);
@@ -116,6 +126,19 @@ pub fn elf_content_len(head: &[u8]) -> Option<u64> {
         let at = usize::try_from(phoff.checked_add(i * phentsize)?).ok()?;
         let (offset, filesz, memsz) = (word(head, at + 8)?, word(head, at + 32)?, word(head, at + 40)?);
         end = end.max(offset.checked_add(filesz.max(memsz))?);
+    }
+    Some(end)
+}
+
+fn elf32_content_len(head: &[u8]) -> Option<u64> {
+    let (phoff, shoff) = (quarter(head, 28)?, quarter(head, 32)?);
+    let (phentsize, phnum) = (half(head, 42)?, half(head, 44)?);
+    let (shentsize, shnum) = (half(head, 46)?, half(head, 48)?);
+    let mut end = shoff + shentsize * shnum;
+    for i in 0..phnum {
+        let at = usize::try_from(phoff + i * phentsize).ok()?;
+        let (offset, filesz, memsz) = (quarter(head, at + 4)?, quarter(head, at + 16)?, quarter(head, at + 20)?);
+        end = end.max(offset + filesz.max(memsz));
     }
     Some(end)
 }
@@ -163,8 +186,9 @@ impl Site {
         let needed = landing::COMPACT_BYTES as u64 + REGISTRY_BYTES;
         // The contents must end in the last page: otherwise this is no vDSO as we know it.
         (start.checked_add(needed)? <= end && end - start < PAGE).then_some(())?;
+        let low = image.get(4) == Some(&1);
         let bytes = image.split_off(usize::try_from(start - base).ok()?);
-        Some(Padding { start, end, bytes })
+        Some(Padding { start, end, low, bytes })
     }
 
     /// Writes into the padding and keeps what is known of it true. What failed half-way counts as written.
@@ -298,6 +322,19 @@ impl Site {
             let code = landings as u64 * landing::FULL_BYTES as u64;
             a.code_next + code <= a.data_at && a.data_next.next_multiple_of(64) + data <= a.len
         })
+    }
+
+    /// True if the process is a 32-bit program.
+    pub(crate) fn is_low(&self) -> bool {
+        self.padding.as_ref().is_some_and(|p| p.low)
+    }
+
+    /// Arguments of mmap(2) for a new area: all of it executable for now. 32-bit code must reach its way home: a handler of
+    /// a signal that meets it there comes back with 32 bits of its address.
+    pub(crate) fn map_args(&self, len: u64) -> [u64; 6] {
+        let low = if self.is_low() { libc::MAP_32BIT } else { 0 };
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | low);
+        [0, len, prot as u64, flags as u64, u64::MAX, 0]
     }
 
     /// Sizes for a new area: all of it, and where its data begin. `tight`: only what is needed now.
@@ -472,6 +509,7 @@ mod tests {
     fn no_elf_has_no_content() {
         assert_eq!(elf_content_len(&[0; 64]), None);
         assert_eq!(elf_content_len(b"\x7fELF\x02"), None);
+        assert_eq!(elf_content_len(b"\x7fELF\x01"), None);
         let mut head = vec![0xff; 4096];
         head[..5].copy_from_slice(b"\x7fELF\x02");
         assert_eq!(elf_content_len(&head), None);

@@ -24,6 +24,8 @@ pub mod process;
 pub mod procfs;
 pub mod procmap;
 pub mod ptrace;
+#[cfg(target_arch = "x86_64")]
+pub mod ptrace_x86;
 pub mod remote_mem;
 pub mod signals;
 pub mod sock_diag;

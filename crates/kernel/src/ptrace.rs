@@ -127,7 +127,12 @@ fn request(req: libc::c_uint, tid: HostTid, addr: libc::c_ulong, data: libc::c_u
 ///
 /// # Safety
 /// `data` must be valid for what `req` does with it: reads or writes of the size that the request and `addr` imply.
-unsafe fn request_ptr(req: libc::c_uint, tid: HostTid, addr: libc::c_ulong, data: *mut libc::c_void) -> Result<usize> {
+pub(crate) unsafe fn request_ptr(
+    req: libc::c_uint,
+    tid: HostTid,
+    addr: libc::c_ulong,
+    data: *mut libc::c_void,
+) -> Result<usize> {
     // SAFETY: validity of `data` for this request is the caller's promise.
     check(unsafe { libc::ptrace(req, tid.as_raw(), addr, data) })
 }

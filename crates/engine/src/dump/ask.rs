@@ -4,7 +4,7 @@ use super::freeze::Seen;
 use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{dispatch, limits, odds, seccomp, settings, signals, timers};
+use crate::task::{compat, dispatch, limits, odds, seccomp, settings, signals, timers};
 use crate::{Result, together};
 use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -12,6 +12,7 @@ use crust_inject::{Job, Ran, SeizedProcess, SeizedThread, arch};
 use crust_kernel::kcmp::Shared;
 use crust_kernel::procfs::{ProcDir, Status};
 use crust_kernel::ptrace::RseqConfig;
+use crust_kernel::ptrace_x86::Segment;
 use crust_kernel::{HostTid, TargetFd};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub(super) struct Thread {
     pub(super) tid: HostTid,
     pub(super) status: Status,
     pub(super) regs: arch::regs::Regs,
+    pub(super) segments: Vec<Segment>,
     pub(super) xsave: Vec<u8>,
     pub(super) sigmask: u64,
     pub(super) rseq: RseqConfig,
@@ -81,6 +83,7 @@ impl Thread {
         Ok(Self {
             tid: t.tid(),
             regs: *t.regs(),
+            segments: compat::segments(t.tid(), t.regs())?,
             xsave: t.xsave()?,
             sigmask: t.sigmask(),
             rseq: *t.rseq(),
@@ -266,7 +269,8 @@ impl Prepared {
         let mut program = Program::new();
         let descriptors = seen.proc.numbers("fd").during("listing descriptors")?;
         let cheap = descriptors.len() <= DESCRIPTORS_ASKED && !process.steps_plans()?;
-        let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, cheap)?;
+        let is_32bit = process.is_32bit()?;
+        let questions = Questions::ask(&mut program, &tids, &timer_list, (descriptors, cheap), is_32bit)?;
         let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
         Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
@@ -309,11 +313,16 @@ pub(super) struct Questions {
     /// What is open, and where the flags are of each, if they were asked for.
     pub(super) descriptors: Vec<(TargetFd, Option<Slot>)>,
     pub(super) settings: settings::AskedProcess,
+    pub(super) segments: Slot,
     pub(super) threads: Vec<ThreadQuestions>,
+    /// They were put to a 32-bit program.
+    pub(super) is_32bit: bool,
 }
 
 pub(super) struct ThreadQuestions {
     pub(super) plan: PlanId,
+    /// Of 32-bit code: others can be asked from outside.
+    pub(super) robust_list: Option<DataRef>,
     pub(super) altstack: DataRef,
     pub(super) tid_address: DataRef,
     pub(super) death_signal: DataRef,
@@ -327,8 +336,8 @@ impl Questions {
         p: &mut Program,
         tids: &[HostTid],
         timer_list: &str,
-        descriptors: Vec<u32>,
-        flags_too: bool,
+        (descriptors, flags_too): (Vec<u32>, bool),
+        is_32bit: bool,
     ) -> Result<Self> {
         let plans: Vec<PlanId> = tids.iter().map(|t| p.plan(format!("thread {t}"))).collect();
         let main = *plans.first().ok_or_else(|| Error::new(Kind::Internal, "a process without threads"))?;
@@ -353,7 +362,8 @@ impl Questions {
             |fd: u32| p.syscall_slot(main, "F_GETFD", libc::SYS_fcntl, &[fd.into(), libc::F_GETFD.into()], Expect::Any);
         let descriptors = descriptors.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
         let settings = settings::ask_process(p, main);
-        let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan)).collect();
+        let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan, is_32bit)).collect();
+        let segments = compat::ask_table(p, main);
         Ok(Self {
             main,
             actions,
@@ -367,11 +377,14 @@ impl Questions {
             limits,
             descriptors,
             settings,
+            segments,
             threads,
+            is_32bit,
         })
     }
 
-    fn ask_thread(p: &mut Program, plan: PlanId) -> ThreadQuestions {
+    fn ask_thread(p: &mut Program, plan: PlanId, is_32bit: bool) -> ThreadQuestions {
+        let robust_list = is_32bit.then(|| compat::ask_robust_list(p, plan));
         let altstack = signals::ask_altstack(p, plan);
         let tid_address = p.reserve(8);
         let args = [PR_GET_TID_ADDRESS.into(), tid_address.into(), 0.into(), 0.into(), 0.into()];
@@ -384,7 +397,7 @@ impl Questions {
         let comm = p.reserve(COMM_BYTES);
         p.syscall(plan, "PR_GET_NAME", libc::SYS_prctl, &[libc::PR_GET_NAME.into(), comm.into()]);
         let settings = settings::ask_thread(p, plan);
-        ThreadQuestions { plan, altstack, tid_address, death_signal, securebits, comm, settings }
+        ThreadQuestions { plan, robust_list, altstack, tid_address, death_signal, securebits, comm, settings }
     }
 }
 

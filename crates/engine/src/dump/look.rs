@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::{SighandIds, TaskIds};
 use crate::files::{FileTable, Known};
 use crate::memory::{self, Mm};
-use crate::task::{Target, creds, ended, limits, odds, regs, seccomp, settings, signals, timers};
+use crate::task::{Target, compat, creds, ended, limits, odds, regs, seccomp, settings, signals, timers};
 use crate::{Options, Result, namespaces, together};
 use crust_image::proto::{
     CoreEntry, CrustProcessSettings, CrustThreadSettings, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry,
@@ -180,7 +180,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     let target = Target { pid: p.live, ns_pid, proc: &p.proc, pidfd: pidfd.as_fd() };
     let process = TaskCoreEntry {
         signals_s: Some(asked.pending.clone()),
-        sigactions: signals::actions(questions.actions, &|at, len| answers.data(at, len))?,
+        sigactions: signals::actions(questions.actions, questions.is_32bit, &|at, len| answers.data(at, len))?,
         ..Default::default()
     };
     let view =
@@ -188,6 +188,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     let (threads, what_is_shared) =
         together::with_help(asked.threads.len(), |i| view.look(i), || look_shared(&target, asked, cx));
     let (mm, files_id) = what_is_shared?;
+    cx.blockers.extend(compat::refuse_table(answers.slot(questions.main, questions.segments)?));
     let ids = TaskKobjIdsEntry {
         vm_id: asked.vm,
         files_id,
@@ -222,7 +223,8 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         && let Some((_, living)) = cores.first()
     {
         let vdso = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)).map(|v| v.entry.start);
-        let syscall_at = vdso.zip(memory::layout::own_syscall_offset()).map(|(start, at)| start + at);
+        let offset = memory::layout::syscall_offset(questions.is_32bit);
+        let syscall_at = vdso.zip(offset).map(|(start, at)| start + at);
         let leader = ProcDir::open_thread(p.pid, p.pid).during("opening /proc/PID/task/PID")?;
         let gone = || Error::new(Kind::TargetChanged, "ended while it was being looked at");
         // Of the thread alone: the process's own shows the signal that stopped it instead.
@@ -247,7 +249,7 @@ fn look_shared(target: &Target<'_>, asked: &Asked, cx: &mut Collected<'_>) -> Re
     let Asked { questions, answers, .. } = asked;
     let mut mm = memory::collect(target, &mut cx.files)?;
     cx.blockers.extend(odds::mapping_policy(target.pid.as_raw(), target.proc));
-    still_on_its_way(&asked.threads, &mm)?;
+    still_on_its_way(asked, &mm)?;
     mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
     mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
     mm.entry.thp_disabled = (answers.slot(questions.main, questions.thp_disabled)? & 1 != 0).then_some(true);
@@ -305,11 +307,11 @@ impl Threads<'_> {
 
 /// A thread that a killed dump left inside its landing, behind the vDSO's contents, must come home first: the landing is not
 /// restored.
-fn still_on_its_way(threads: &[Thread], mm: &Mm) -> Result<()> {
+fn still_on_its_way(asked: &Asked, mm: &Mm) -> Result<()> {
     let Some(vdso) = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)) else { return Ok(()) };
-    let contents = memory::layout::own_vdso_content_len().unwrap_or(u64::MAX);
+    let contents = memory::layout::vdso_content_len(asked.questions.is_32bit).unwrap_or(u64::MAX);
     let padding = vdso.entry.start.saturating_add(contents)..vdso.entry.end;
-    match threads.iter().find(|t| padding.contains(&crust_inject::arch::regs::ip(&t.regs))) {
+    match asked.threads.iter().find(|t| padding.contains(&crust_inject::arch::regs::ip(&t.regs))) {
         Some(t) => {
             let what = format!("thread {} is still on its way back from a dump that was killed", t.tid);
             Err(Error::new(Kind::TargetChanged, what))
@@ -357,6 +359,18 @@ fn process_part(
     })
 }
 
+/// Head of a thread's list of robust futexes, and the head's length.
+fn robust_list(glance: &Glance, q: &ThreadQuestions, a: &Answers) -> Result<(u64, u64)> {
+    let (head, len) = glance.robust_list;
+    let Some(at) = q.robust_list else { return Ok((head, len)) };
+    if head != 0 {
+        let help = "let the thread end before the dump";
+        return Err(Error::unsupported("a 32-bit thread has a robust list of 64-bit code, too", help));
+    }
+    let word = |at| a.word(at).map(|w| w & u64::from(u32::MAX));
+    Ok((word(at)?, word(at.offset(8))?))
+}
+
 fn look_thread(
     t: &Thread,
     q: &ThreadQuestions,
@@ -375,12 +389,13 @@ fn look_thread(
         return Err(Error::unsupported(format!("thread {tid} has utilization clamps, which cannot be saved"), help));
     }
     let creds = creds::from_status(status, a.slot(q.plan, q.securebits)? as u32)?;
+    let (robust_list, robust_len) = robust_list(glance, q, a)?;
     let rseq = &t.rseq;
     let mut comm = a.data(q.comm, COMM_BYTES)?;
     comm.truncate(comm.iter().position(|&b| b == 0).unwrap_or(COMM_BYTES));
     let mut thread_core = ThreadCoreEntry {
-        futex_rla: glance.robust_list.0,
-        futex_rla_len: glance.robust_list.1 as u32,
+        futex_rla: robust_list,
+        futex_rla_len: robust_len as u32,
         sched_nice: Some(sched.nice),
         sched_policy: Some(sched.policy),
         sched_prio: (sched.rt_priority != 0).then_some(sched.rt_priority),
@@ -415,6 +430,6 @@ fn look_thread(
         }
         thread_core.crust_wait_left_ns = wait.left(t.tid, &t.regs).and_then(|left| left.as_nanos().try_into().ok());
     }
-    let info = regs::to_image(&general, &t.xsave, a.word(q.tid_address)?, handled)?;
+    let info = regs::to_image(&general, &t.segments, &t.xsave, a.word(q.tid_address)?, handled)?;
     Ok((tid, CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() }))
 }

@@ -1,6 +1,8 @@
 //! Address ranges: what this process occupies, what the restored one will, and holes that are free in both.
 use crate::Result;
 use crate::error::ResultExt;
+use crust_inject::arch::compat;
+use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::maps::{self, Mapping};
 use crust_kernel::{HostTid, mman};
 
@@ -27,16 +29,29 @@ pub fn is_free(ranges: &[(u64, u64)], start: u64, end: u64) -> bool {
 /// the kernel itself likes to put new mappings. `occupied` is merged.
 pub fn find_hole(occupied: &[(u64, u64)], len: u64, align: u64) -> Option<u64> {
     const LOWEST: u64 = 0x10_0000_0000;
-    // A stack may grow into what lies below a range.
-    const MARGIN: u64 = 16 << 20;
-    let mut at = LOWEST.next_multiple_of(align);
+    hole_within(occupied, len, align, (LOWEST, super::TASK_SIZE), MARGIN)
+}
+
+/// A free range of `len` bytes that 32-bit code reaches.
+pub fn find_low_hole(occupied: &[(u64, u64)], len: u64) -> Option<u64> {
+    /// Lower addresses may be the kernel's to refuse (vm.mmap_min_addr).
+    const LOWEST: u64 = 1 << 20;
+    let within = |margin| hole_within(occupied, len, PAGE_SIZE, (LOWEST, compat::END), margin);
+    within(MARGIN).or_else(|| within(PAGE_SIZE))
+}
+
+/// A stack may grow into what lies below a range.
+const MARGIN: u64 = 16 << 20;
+
+fn hole_within(occupied: &[(u64, u64)], len: u64, align: u64, (from, to): (u64, u64), margin: u64) -> Option<u64> {
+    let mut at = from.next_multiple_of(align);
     for &(start, end) in occupied {
-        if at + len + MARGIN <= start {
+        if at + len + margin <= start.min(to) {
             return Some(at);
         }
-        at = at.max((end + MARGIN).next_multiple_of(align));
+        at = at.max((end + margin).next_multiple_of(align));
     }
-    (at + len + MARGIN <= super::TASK_SIZE).then_some(at)
+    (at + len + margin <= to).then_some(at)
 }
 
 /// This process's mappings now, below the end of user space.
@@ -106,17 +121,32 @@ pub(super) fn own_vdso(special: &Special) -> Option<&'static [u8]> {
     special.vdso.and_then(|_| BYTES.get_or_init(read).as_deref())
 }
 
+impl Special {
+    /// Those that the kernel gives to 32-bit programs, wherever it likes; and the code's bytes.
+    pub(super) fn of_32bit() -> Option<(Self, &'static [u8])> {
+        let found = compat::vdso()?;
+        Some((Self { vvar: found.vvar.clone(), vdso: Some(found.vdso) }, &found.code))
+    }
+}
+
 /// Where the contents of this kernel's vDSO end, counted from its start.
-pub fn own_vdso_content_len() -> Option<u64> {
+pub fn vdso_content_len(of_32bit: bool) -> Option<u64> {
+    if of_32bit {
+        return crust_inject::elf_content_len(&compat::vdso()?.code);
+    }
     static LEN: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
     *LEN.get_or_init(|| crust_inject::elf_content_len(own_vdso(&Special::of(&own().ok()?))?))
 }
 
 /// Offset of a system call instruction inside the vDSO of this kernel. It is ordinary code that stays when everything of
 /// ours is gone.
-pub fn own_syscall_offset() -> Option<u64> {
-    let code = own_vdso(&Special::of(&own().ok()?))?;
-    crate::task::regs::find_syscall(code).map(|at| at as u64)
+pub fn syscall_offset(of_32bit: bool) -> Option<u64> {
+    let at = if of_32bit {
+        compat::find_int80(&compat::vdso()?.code)
+    } else {
+        crate::task::regs::find_syscall(own_vdso(&Special::of(&own().ok()?))?)
+    };
+    at.map(|at| at as u64)
 }
 
 #[cfg(test)]
@@ -138,6 +168,9 @@ mod tests {
         let at = find_hole(&busy, 1 << 30, 2 << 20).expect("there is room");
         assert!(at.is_multiple_of(2 << 20) && is_free(&busy, at, at + (1 << 30)));
         assert_eq!(find_hole(&[(0, super::super::TASK_SIZE)], 4096, 4096), None);
+        assert_eq!(find_low_hole(&[(0, 0xffff_0000)], 4096), Some(0xffff_1000));
+        assert_eq!(find_low_hole(&[(0, 0xffff_0000)], 1 << 20), None);
+        assert_eq!(find_low_hole(&[(0x1000_0000, 1 << 40)], 1 << 20), Some(1 << 20));
     }
 
     #[test]

@@ -73,7 +73,7 @@ pub mod status {
 pub fn prepare() -> crate::Result<Vec<(u64, u64)>> {
     let own = layout::own()?;
     let _warm =
-        (layout::own_vdso(&layout::Special::of(&own)), layout::own_vdso_content_len(), fill::huge_pages_allowed());
+        (layout::own_vdso(&layout::Special::of(&own)), layout::vdso_content_len(false), fill::huge_pages_allowed());
     Ok(layout::busy(&own))
 }
 

@@ -14,6 +14,7 @@ use crate::Result;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Source;
 use crust_image::proto::VmaEntry;
+use crust_inject::arch::compat;
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program};
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, HUGE_PAGE};
@@ -42,6 +43,8 @@ pub struct StageOptions {
     /// Threads that fill memory, at most; 0: as many as pay. A thread takes an id from the pid namespace: where ids are
     /// still to be given out by number, let the kernel count on from above them (ns_last_pid), or say 1 here.
     pub threads: usize,
+    /// It is the memory of a 32-bit program.
+    pub is_32bit: bool,
 }
 
 /// One mapping on its way.
@@ -64,8 +67,10 @@ pub struct Staged {
     hole: Option<(u64, u64)>,
     /// Room for the vDSO on its way.
     vdso_stop: Option<u64>,
-    own: Special,
+    /// What goes to its place in the end: our own vDSO, or, for a 32-bit program, as its kernel gave it where it liked to.
+    given: Special,
     wanted: Special,
+    is_32bit: bool,
     mm: crust_image::proto::MmEntry,
     exe: Option<OwnedFd>,
     /// Bytes filled from images.
@@ -91,7 +96,11 @@ pub fn stage(
     busy.extend_from_slice(keep);
     let busy = layout::merged(busy);
     let own_special = Special::of(&own);
-    let wanted = wanted_special(source, images, &own_special)?;
+    let (given, code) = match Special::of_32bit().filter(|_| options.is_32bit) {
+        Some((given, code)) => (given, Some(code)),
+        None => (own_special.clone(), layout::own_vdso(&own_special)),
+    };
+    let wanted = wanted_special(source, images, &given, code)?;
     let mut places = Vec::with_capacity(images.mm.vmas.len());
     for vma in &images.mm.vmas {
         if vma.status & (st::VSYSCALL | st::VDSO | st::VVAR | st::GUARD | st::UPROBES) != 0 {
@@ -109,7 +118,7 @@ pub fn stage(
             parked += (place.vma.end - place.vma.start).next_multiple_of(HUGE_PAGE) + HUGE_PAGE + grain(&place.vma);
         }
     }
-    let vdso_room = own_special.span().map_or(0, |(_, len)| len.next_multiple_of(HUGE_PAGE));
+    let vdso_room = given.span().map_or(0, |(_, len)| len.next_multiple_of(HUGE_PAGE));
     let mut hole = None;
     if parked + vdso_room > 0 {
         let mut all = busy.clone();
@@ -129,8 +138,9 @@ pub fn stage(
         places,
         vdso_stop: hole.filter(|_| vdso_room > 0).map(|h| h.0),
         hole,
-        own: own_special,
+        given,
         wanted,
+        is_32bit: options.is_32bit,
         mm: images.mm.clone(),
         exe: None,
         filled_bytes: held.bytes,
@@ -440,11 +450,11 @@ impl Staged {
             program.syscall_expect(plan, label, libc::SYS_mremap, &args, Expect::Equals(to));
         };
         // The vDSO's parts first go to a stop of their own: their old and new places may overlap with anything.
-        let (own_base, _) = self.own.span().unwrap_or((0, 0));
-        let parts: Vec<(u64, u64)> = self.own.vvar.iter().copied().chain(self.own.vdso).collect();
+        let (own_base, _) = self.given.span().unwrap_or((0, 0));
+        let parts: Vec<(u64, u64)> = self.given.vvar.iter().copied().chain(self.given.vdso).collect();
         let wanted_base = self.wanted.span().map(|s| s.0);
         let keeps_vdso = wanted_base.zip(self.vdso_stop);
-        if let Some((_, stop)) = keeps_vdso {
+        if let Some((_, stop)) = keeps_vdso.filter(|_| !self.is_32bit) {
             for &(start, end) in &parts {
                 shift(program, "vDSO to a stop".into(), start, end - start, stop + (start - own_base));
             }
@@ -456,6 +466,11 @@ impl Staged {
                 program.syscall(plan, format!("munmap {at:#x}-{start:#x}"), libc::SYS_munmap, &args);
             }
             at = end;
+        }
+        if let Some((_, stop)) = keeps_vdso.filter(|_| self.is_32bit) {
+            // Now that our own is gone.
+            let args = [compat::ARCH_MAP_VDSO_32.into(), stop.into()];
+            program.syscall(plan, "ARCH_MAP_VDSO_32", libc::SYS_arch_prctl, &args);
         }
         for place in self.places.iter().filter(|p| p.at != p.vma.start) {
             let Place { vma, at, .. } = *place;
@@ -532,7 +547,7 @@ fn same_code(ours: &[u8], theirs: &[u8]) -> bool {
 }
 
 /// Where the images have the vDSO, after checking that ours does the same there.
-fn wanted_special(source: &Source, images: &Images, own: &Special) -> Result<Special> {
+fn wanted_special(source: &Source, images: &Images, own: &Special, code: Option<&[u8]>) -> Result<Special> {
     let mut wanted = Special::default();
     for vma in &images.mm.vmas {
         if vma.status & st::VVAR != 0 {
@@ -558,7 +573,7 @@ fn wanted_special(source: &Source, images: &Images, own: &Special) -> Result<Spe
     }
     let mut theirs = vec![0; (end - start) as usize];
     images.pages.read_bytes(source, start, &mut theirs)?;
-    match layout::own_vdso(own) {
+    match code {
         // Behind the ELF's contents is padding, where a killed dump may have left a landing.
         Some(ours) if same_code(ours, &theirs) => Ok(wanted),
         // No content saved: an image of ours always has it, one from elsewhere may lack it.

@@ -11,7 +11,7 @@ use crate::files::FileImages;
 use crate::images::Source;
 use crate::memory;
 use crate::task::timers::IdMode;
-use crate::task::{creds, limits, odds, seccomp, settings, signals, thread, timers};
+use crate::task::{compat, creds, limits, odds, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
 use crust_image::proto::{CredsEntry, CrustProcessSettings, MmEntry, TaskCoreEntry, VmaEntry};
 use crust_inject::arch::interp;
@@ -435,7 +435,7 @@ fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[(usize, me
         + std::iter::once(&i).chain(cx.twins.of(i)).map(room).sum::<u64>()
         + twins.iter().map(|(_, changes)| changes.plan_bytes()).sum::<u64>();
     let len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
-    let hole = find_hole(images, &cx.busy, len)?;
+    let hole = find_hole(images, &cx.busy, len, is_32bit(&cx.tree.tasks[i]))?;
     let boot = Boot { start: hole, len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
     map_boot(cx.arena, &boot, !twins.is_empty())?;
     Ok(boot)
@@ -453,7 +453,8 @@ fn build_memory(
     let boot_range = [(boot.start, boot.start + boot.len)];
     let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
     let mut opener = Opener { files: &mut *cx.files, source: cx.source, opts: cx.opts, first_service, exe: None };
-    let options = memory::StageOptions { park_all, threads: cx.fill_threads };
+    let is_32bit = is_32bit(&cx.tree.tasks[i]);
+    let options = memory::StageOptions { park_all, threads: cx.fill_threads, is_32bit };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, &cx.held, options)?;
     let exe = opener.exe;
     let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
@@ -533,13 +534,21 @@ fn settle_files(cx: &mut Cx<'_>, i: usize) -> Result<()> {
     cx.files.close_shared()
 }
 
-/// A range that is free in our address space and in the one to come.
-fn find_hole(images: &memory::Images, busy: &[(u64, u64)], len: u64) -> Result<u64> {
+fn is_32bit(t: &Task) -> bool {
+    t.core().is_some_and(compat::is)
+}
+
+/// A range that is free in our address space and in the one to come; `low`: and that 32-bit code reaches.
+fn find_hole(images: &memory::Images, busy: &[(u64, u64)], len: u64, low: bool) -> Result<u64> {
     let mut occupied = images.occupied();
     // What this process has mapped since the fork lies where the kernel likes to put things, far from any hole.
     occupied.extend_from_slice(busy);
-    memory::layout::find_hole(&memory::layout::merged(occupied), len, PAGE)
-        .ok_or_else(|| Error::unsupported("no free addresses are left for the restorer", "restore it with CRIU"))
+    let occupied = memory::layout::merged(occupied);
+    let found = match low {
+        true => memory::layout::find_low_hole(&occupied, len),
+        false => memory::layout::find_hole(&occupied, len, PAGE),
+    };
+    found.ok_or_else(|| Error::unsupported("no free addresses are left for the restorer", "restore it with CRIU"))
 }
 
 /// Opens mapped files and the executable for the memory module.

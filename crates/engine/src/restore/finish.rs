@@ -4,9 +4,10 @@
 use super::tree::{Fate, Task, Tree};
 use super::waits::{self, Renewed};
 use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::task::compat::set_segments;
 use crate::task::{dispatch, ended, regs, signals};
 use crate::{Result, Stage};
-use crust_inject::arch::regs as inject;
+use crust_inject::arch::{compat, regs as inject};
 use crust_kernel::procfs::{ProcDir, Stat};
 use crust_kernel::ptrace::{self, RegSet, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
@@ -34,6 +35,8 @@ pub(super) struct Process<'a> {
     pub(super) boot: (u64, u64),
     /// Address of a `syscall` instruction that stays.
     pub(super) syscall_at: u64,
+    /// It is a 32-bit program, and so is that instruction.
+    pub(super) is_32bit: bool,
 }
 
 const OPTIONS: ptrace::Options = ptrace::Options { exit_kill: true, suspend_seccomp: false };
@@ -74,6 +77,12 @@ pub(super) fn complete(
     }
     for (p, tid) in all() {
         expect_stop(p.pid, tid, Stop::Interrupted, deadline)?;
+    }
+    for p in processes {
+        for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
+            let segments = core.thread_info.as_ref().map_or(&[][..], |info| &info.tls);
+            set_segments(tid, segments).on_task(p.pid.as_raw())?;
+        }
     }
     let waits = waits::renew(processes, deadline)?;
     unmap(processes, deadline)?;
@@ -154,7 +163,11 @@ fn unmap(processes: &[Process<'_>], deadline: Deadline) -> Result<()> {
         let args = [p.boot.0, p.boot.1, 0, 0, 0, 0];
         let info = p.task.core().and_then(|c| c.thread_info.as_ref());
         let from = info.map(regs::general).transpose().on_task(p.pid.as_raw())?.unwrap_or_else(inject::zeroed);
-        let call = inject::with_syscall(&from, p.syscall_at, libc::SYS_munmap as u64, args);
+        let call = if p.is_32bit {
+            inject::with_syscall32(&from, p.syscall_at, compat::NR_MUNMAP.into(), args)
+        } else {
+            inject::with_syscall(&from, p.syscall_at, libc::SYS_munmap as u64, args)
+        };
         inject::write(p.pid, &call).during("setting registers").on_task(p.pid.as_raw())?;
         ptrace::resume_to_syscall(p.pid, 0).during("PTRACE_SYSCALL").on_task(p.pid.as_raw())?;
     }

@@ -8,6 +8,7 @@
 use super::tree::{Birth, Task, Tree};
 use crate::files::FileImages;
 use crate::memory;
+use crate::task::compat;
 use crust_image::proto::TaskCoreEntry;
 
 /// Elders that a task is compared with, at most: trees of tasks that all differ must not cost their square.
@@ -103,7 +104,8 @@ fn alike(a: &Task, b: &Task, files: &FileImages) -> bool {
         && b.bears.is_empty()
         && b.pgid != pid
         && b.sid != pid
-        && born(a) == born(b);
+        && born(a) == born(b)
+        && a.core().is_some_and(compat::is) == b.core().is_some_and(compat::is);
     plain
         && inherited(a).is_some_and(|x| inherited(b).is_some_and(|y| x == y))
         && kernel_objects(a) == kernel_objects(b)

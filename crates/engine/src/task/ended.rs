@@ -3,6 +3,7 @@
 //!
 //! In the image it is a thread about to end: its registers stand at a `syscall` instruction of the vDSO with the number of
 //! exit(2). Whoever restores it, CRIU included, makes the leader and lets it end as the first thing it does.
+use super::compat;
 use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
 use crust_image::proto::{CoreEntry, CredsEntry, ThreadCoreEntry, ThreadSasEntry};
@@ -22,16 +23,21 @@ pub fn record(living: &CoreEntry, stat: &Stat, creds: CredsEntry, syscall_at: Op
         let help = "wait until all its threads have ended";
         Error::unsupported("the thread group's leader has ended, and the vDSO has no system call", help)
     })?;
+    let in_32bit_code = compat::is(living);
     let mut core = living.clone();
     if let Some(info) = &mut core.thread_info {
         info.clear_tid_addr = 0;
         let r = &mut info.gpregs;
         // exit(2) with the code that the process ends with if nobody calls exit_group(2).
-        (r.ip, r.ax, r.di, r.orig_ax) = (at, libc::SYS_exit as u64, (stat.exit_code >> 8 & 0xff) as u64, u64::MAX);
+        let code = (stat.exit_code >> 8 & 0xff) as u64;
+        (r.ip, r.ax, r.di, r.orig_ax) = (at, libc::SYS_exit as u64, code, u64::MAX);
+        if in_32bit_code {
+            (r.ax, r.bx) = (crust_inject::arch::compat::NR_EXIT.into(), code);
+        }
     }
     core.thread_core = core.thread_core.map(|living| ThreadCoreEntry {
         futex_rla: 0,
-        futex_rla_len: ROBUST_LIST_BYTES,
+        futex_rla_len: if in_32bit_code { compat::ROBUST_LIST_BYTES } else { ROBUST_LIST_BYTES },
         // No signal may be handled in its name.
         blk_sigset: Some(u64::MAX),
         sas: Some(ThreadSasEntry { ss_sp: 0, ss_size: 0, ss_flags: NO_STACK }),

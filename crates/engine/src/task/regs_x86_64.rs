@@ -1,10 +1,13 @@
 //! Registers on x86_64: the kernel's register sets to CRIU's `thread_info_x86` and back.
 //!
 //! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
+use super::compat;
 use crate::{Error, Kind, Result};
 use crust_image::proto::{
-    ThreadInfoX86, UserDescT, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
+    ThreadInfoX86, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
 };
+use crust_inject::arch::regs::{self as inject, Regs, is_32bit};
+use crust_kernel::ptrace_x86::Segment;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
 
@@ -51,40 +54,26 @@ fn words64(bytes: &[u8]) -> Vec<u64> {
 /// where only the kernel's lost restart block would know how to go on.
 ///
 /// # Errors
-/// `Unsupported` for 32-bit tasks and for live state that the format has no place for (AMX tiles, shadow stacks).
+/// `Unsupported` for live state that the format has no place for (AMX tiles, shadow stacks).
 pub fn to_image(
-    regs: &libc::user_regs_struct,
+    regs: &Regs,
+    segments: &[Segment],
     xstate: &[u8],
     clear_tid_addr: u64,
     handled: Option<Handled>,
 ) -> Result<ThreadInfoX86> {
-    if regs.cs != 0x33 {
-        return Err(Error::unsupported("is a 32-bit task (compat mode)", "run the 64-bit build of the program"));
-    }
     let mut r = *regs;
-    const NO_CALL: u64 = u64::MAX;
-    if r.orig_rax != NO_CALL {
-        let again = match -(r.rax as i64) {
-            // ERESTARTSYS
-            512 => Some(handled != Some(Handled::EndsCalls)),
-            // ERESTARTNOINTR
-            513 => Some(true),
-            // ERESTARTNOHAND
-            514 => Some(handled.is_none()),
-            // ERESTART_RESTARTBLOCK
-            516 => Some(handled.is_none() && waits_for_a_time(&r)),
-            // Some calls answer EINTR by themselves when they are merely stopped.
-            _ if handled.is_none() && ended_by_stop(&r) => Some(true),
-            _ => None,
-        };
-        match again {
-            Some(true) => {
-                r.rax = r.orig_rax;
-                r.rip = r.rip.wrapping_sub(2);
-            }
-            Some(false) => r.rax = -i64::from(libc::EINTR) as u64,
-            None => {}
+    if let Some(begins_again) = ends(regs, handled) {
+        if begins_again {
+            r.rax = r.orig_rax;
+            r.rip = r.rip.wrapping_sub(2);
+        } else {
+            r.rax = -i64::from(libc::EINTR) as u64;
         }
+    }
+    let mode = if is_32bit(regs) { UserX86RegsMode::Compat } else { UserX86RegsMode::Native };
+    if mode == UserX86RegsMode::Compat {
+        r = low(&r);
     }
     Ok(ThreadInfoX86 {
         clear_tid_addr,
@@ -116,18 +105,57 @@ pub fn to_image(
             es: r.es,
             fs: r.fs,
             gs: r.gs,
-            mode: Some(UserX86RegsMode::Native as i32),
+            mode: Some(mode as i32),
         },
         fpregs: fpregs(xstate)?,
-        tls: (12..15)
-            .map(|entry_number| UserDescT {
-                entry_number,
-                read_exec_only: true,
-                seg_not_present: true,
-                ..Default::default()
-            })
-            .collect(),
+        tls: compat::descriptors(segments),
     })
+}
+
+/// Whether an interrupted call begins again; if not, it ends with `EINTR`. `None`: none was interrupted.
+fn ends(r: &Regs, handled: Option<Handled>) -> Option<bool> {
+    const NO_CALL: u64 = u64::MAX;
+    if r.orig_rax == NO_CALL {
+        return None;
+    }
+    match -(r.rax as i64) {
+        // ERESTARTSYS
+        512 => Some(handled != Some(Handled::EndsCalls)),
+        // ERESTARTNOINTR
+        513 => Some(true),
+        // ERESTARTNOHAND
+        514 => Some(handled.is_none()),
+        // ERESTART_RESTARTBLOCK
+        516 => Some(handled.is_none() && compat::call(r).is_some_and(waits_for_a_time)),
+        // Some calls answer EINTR by themselves when they are merely stopped.
+        _ if handled.is_none() && ended_by_stop(r) => Some(true),
+        _ => None,
+    }
+}
+
+/// What 32-bit code sees of the registers.
+fn low(r: &Regs) -> Regs {
+    let word = |w: u64| w & u64::from(u32::MAX);
+    Regs {
+        rax: word(r.rax),
+        rbx: word(r.rbx),
+        rcx: word(r.rcx),
+        rdx: word(r.rdx),
+        rsi: word(r.rsi),
+        rdi: word(r.rdi),
+        rbp: word(r.rbp),
+        rsp: word(r.rsp),
+        rip: word(r.rip),
+        eflags: word(r.eflags),
+        orig_rax: word(r.orig_rax),
+        cs: r.cs,
+        ss: r.ss,
+        ds: r.ds,
+        es: r.es,
+        fs: r.fs,
+        gs: r.gs,
+        ..inject::zeroed()
+    }
 }
 
 /// What a pending signal does to the call it meets, if it has a handler.
@@ -141,34 +169,36 @@ pub enum Handled {
 
 /// True for a call that answered EINTR because a stop interrupted it, as signal(7) lists them, and that had done nothing until
 /// then: waits on epoll, for signals and semaphores, and on sockets with a time limit.
-pub fn ended_by_stop(r: &libc::user_regs_struct) -> bool {
+pub fn ended_by_stop(r: &Regs) -> bool {
     let eintr = r.rax as i64 == -i64::from(libc::EINTR);
-    let call = matches!(
-        r.orig_rax as i64,
-        libc::SYS_epoll_wait
-            | libc::SYS_epoll_pwait
-            | libc::SYS_epoll_pwait2
-            | libc::SYS_rt_sigtimedwait
-            | libc::SYS_semop
-            | libc::SYS_semtimedop
-            | libc::SYS_accept
-            | libc::SYS_accept4
-            | libc::SYS_recvfrom
-            | libc::SYS_recvmsg
-    );
-    eintr && call
+    let listed = |nr: i64| {
+        matches!(
+            nr,
+            libc::SYS_epoll_wait
+                | libc::SYS_epoll_pwait
+                | libc::SYS_epoll_pwait2
+                | libc::SYS_rt_sigtimedwait
+                | libc::SYS_semop
+                | libc::SYS_semtimedop
+                | libc::SYS_accept
+                | libc::SYS_accept4
+                | libc::SYS_recvfrom
+                | libc::SYS_recvmsg
+        )
+    };
+    eintr && compat::call(r).is_some_and(|(nr, _)| listed(nr))
 }
 
 /// Calls that wait for a time and can be made again with the arguments they had. How much of the time was left only the kernel
 /// knew, except for sleeps that count down in place (the rest is stored where the request is) and futex waits until an absolute
 /// time; the others wait for the whole time again. All of these may wait longer than asked for, none may end early.
-fn waits_for_a_time(r: &libc::user_regs_struct) -> bool {
+fn waits_for_a_time((nr, args): (i64, [u64; 6])) -> bool {
     const FUTEX_COMMAND: u64 = 0x7f;
     const FUTEX_WAIT: u64 = 0;
     const FUTEX_WAIT_BITSET: u64 = 9;
-    match r.orig_rax as i64 {
+    match nr {
         libc::SYS_poll | libc::SYS_nanosleep | libc::SYS_clock_nanosleep => true,
-        libc::SYS_futex => matches!(r.rsi & FUTEX_COMMAND, FUTEX_WAIT | FUTEX_WAIT_BITSET),
+        libc::SYS_futex => matches!(args[1] & FUTEX_COMMAND, FUTEX_WAIT | FUTEX_WAIT_BITSET),
         _ => false,
     }
 }
@@ -224,16 +254,19 @@ fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
 /// General registers for PTRACE_SETREGSET. `orig_rax` is -1: the call, if any, was wound back at the dump.
 ///
 /// # Errors
-/// `Unsupported` for a 32-bit task or segment descriptors of its own.
-pub fn general(info: &ThreadInfoX86) -> Result<libc::user_regs_struct> {
+/// `BadImage` for code segments that are not the kernel's.
+pub fn general(info: &ThreadInfoX86) -> Result<Regs> {
+    const USER_CS: u64 = 0x33;
+    const USER_CS_32: u64 = 0x23;
     let g = &info.gpregs;
-    if g.mode == Some(UserX86RegsMode::Compat as i32) || (g.cs != 0 && g.cs != 0x33) {
-        return Err(Error::unsupported("a 32-bit task is in the image", "restore it with CRIU"));
+    let cs = if g.mode == Some(UserX86RegsMode::Compat as i32) { USER_CS_32 } else { USER_CS };
+    // Zero in images of old.
+    if g.cs != cs && (g.cs != 0 || cs != USER_CS) {
+        return Err(Error::new(Kind::BadImage, format!("code segment {:#x} is none of the kernel's", g.cs)));
     }
-    if info.tls.iter().any(|d| !d.seg_not_present) {
-        return Err(Error::unsupported("segment descriptors are in the image", "restore it with CRIU"));
-    }
-    Ok(libc::user_regs_struct {
+    // The kernel takes both, and CRIU saves none of a 32-bit thread.
+    let base = |selector, saved| compat::base_of(selector, &info.tls).unwrap_or(saved);
+    Ok(Regs {
         r15: g.r15,
         r14: g.r14,
         r13: g.r13,
@@ -255,8 +288,8 @@ pub fn general(info: &ThreadInfoX86) -> Result<libc::user_regs_struct> {
         eflags: g.flags,
         rsp: g.sp,
         ss: g.ss,
-        fs_base: g.fs_base,
-        gs_base: g.gs_base,
+        fs_base: base(g.fs, g.fs_base),
+        gs_base: base(g.gs, g.gs_base),
         ds: g.ds,
         es: g.es,
         fs: g.fs,
@@ -385,7 +418,7 @@ mod tests {
     fn wound(call: i64, error: i64, handled: Option<Handled>) -> (u64, i64) {
         let mut regs = general(&ThreadInfoX86::default()).expect("zeros");
         (regs.cs, regs.rip, regs.orig_rax, regs.rax) = (0x33, 0x1000, call as u64, -error as u64);
-        let info = to_image(&regs, &sample(), 0, handled).expect("converts");
+        let info = to_image(&regs, &[], &sample(), 0, handled).expect("converts");
         (info.gpregs.ip, info.gpregs.ax as i64)
     }
 

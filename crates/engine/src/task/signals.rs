@@ -1,6 +1,7 @@
 //! Signals: actions of a process, alternate stacks and queues of pending signals.
 //!
 //! Actions and alternate stacks can only be asked for from inside; queues are read by ptrace without taking anything out.
+use super::compat;
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEntry};
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program};
@@ -35,7 +36,11 @@ pub fn ask_actions(p: &mut Program, plan: PlanId) -> ActionsAt {
 ///
 /// # Errors
 /// As `read`.
-pub fn actions(at: ActionsAt, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) -> Result<Vec<SaEntry>> {
+pub fn actions(
+    at: ActionsAt,
+    of_32bit_code: bool,
+    read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>,
+) -> Result<Vec<SaEntry>> {
     let bytes = read(at.0, signals().count() * ACTION_BYTES)?;
     let entries = bytes.chunks_exact(ACTION_BYTES).map(|c| {
         let word = |i: usize| u64::from_le_bytes(c[8 * i..8 * i + 8].try_into().unwrap_or_default());
@@ -44,7 +49,7 @@ pub fn actions(at: ActionsAt, read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>) 
             flags: word(1),
             restorer: word(2),
             mask: word(3),
-            compat_sigaction: Some(false),
+            compat_sigaction: Some(of_32bit_code),
             mask_extended: None,
         }
     });
@@ -78,17 +83,18 @@ pub fn is_default(entries: &[SaEntry], signal: i32) -> bool {
 /// Sets all actions in a restored task.
 ///
 /// # Errors
-/// `BadImage` if there are more than there are signals, `Unsupported` for 32-bit handlers.
+/// `BadImage` if there are more than there are signals, or for handlers of 32-bit code that it cannot reach.
 pub fn plan_actions(p: &mut Program, plan: PlanId, entries: &[SaEntry]) -> Result<()> {
     if entries.len() > signals().count() {
         return Err(Error::new(Kind::BadImage, format!("the core image has {} signal actions", entries.len())));
     }
     for (entry, signal) in entries.iter().zip(signals()) {
-        if entry.compat_sigaction == Some(true) {
-            return Err(Error::unsupported("a 32-bit signal handler is in the image", "restore it with CRIU"));
-        }
         if (entry.sigaction, entry.flags, entry.restorer, entry.mask) == (0, 0, 0, 0) {
             continue; // the task comes with defaults
+        }
+        if entry.compat_sigaction == Some(true) {
+            compat::plan_action(p, plan, signal, entry)?;
+            continue;
         }
         let words = [entry.sigaction, entry.flags, entry.restorer, entry.mask];
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();

@@ -1,7 +1,7 @@
 //! What a thread or process has of its own besides registers, signals and credentials: name, ids in user memory, robust list,
 //! rseq, scheduling, personality, and the prctl settings.
 #![allow(unsafe_code, reason = "asks the C library where its rseq area is, and names the process")]
-use super::signals;
+use super::{compat, signals};
 use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
 use crust_image::proto::{CoreEntry, CrustThreadSettings, RseqEntry, TaskCoreEntry};
@@ -130,8 +130,12 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
     let own_tid = Expect::Equals(tid.as_raw() as u64);
     let args = [info.clear_tid_addr.into()];
     p.syscall_expect(plan, "set_tid_address", libc::SYS_set_tid_address, &args, own_tid);
-    let args = [t.futex_rla.into(), ROBUST_LIST_BYTES.into()];
-    p.syscall(plan, "set_robust_list", libc::SYS_set_robust_list, &args);
+    if compat::is(core) {
+        compat::plan_robust_list(p, plan, t.futex_rla);
+    } else {
+        let args = [t.futex_rla.into(), ROBUST_LIST_BYTES.into()];
+        p.syscall(plan, "set_robust_list", libc::SYS_set_robust_list, &args);
+    }
     if let Some(RseqEntry { rseq_abi_pointer, rseq_abi_size, signature, .. }) = t.rseq_entry
         && rseq_abi_pointer != 0
     {

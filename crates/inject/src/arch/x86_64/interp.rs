@@ -32,6 +32,8 @@ global_asm!(
     "je 60f",
     "cmp eax, 7",
     "je 70f",
+    "cmp eax, 8",
+    "je 80f",
     "mov rax, -38", // unknown op: -ENOSYS
     "jmp 8f",
     // Loads argument i into a register; where the reference bit is set the value is slot[low 16 bits] + (rest >> 16).
@@ -161,6 +163,18 @@ global_asm!(
     "js 8b",
     "sub ebp, eax",
     "jmp 71b",
+    // SYSCALL32: as SYSCALL, with the kernel's numbers and argument registers for i386
+    "80:",
+    "crust_ld 1, rcx",
+    "crust_ld 2, rdx",
+    "crust_ld 3, rsi",
+    "crust_ld 4, rdi",
+    "crust_ld 5, rbp",
+    "crust_ld 0, rax",
+    "mov rbx, rax",
+    "mov eax, [r12 + 4]",
+    "int 0x80",
+    "jmp 11b",
     ".hidden crust_interp_end",
     ".globl crust_interp_end",
     "crust_interp_end:",

@@ -4,7 +4,7 @@
 //! control at that call's exit. If it dies, the thread falls through: signal mask back, all registers back, jump to where
 //! it was. Nothing is written on the program's stack and no vector register is touched. mov, lea and jmp leave the flags
 //! alone; the `syscall` instruction keeps them itself.
-use super::regs::Regs;
+use super::regs::{Regs, is_32bit};
 
 /// Bytes of a compact landing: for injected single calls.
 pub const COMPACT_BYTES: usize = 144;
@@ -64,8 +64,15 @@ impl Code {
                 .mov64([0x49, 0xbe], regs.r14)
                 .mov64([0x49, 0xbf], regs.r15);
         }
-        self.raw(&[0xff, 0x25]).rel32(rip_at); // jmp [rip + home]
+        // jmp [rip + home], to 32-bit code with the segment
+        self.raw(&[0xff, if is_32bit(regs) { 0x2d } else { 0x25 }]).rel32(rip_at);
     }
+}
+
+/// What the last jump reads: an address, or for a jump into another segment 32 bits of it and the selector.
+fn home_at(regs: &Regs) -> [u8; 8] {
+    let word = if is_32bit(regs) { regs.rip & u64::from(u32::MAX) | regs.cs << 32 } else { regs.rip };
+    word.to_le_bytes()
 }
 
 /// A landing for single calls. `regs` are those to go home with ([`super::regs::as_resumed_by_hand`]), `mask` the blocked
@@ -79,7 +86,7 @@ pub fn compact(regs: &Regs, mask: u64) -> [u8; COMPACT_BYTES] {
     let mut out = [0; COMPACT_BYTES];
     out[..code.bytes.len()].copy_from_slice(&code.bytes);
     out[MASK_AT..RIP_AT].copy_from_slice(&mask.to_le_bytes());
-    out[RIP_AT..].copy_from_slice(&regs.rip.to_le_bytes());
+    out[RIP_AT..].copy_from_slice(&home_at(regs));
     out
 }
 
@@ -99,7 +106,7 @@ pub fn full(at: u64, regs: &Regs, mask: u64) -> [u8; FULL_BYTES] {
     out[..code.bytes.len()].copy_from_slice(&code.bytes);
     out[FLAGS_AT..MASK_AT].copy_from_slice(&regs.eflags.to_le_bytes());
     out[MASK_AT..RIP_AT].copy_from_slice(&mask.to_le_bytes());
-    out[RIP_AT..].copy_from_slice(&regs.rip.to_le_bytes());
+    out[RIP_AT..].copy_from_slice(&home_at(regs));
     out
 }
 
@@ -125,6 +132,13 @@ mod tests {
         assert_eq!(code[136..], 0x5555u64.to_le_bytes());
         // The first word is never zero, so a used landing is always told from a free one.
         assert_ne!(code[..8], [0; 8]);
+    }
+
+    #[test]
+    fn back_to_32_bit_code_leads_a_far_jump() {
+        let code = compact(&Regs { cs: 0x23, rip: 0xf7f5_95e9, ..regs() }, 0);
+        assert_eq!(code[122..124], [0xff, 0x2d]);
+        assert_eq!(code[136..], [0xe9, 0x95, 0xf5, 0xf7, 0x23, 0, 0, 0]);
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! x86_64: interpreter, landings, signal frame, registers.
+pub mod compat;
 pub mod interp;
 pub mod landing;
 pub mod regs;

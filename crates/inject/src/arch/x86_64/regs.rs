@@ -1,7 +1,8 @@
 //! General registers and the XSAVE area of a stopped thread, and how a syscall is put into registers.
-#![allow(unsafe_code, reason = "the register struct goes to and from the kernel as bytes")]
+#![allow(unsafe_code, reason = "the register struct has no safe way to be zero")]
 use crust_kernel::HostTid;
 use crust_kernel::ptrace::{self, RegSet};
+use crust_kernel::ptrace_x86;
 use rustix::io::{Errno, Result};
 
 /// All that may hold an address.
@@ -16,10 +17,8 @@ pub fn words(regs: &Regs) -> impl Iterator<Item = u64> {
 /// General registers as the kernel gives them (`NT_PRSTATUS`).
 pub type Regs = libc::user_regs_struct;
 
-/// Bytes of [`Regs`]; a shorter set means a 32-bit task.
-pub const REGS_BYTES: usize = size_of::<Regs>();
-
 const USER_CS_64: u64 = 0x33;
+const USER_CS_32: u64 = 0x23;
 /// Direction flag: string instructions of borrowed code expect it clear.
 const EFLAGS_DF: u64 = 1 << 10;
 
@@ -38,13 +37,10 @@ pub fn zeroed() -> Regs {
 /// Reads the registers of a stopped thread.
 ///
 /// # Errors
-/// `ENOEXEC`: a 32-bit task. `ESRCH`: gone or running.
+/// `ENOEXEC`: it runs code in a segment that is not the kernel's. `ESRCH`: gone or running.
 pub fn read(tid: HostTid) -> Result<Regs> {
-    let mut regs = zeroed();
-    // SAFETY: the slice covers exactly `regs`, which lives longer; any bytes are valid integers.
-    let bytes = unsafe { std::slice::from_raw_parts_mut((&raw mut regs).cast::<u8>(), REGS_BYTES) };
-    let got = ptrace::get_regset(tid, RegSet::General, bytes)?;
-    if got != REGS_BYTES || regs.cs != USER_CS_64 { Err(Errno::NOEXEC) } else { Ok(regs) }
+    let regs = ptrace_x86::get_registers(tid)?;
+    if matches!(regs.cs, USER_CS_64 | USER_CS_32) { Ok(regs) } else { Err(Errno::NOEXEC) }
 }
 
 /// Writes the registers of a stopped thread, `orig_rax` included.
@@ -52,9 +48,12 @@ pub fn read(tid: HostTid) -> Result<Regs> {
 /// # Errors
 /// `ESRCH`: gone or running. `EIO`: values no task may have.
 pub fn write(tid: HostTid, regs: &Regs) -> Result<()> {
-    // SAFETY: the slice covers exactly `regs`, borrowed for the call; the struct has no padding (27 words).
-    let bytes = unsafe { std::slice::from_raw_parts(std::ptr::from_ref(regs).cast::<u8>(), REGS_BYTES) };
-    ptrace::set_regset(tid, RegSet::General, bytes)
+    ptrace_x86::set_registers(tid, regs)
+}
+
+/// True for a thread in 32-bit code.
+pub fn is_32bit(regs: &Regs) -> bool {
+    regs.cs == USER_CS_32
 }
 
 /// Reads the vector and floating point state: NT_X86_XSTATE, or the 512 bytes of FXSAVE where the CPU has no XSAVE.
@@ -128,10 +127,11 @@ pub fn tls(regs: &Regs) -> (u64, u64) {
     (regs.fs_base, regs.gs_base)
 }
 
-/// `from`, about to make system call `nr` with the syscall instruction at `at`. The kernel must not think that an older
-/// call waits for its restart, hence `orig_rax`.
+/// `from`, about to make system call `nr` with the syscall instruction at `at`, in 64-bit code. The kernel must not think
+/// that an older call waits for its restart, hence `orig_rax`.
 pub fn with_syscall(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
     let mut regs = *from;
+    regs.cs = USER_CS_64;
     regs.rip = at;
     regs.rax = nr;
     regs.orig_rax = u64::MAX;
@@ -139,9 +139,30 @@ pub fn with_syscall(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
     regs
 }
 
+/// As [`with_syscall`], as 32-bit code makes it with the `int 0x80` at `at`: other numbers, other registers.
+pub fn with_syscall32(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
+    let mut regs = *from;
+    regs.cs = USER_CS_32;
+    regs.rip = at;
+    regs.rax = nr;
+    regs.orig_rax = u64::MAX;
+    [regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp] = args;
+    regs
+}
+
+/// The arguments of the call that a thread is in.
+pub fn syscall_args(regs: &Regs) -> [u64; 6] {
+    if is_32bit(regs) {
+        [regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp].map(|word| word & u64::from(u32::MAX))
+    } else {
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9]
+    }
+}
+
 /// `from`, about to enter the plan interpreter at `at` with the header at `header`.
 pub fn with_plan(from: &Regs, at: u64, header: u64) -> Regs {
     let mut regs = *from;
+    regs.cs = USER_CS_64;
     regs.rip = at;
     regs.r14 = header;
     regs.orig_rax = u64::MAX;
@@ -153,7 +174,7 @@ pub fn with_plan(from: &Regs, at: u64, header: u64) -> Regs {
 /// would start again is put right before its syscall instruction.
 pub fn as_resumed_by_hand(regs: &Regs) -> Regs {
     const SYSCALL_INSN_BYTES: u64 = 2;
-    const NR_RESTART_SYSCALL: u64 = 219;
+    let nr_restart_syscall = if is_32bit(regs) { 0 } else { 219 };
     let mut out = *regs;
     if in_syscall(regs) {
         match -(regs.rax as i64) {
@@ -162,7 +183,7 @@ pub fn as_resumed_by_hand(regs: &Regs) -> Regs {
                 out.rip = regs.rip.wrapping_sub(SYSCALL_INSN_BYTES);
             }
             ERESTART_RESTARTBLOCK => {
-                out.rax = NR_RESTART_SYSCALL;
+                out.rax = nr_restart_syscall;
                 out.rip = regs.rip.wrapping_sub(SYSCALL_INSN_BYTES);
             }
             _ => {}
@@ -188,6 +209,8 @@ mod tests {
         }
         let out = as_resumed_by_hand(&blocked_in(35, -ERESTART_RESTARTBLOCK));
         assert_eq!((out.rip, out.rax), (0x1000, 219));
+        let out = as_resumed_by_hand(&Regs { cs: USER_CS_32, ..blocked_in(162, -ERESTART_RESTARTBLOCK) });
+        assert_eq!((out.rip, out.rax), (0x1000, 0));
         let out = as_resumed_by_hand(&blocked_in(35, -4));
         assert_eq!((out.rip, out.rax as i64), (0x1002, -4));
         // In user mode rax is the program's own, whatever it looks like.
@@ -202,6 +225,9 @@ mod tests {
         assert_eq!((regs.rip, regs.rax, regs.orig_rax as i64), (0x77, 9, -1));
         assert_eq!((regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9), (1, 2, 3, 4, 5, 6));
         assert_eq!((regs.rbx, regs.rsp, regs.eflags, regs.fs_base), (7, 9, 0x246, 5));
+        let regs = with_syscall32(&regs, 0x77, 9, [1, 2, 3, 4, 5, 6]);
+        assert_eq!(syscall_args(&regs), [1, 2, 3, 4, 5, 6]);
+        assert_eq!((regs.cs, regs.rsp), (USER_CS_32, 9));
         let regs = with_plan(&Regs { eflags: 0x646, ..from }, 0x88, 0x99);
         assert_eq!((regs.rip, regs.r14, regs.eflags, regs.orig_rax as i64), (0x88, 0x99, 0x246, -1));
     }

@@ -1,0 +1,67 @@
+//! What ptrace(2) has on x86 only: all registers of a thread whatever code it runs, and its segments in the GDT.
+#![allow(unsafe_code, reason = "ptrace has no safe wrapper, and its structures go to and from the kernel as bytes")]
+use crate::HostTid;
+use crate::ptrace::request_ptr;
+use rustix::io::Result;
+
+/// Reads the 64-bit registers. PTRACE_GETREGSET would give a thread in 32-bit code as i386 saw it, which is not all.
+///
+/// # Errors
+/// `ESRCH`: gone or not stopped.
+pub fn get_registers(tid: HostTid) -> Result<libc::user_regs_struct> {
+    // SAFETY: the struct holds integers only, for which all-zero bytes are a value.
+    let mut regs: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    // SAFETY: GETREGS ignores `addr` and writes exactly one `user_regs_struct`, which `regs` is.
+    unsafe { request_ptr(libc::PTRACE_GETREGS, tid, 0, (&raw mut regs).cast()) }?;
+    Ok(regs)
+}
+
+/// Writes them, `orig_rax` and the code segment included.
+///
+/// # Errors
+/// `ESRCH`: gone or not stopped. `EIO`: values no task may have.
+pub fn set_registers(tid: HostTid, regs: &libc::user_regs_struct) -> Result<()> {
+    let data = std::ptr::from_ref(regs).cast_mut().cast();
+    // SAFETY: SETREGS ignores `addr` and only reads one `user_regs_struct` through `data`, borrowed for the call.
+    unsafe { request_ptr(libc::PTRACE_SETREGS, tid, 0, data) }.map(drop)
+}
+
+/// A segment of a thread's own: `struct user_desc`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Which entry of the GDT.
+    pub entry: u32,
+    /// Where it begins.
+    pub base: u32,
+    /// Its last byte, or page.
+    pub limit: u32,
+    /// seg_32bit 1, contents 2, read_exec_only 1, limit_in_pages 1, seg_not_present 1, useable 1 bits, from the lowest.
+    pub bits: u32,
+}
+
+const PTRACE_GET_THREAD_AREA: libc::c_uint = 25;
+const PTRACE_SET_THREAD_AREA: libc::c_uint = 26;
+
+/// Reads entry `entry` of the GDT, one of three that are each thread's own.
+///
+/// # Errors
+/// `EINVAL`: no such entry. `EIO`: a kernel without 32-bit programs. `ESRCH`: gone or not stopped.
+pub fn get_segment(tid: HostTid, entry: u32) -> Result<Segment> {
+    let mut found = Segment::default();
+    // SAFETY: the request writes exactly one `struct user_desc`, which `found` is.
+    unsafe { request_ptr(PTRACE_GET_THREAD_AREA, tid, entry.into(), (&raw mut found).cast()) }?;
+    Ok(found)
+}
+
+/// Sets the entry that `segment` names.
+///
+/// # Errors
+/// As [`get_segment`].
+pub fn set_segment(tid: HostTid, segment: &Segment) -> Result<()> {
+    let data = std::ptr::from_ref(segment).cast_mut().cast();
+    // SAFETY: the request only reads one `struct user_desc` through `data`, borrowed for the call.
+    unsafe { request_ptr(PTRACE_SET_THREAD_AREA, tid, segment.entry.into(), data) }.map(drop)
+}
+
+const _: () = assert!(size_of::<Segment>() == 16);
