@@ -262,6 +262,17 @@ pub fn queue(tid: Option<i32>, signal: i32, value: u64) -> io::Result<()> {
     .map(|_| ())
 }
 
+/// Queues a signal with a value to another process.
+///
+/// # Errors
+/// As the kernel says.
+pub fn queue_to(pid: i32, signal: i32, value: u64) -> io::Result<()> {
+    let uid = rustix::process::getuid().as_raw();
+    let info = RawInfo::from(SigInfo { signo: signal, code: libc::SI_QUEUE, pid: getpid(), uid, value });
+    // SAFETY: `info` is a whole siginfo and the kernel only reads it.
+    cvt(unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, pid, signal, &raw const info) }).map(drop)
+}
+
 /// Takes one pending signal of `mask` that this thread may take; `None` if there is none within `limit`.
 pub fn take_signal(mask: u64, limit: Duration) -> Option<SigInfo> {
     let mut info = RawInfo::from(SigInfo::default());

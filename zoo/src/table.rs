@@ -120,6 +120,8 @@ macro_rules! programs {
             beyond ghost_attributes;
             beyond ghost_holes;
             beyond held_file;
+            beyond i386;
+            beyond i386_waits;
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;

@@ -445,8 +445,15 @@ fn rebuild(dir: &str, park_all: bool) -> crust_engine::Result<()> {
     let keep = [(boot, boot + boot_len)];
     let mut paths = Paths(names.collect());
     let held = memory::Held::default();
-    let staged =
-        memory::stage(&source, &images, &segments, &mut paths, &keep, &held, StageOptions { park_all, threads: 0 })?;
+    let staged = memory::stage(
+        &source,
+        &images,
+        &segments,
+        &mut paths,
+        &keep,
+        &held,
+        StageOptions { park_all, ..Default::default() },
+    )?;
     let mut program = Program::new();
     let plan = program.plan("task");
     staged.plan(&mut program, plan, &keep);

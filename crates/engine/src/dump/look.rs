@@ -425,7 +425,7 @@ fn look_thread(
     });
     let mut general = t.regs;
     if let Some(wait) = wait.filter(|_| handled.is_none()) {
-        if general.orig_rax == libc::SYS_restart_syscall as u64 {
+        if wait.goes_on_by(&general) {
             general.orig_rax = wait.nr() as u64;
         }
         thread_core.crust_wait_left_ns = wait.left(t.tid, &t.regs).and_then(|left| left.as_nanos().try_into().ok());

@@ -10,7 +10,8 @@
 //! image as in a program that is let go.
 use crate::task::regs;
 use crate::together;
-use crust_inject::arch::regs::Regs;
+use crust_inject::arch::compat;
+use crust_inject::arch::regs::{Regs, is_32bit, syscall_args};
 use crust_inject::{CrashSafety, SeizedProcess};
 use crust_kernel::procfs::ProcDir;
 use crust_kernel::remote_mem::process_vm_read;
@@ -42,6 +43,8 @@ struct Call {
     args: [u64; 6],
     sp: u64,
     ip: u64,
+    /// Its number is one of i386. What is left of such a wait is not looked for.
+    in_32bit_code: bool,
 }
 
 /// What `/proc/TID/sched` says of a thread.
@@ -79,22 +82,31 @@ impl Call {
         let nr = words.next()?.parse().ok().filter(|&nr| nr >= 0)?;
         let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
         let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
-        Some(Self { nr, args, sp: hex()?, ip: hex()? })
+        let (sp, ip) = (hex()?, hex()?);
+        // What is taken for the other sort of code is no thread's call once that stands still.
+        Some(Self { nr, args, sp, ip, in_32bit_code: sp.max(ip) < compat::END })
     }
 
     fn of(regs: &Regs) -> Self {
-        let args = [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9];
-        Self { nr: regs.orig_rax as i64, args, sp: regs.rsp, ip: regs.rip }
+        let (args, in_32bit_code) = (syscall_args(regs), is_32bit(regs));
+        Self { nr: regs.orig_rax as i64, args, sp: regs.rsp, ip: regs.rip, in_32bit_code }
     }
 
     /// The same call from the same place, whatever its number.
     fn is_made_as(&self, other: &Self) -> bool {
-        (self.args, self.sp, self.ip) == (other.args, other.sp, other.ip)
+        let place = |c: &Self| (c.args, c.sp, c.ip, c.in_32bit_code);
+        place(self) == place(other)
+    }
+
+    /// It goes on with another call, interrupted before.
+    fn goes_on(&self) -> bool {
+        self.nr == if self.in_32bit_code { 0 } else { libc::SYS_restart_syscall }
     }
 
     fn limit(&self) -> Option<Limit> {
         let [a, _, c, d, ..] = self.args;
         match self.nr {
+            _ if self.in_32bit_code => None,
             libc::SYS_poll => u64::try_from(c as i32).ok().filter(|&ms| ms > 0).map(Limit::Ms),
             libc::SYS_nanosleep => Some(Limit::At(a)),
             libc::SYS_clock_nanosleep => {
@@ -131,6 +143,7 @@ impl Call {
     /// Request and place for the rest of a sleep.
     fn sleep(&self) -> Option<(u64, u64)> {
         match self.nr {
+            _ if self.in_32bit_code => None,
             libc::SYS_nanosleep => Some((self.args[0], self.args[1])),
             libc::SYS_clock_nanosleep if self.args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
                 Some((self.args[2], self.args[3]))
@@ -163,10 +176,14 @@ impl Sched {
 }
 
 /// Which call a thread sleeps in that restart_syscall(2) goes on with, by the name of the kernel's function.
-fn restarted(place: &str, args: &[u64; 6]) -> Option<i64> {
+fn restarted(place: &str, args: &[u64; 6], in_32bit_code: bool) -> Option<i64> {
     /// No request lies there, and no clock has such a number.
     const FIRST_PAGE: u64 = 4096;
     Some(match place {
+        // Of the others there are two, for times of 32 and of 64 bits.
+        p if in_32bit_code && p.contains("nanosleep") && args[0] >= FIRST_PAGE => compat::NR_NANOSLEEP.into(),
+        p if in_32bit_code && p.contains("poll") => compat::NR_POLL.into(),
+        _ if in_32bit_code => return None,
         p if p.contains("nanosleep") && args[0] < FIRST_PAGE => libc::SYS_clock_nanosleep,
         p if p.contains("nanosleep") => libc::SYS_nanosleep,
         p if p.contains("futex") => libc::SYS_futex,
@@ -220,9 +237,9 @@ fn one(proc: &ProcDir, tid: HostTid) -> Option<(Wait, Option<u32>)> {
         String::from_utf8(bytes).ok()
     };
     let mut call = Call::parse(&read("syscall")?)?;
-    let again = call.nr == libc::SYS_restart_syscall;
+    let again = call.goes_on();
     if again {
-        call.nr = restarted(&read("wchan")?, &call.args)?;
+        call.nr = restarted(&read("wchan")?, &call.args, call.in_32bit_code)?;
     }
     let told = call.sleep().is_some_and(|(_, rest)| rest != 0);
     let long =
@@ -319,6 +336,11 @@ impl Wait {
         whole.checked_sub(self.slept?).filter(|left| !left.is_zero())
     }
 
+    /// True if these registers show restart_syscall(2), which goes on with this wait.
+    pub(crate) fn goes_on_by(&self, regs: &Regs) -> bool {
+        Call::of(regs).goes_on()
+    }
+
     /// The number of the call that was interrupted.
     pub(crate) fn nr(&self) -> i64 {
         self.call.nr
@@ -343,10 +365,18 @@ mod tests {
         let call = Call::parse(text).expect("a call");
         assert_eq!((call.nr, call.sp, call.ip), (libc::SYS_clock_nanosleep, 0x7ffc_401f_b0e8, 0x7ff0_7b83_3503));
         assert_eq!(call.sleep(), Some((0x7ffc_401f_b100, 0x7ffc_401f_b140)));
+        let low = Call::parse("162 0xffaf7664 0x0 0x0 0x0 0x0 0x0 0xffaf7630 0xf7f595e9\n").expect("a call");
+        assert!(low.in_32bit_code && low.sleep().is_none() && !low.goes_on());
         for other in ["running", "-1 0x7ffc 0x7ff0", "0 0x1", ""] {
             assert_eq!(Call::parse(other), None, "{other}");
         }
-        let poll = |ms: i32| Call { nr: libc::SYS_poll, args: [0, 0, u64::from(ms as u32), 0, 0, 0], sp: 0, ip: 0 };
+        let poll = |ms: i32| Call {
+            nr: libc::SYS_poll,
+            args: [0, 0, u64::from(ms as u32), 0, 0, 0],
+            sp: 0,
+            ip: 0,
+            in_32bit_code: false,
+        };
         assert!(matches!(poll(700).limit(), Some(Limit::Ms(700))));
         assert!(poll(-1).limit().is_none(), "for ever");
     }
@@ -371,10 +401,12 @@ mod tests {
     #[test]
     fn what_a_thread_sleeps_in() {
         let args = |first| [first, 0, 0, 0, 0, 0];
-        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(1)), Some(libc::SYS_clock_nanosleep));
-        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(0x7fff_0000)), Some(libc::SYS_nanosleep));
-        assert_eq!(restarted("do_sys_poll", &args(0)), Some(libc::SYS_poll));
-        assert_eq!(restarted("0", &args(0)), None);
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(1), false), Some(libc::SYS_clock_nanosleep));
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(0x7fff_0000), false), Some(libc::SYS_nanosleep));
+        assert_eq!(restarted("do_sys_poll", &args(0), false), Some(libc::SYS_poll));
+        assert_eq!(restarted("0", &args(0), false), None);
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(0x5660_0000), true), Some(162));
+        assert_eq!(restarted("hrtimer_nanosleep_restart", &args(1), true), None, "267 or 407");
     }
 
     #[test]

@@ -49,6 +49,9 @@ fn renew_one(
 ) -> Result<Option<i64>> {
     let Some(info) = &core.thread_info else { return Ok(None) };
     let begun = regs::general(info)?;
+    if inject::is_32bit(&begun) {
+        return Ok(None);
+    }
     let nr = begun.rax;
     let mut args = [begun.rdi, begun.rsi, begun.rdx, begun.r10, begun.r8, begun.r9];
     // The end of our region is nobody's by now.

@@ -6,6 +6,9 @@
 #![allow(unsafe_code, reason = "targets hold register state by hand, and the page of counters is shared memory")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::exit, reason = "a test with its own main")]
 mod features;
+#[path = "../../../../zoo/src/programs/i386_elf.rs"]
+#[allow(dead_code, reason = "the zoo uses more of it")]
+mod i386_elf;
 mod shared;
 mod targets;
 mod tracer;
@@ -14,6 +17,7 @@ use crust_kernel::ptrace::{self, Stop, Waited};
 use crust_kernel::{Deadline, HostTid};
 use shared::{Page, Word};
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -129,6 +133,18 @@ impl Target {
             _ => None,
         };
         match &foreign {
+            None if name.starts_with("i386-") => {
+                if crust_inject::arch::compat::vdso().is_none() {
+                    println!("{name:11} skipped: this kernel runs no 32-bit programs");
+                    return None;
+                }
+                let program = dir.join("i386");
+                if !program.exists() {
+                    std::fs::write(&program, i386_elf::file()).unwrap();
+                    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+                }
+                command.arg("exec").arg(&program).arg(&path).arg(&name["i386-".len()..])
+            }
             Some(words) => {
                 let found =
                     Command::new(&words[0]).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
@@ -433,13 +449,16 @@ fn main() {
     let mut random = Random(seed);
     println!("{kills} random kills, seed {seed}");
     // Name, share of the random kills, and whether every boundary is tried.
-    let plan: [(&'static str, u64, bool); 11] = [
+    let plan: [(&'static str, u64, bool); 14] = [
         ("counter", 12, true),
         ("sleep", 12, true),
         ("read", 12, true),
         ("vector", 12, true),
         ("altstack", 12, false),
         ("smallstack", 10, true),
+        ("i386-c", 6, true),
+        ("i386-s", 6, true),
+        ("i386-a", 6, false),
         ("threads", 12, false),
         ("threads-stopped", 4, false),
         ("python", 5, false),

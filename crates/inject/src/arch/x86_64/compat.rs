@@ -18,6 +18,10 @@ pub const NR_EXIT: u32 = 1;
 /// See [`NR_EXIT`].
 pub const NR_MUNMAP: u32 = 91;
 /// See [`NR_EXIT`].
+pub const NR_NANOSLEEP: u32 = 162;
+/// See [`NR_EXIT`].
+pub const NR_POLL: u32 = 168;
+/// See [`NR_EXIT`].
 pub const NR_RT_SIGACTION: u32 = 174;
 /// See [`NR_EXIT`].
 pub const NR_SET_ROBUST_LIST: u32 = 311;
