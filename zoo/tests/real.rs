@@ -451,9 +451,8 @@ exec java -Xmx48m -XX:+UseG1GC -XX:+PerfDisableSharedMem T.java"#;
     run(&Real { name: "java_threads", argv: &["sh", "-c", script, "javac"], goes_on: counts_on, end: nothing });
 }
 
-#[test]
-fn go_routines() {
-    let script = r#"cd @; cat > main.go <<'END'
+/// Writes `main.go`: a thousand goroutines that sleep, one that makes garbage, and sums that are counted.
+const GO_PROGRAM: &str = r#"cd @; cat > main.go <<'END'
 package main
 
 import (
@@ -507,8 +506,23 @@ func main() {
     }
 }
 END
-export HOME=$PWD GOCACHE=$PWD/cache GO111MODULE=off CGO_ENABLED=0; go build -o program main.go && exec ./program"#;
-    run(&Real { name: "go_routines", argv: &["sh", "-c", script, "go"], goes_on: counts_on, end: nothing });
+"#;
+
+fn go(name: &'static str, architecture: &str) {
+    let env = format!("{architecture} HOME=$PWD GOCACHE=$PWD/cache GO111MODULE=off CGO_ENABLED=0");
+    let script = format!("{GO_PROGRAM}export {env}; go build -o program main.go && exec ./program");
+    run(&Real { name, argv: &["sh", "-c", &script, "go"], goes_on: counts_on, end: nothing });
+}
+
+#[test]
+fn go_routines() {
+    go("go_routines", "");
+}
+
+/// The same as a 32-bit program, which needs no C library.
+#[test]
+fn go_386() {
+    go("go_386", "GOARCH=386");
 }
 
 /// Four jobs at a time, twelve in all: every round lets four of them end, and compilers for the next four start.

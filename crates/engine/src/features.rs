@@ -1,5 +1,6 @@
 //! The table behind `crust check`: CRIU's 45 feature names and a few of ours, each with the question that answers it.
 use crate::check::Feature;
+use crust_inject::arch::compat;
 use crust_kernel::probe;
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -43,7 +44,7 @@ static ROWS: &[Row] = &[
     extra("cgroupns", "cgroup namespaces cannot be restored (CONFIG_CGROUPS)", || fs::metadata("/proc/self/ns/cgroup").is_ok()),
     extra("autofs", "autofs mounts cannot be restored (CONFIG_AUTOFS_FS)", || knows_fs("autofs")),
     extra("tcp_half_closed", "half-closed TCP connections cannot be restored: Linux 4.8", probe::tcp_repair_window),
-    extra("compat_cr", "32-bit programs cannot be restored (CONFIG_IA32_EMULATION)", || probe::map_vdso(32)),
+    extra("compat_cr", "32-bit programs cannot be restored (CONFIG_IA32_EMULATION, ia32_emulation=1)", || compat::vdso().is_some()),
     extra("uffd", "no lazy restore (CONFIG_USERFAULTFD, or not allowed)", || probe::userfaultfd_features().is_some()),
     // EVENT_FORK, EVENT_REMAP, EVENT_REMOVE, EVENT_UNMAP.
     extra("uffd-noncoop", "no lazy restore of programs that fork or remap", || probe::userfaultfd_features().is_some_and(|f| f & 0x4e == 0x4e)),

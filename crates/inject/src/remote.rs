@@ -175,7 +175,7 @@ impl SeizedProcess {
         let (base, len, data_at) = loop {
             let (len, data_at) = Site::plan_area(landings, data, tight);
             let (site, _, _) = self.parts()?;
-            let args = site.map_args(len);
+            let args = if tight { site.map_args_anywhere(len) } else { site.map_args(len) };
             let got = call(self, index, libc::SYS_mmap, args)?;
             match errno_of(got) {
                 None => break (got as u64, len, data_at),

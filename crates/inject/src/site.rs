@@ -4,7 +4,7 @@
 //! a place for a landing is used only while all of it is zero; an orderly end makes it zero again; a crash burns it, because
 //! a thread may still be inside. An area left by a crash is found again through the registry word in the vDSO padding
 //! and is only ever appended to. So whatever a dead tracer left is never changed under a thread that might run in it.
-use crate::arch::{interp, landing};
+use crate::arch::{compat, interp, landing};
 use crate::error::{During, Error, Kind, Result};
 use crust_kernel::maps;
 use crust_kernel::procfs::ProcDir;
@@ -335,6 +335,28 @@ impl Site {
         let low = if self.is_low() { libc::MAP_32BIT } else { 0 };
         let (prot, flags) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | low);
         [0, len, prot as u64, flags as u64, u64::MAX, 0]
+    }
+
+    /// The same for a process that refused those. The kernel looks for low addresses between 1 and 2 GiB only; here the
+    /// lowest free ones are asked for.
+    pub(crate) fn map_args_anywhere(&self, len: u64) -> [u64; 6] {
+        /// Lower addresses may be the kernel's to refuse (vm.mmap_min_addr).
+        const LOWEST: u64 = 1 << 20;
+        let mut args = self.map_args(len);
+        let all = ProcDir::open(self.pid).and_then(|p| maps::read_maps(&p)).unwrap_or_default();
+        let mut at = LOWEST;
+        for m in all.iter().filter(|m| m.end > LOWEST) {
+            // Stacks grow into what lies before them.
+            if at + len + (1 << 20) <= m.start {
+                break;
+            }
+            at = at.max(m.end);
+        }
+        if self.is_low() && at + len < compat::END {
+            args[0] = at;
+            args[3] = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
+        }
+        args
     }
 
     /// Sizes for a new area: all of it, and where its data begin. `tight`: only what is needed now.
