@@ -176,10 +176,12 @@ macro_rules! programs {
             apart vfork_storm;
             refused refused_device;
             refused refused_fd_high;
+            refused refused_i386_code;
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_io_uring_worker;
             refused refused_landlock;
+            refused refused_ldt;
             refused refused_memfd_secret;
             refused refused_memory_limit;
             refused refused_mqueue;

@@ -5,10 +5,14 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(unsafe_code, reason = "the filter is installed between fork and exec")]
 mod common;
+#[path = "../../../zoo/src/programs/i386_elf.rs"]
+#[allow(dead_code, reason = "the zoo uses more of it")]
+mod i386_elf;
 
 use common::{CRUST, Dir, inside, output_text};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -202,4 +206,63 @@ fn without_an_interface_it_works_or_says_so() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Starts a 32-bit program; `None` where that cannot be.
+fn start_32bit(dir: &Dir) -> Option<Child> {
+    let (file, page) = (dir.path("i386"), dir.path("page"));
+    fs::write(&file, i386_elf::file()).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(&page, [0; 4096]).unwrap();
+    let mut command = Command::new(file);
+    command.arg(page).arg("c").current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    match command.spawn() {
+        Err(e) if e.raw_os_error() == Some(libc::ENOEXEC) => None,
+        spawned => Some(spawned.unwrap()),
+    }
+}
+
+/// It counts on, and finds nothing wrong.
+fn counts(dir: &Dir) {
+    let word = |i: usize| {
+        let page = fs::read(dir.path("page")).unwrap();
+        u64::from_le_bytes(page[8 * i..8 * i + 8].try_into().unwrap())
+    };
+    let (from, start) = (word(i386_elf::COUNT_MAIN), Instant::now());
+    while word(i386_elf::COUNT_MAIN) < from + 10 {
+        assert!(start.elapsed() < Duration::from_secs(120), "the 32-bit program stands still");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(word(i386_elf::CORRUPT), 0);
+}
+
+#[test]
+fn a_32_bit_program_needs_a_kernel_that_runs_such() {
+    if !inside("a_32_bit_program_needs_a_kernel_that_runs_such") {
+        return;
+    }
+    let dir = Dir::new("lacking");
+    fs::create_dir(dir.path("images")).unwrap();
+    let Some(mut program) = start_32bit(&dir) else { return };
+    let pid = program.id().cast_signed();
+    counts(&dir);
+    let lack = request("ARCH_MAP_VDSO_32", libc::SYS_arch_prctl, 0, 0x2002, libc::EINVAL, NoRestore);
+    let asked = ["check", "--feature", "compat_cr"];
+    assert_eq!(lack.crust(&dir, &asked).status.code(), Some(1));
+    assert!(crust(&dir, &asked).status().unwrap().success());
+
+    let pid_arg = pid.to_string();
+    let dumped =
+        crust(&dir, &["dump", "-t", &pid_arg, "-D", "images", "--shell-job", "-o", "dump.log"]).output().unwrap();
+    assert!(dumped.status.success(), "{}", output_text(&dumped));
+    program.wait().unwrap();
+    let args = ["restore", "-d", "-D", "images", "--shell-job", "-o", "restore.log"];
+    let refused = lack.crust(&dir, &args);
+    assert_eq!(badly_said(&refused), None);
+    assert!(output_text(&refused).contains("32-bit task"), "{}", output_text(&refused));
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+    let restored = crust(&dir, &args).output().unwrap();
+    assert!(restored.status.success(), "{}", output_text(&restored));
+    counts(&dir);
+    end(pid, false);
 }

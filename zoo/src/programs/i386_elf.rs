@@ -297,7 +297,7 @@ i_mode_w:
     call32 162
     call i_waited
     count 0
-    jmp i_end_thread
+    jmp i_stay
 1:  at i_stack_third, %ecx
     at i_tls_third, %esi
     call i_thread
@@ -308,7 +308,7 @@ i_mode_w:
     call32 162
     call i_waited
     count 1
-    jmp i_end_thread
+    jmp i_stay
 1:  at i_stack_fourth, %ecx
     at i_tls_second, %esi
     call i_thread
@@ -320,7 +320,7 @@ i_mode_w:
     call32 168
     call i_waited
     count 2
-    jmp i_end_thread
+    jmp i_stay
 1:  at i_stack_fifth, %ecx
     at i_tls_second, %esi
     call i_thread
@@ -330,7 +330,7 @@ i_mode_w:
     movl $240, %eax
     call i_futex
     count 3
-    jmp i_end_thread
+    jmp i_stay
 1:  at i_stack_sixth, %ecx
     at i_tls_second, %esi
     call i_thread
@@ -340,7 +340,7 @@ i_mode_w:
     movl $422, %eax
     call i_futex
     count 4
-    jmp i_end_thread
+    jmp i_stay
 1:  movl $1, (PAGE)
 1:  at i_one_ms, %ebx
     xorl %ecx, %ecx
@@ -359,9 +359,9 @@ i_waited:
     jz 1f
     lock incl (PAGE + 16)
 1:  ret
-i_end_thread:
-    xorl %ebx, %ebx
-    call32 1
+i_stay:
+    call32 29
+    jmp i_stay
 
     # Two milliseconds, called through the vDSO.
 i_sleep:
