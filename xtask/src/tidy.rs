@@ -21,10 +21,11 @@ const MAY_EXEC: [(&str, &str); 13] = [
 ];
 
 /// Where assembly may be.
-const MAY_ASM: [(&str, &str); 4] = [
+const MAY_ASM: [(&str, &str); 5] = [
     ("crates/inject/tests/", "targets that hold every register live while their tracer is killed"),
     ("crates/inject/src/arch/", "the project's only assembly that ships in the tool"),
     ("crates/sd-daemon-capi/src/notifyf.rs", "C's variable arguments"),
+    ("zoo/src/i386.rs", "a 32-bit program, for machines without a compiler for such"),
     ("zoo/src/programs/", "programs that hold every register live, or must not touch errno"),
 ];
 

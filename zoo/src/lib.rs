@@ -8,6 +8,7 @@ pub mod bpf_maps;
 pub mod calls;
 pub mod cgroups;
 pub mod harness;
+pub mod i386;
 pub mod mem;
 pub mod net;
 pub mod proc;

@@ -5,9 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #![allow(unsafe_code, reason = "the filter is installed between fork and exec")]
 mod common;
-#[path = "../../../zoo/src/programs/i386_elf.rs"]
-#[allow(dead_code, reason = "the zoo uses more of it")]
-mod i386_elf;
+#[path = "../../../zoo/src/i386.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the zoo, whose it is, uses more of it")]
+mod i386;
 
 use common::{CRUST, Dir, inside, output_text};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
@@ -211,7 +211,7 @@ fn without_an_interface_it_works_or_says_so() {
 /// Starts a 32-bit program; `None` where that cannot be.
 fn start_32bit(dir: &Dir) -> Option<Child> {
     let (file, page) = (dir.path("i386"), dir.path("page"));
-    fs::write(&file, i386_elf::file()).unwrap();
+    fs::write(&file, i386::file()).unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(&page, [0; 4096]).unwrap();
     let mut command = Command::new(file);
@@ -228,12 +228,12 @@ fn counts(dir: &Dir) {
         let page = fs::read(dir.path("page")).unwrap();
         u64::from_le_bytes(page[8 * i..8 * i + 8].try_into().unwrap())
     };
-    let (from, start) = (word(i386_elf::COUNT_MAIN), Instant::now());
-    while word(i386_elf::COUNT_MAIN) < from + 10 {
+    let (from, start) = (word(i386::COUNT_MAIN), Instant::now());
+    while word(i386::COUNT_MAIN) < from + 10 {
         assert!(start.elapsed() < Duration::from_secs(120), "the 32-bit program stands still");
         std::thread::sleep(Duration::from_millis(2));
     }
-    assert_eq!(word(i386_elf::CORRUPT), 0);
+    assert_eq!(word(i386::CORRUPT), 0);
 }
 
 #[test]

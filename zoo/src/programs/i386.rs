@@ -1,10 +1,10 @@
 //! A 32-bit program with threads as the child of a 64-bit one, and a 64-bit one as its child: registers, segments, handlers,
 //! an alternate stack, lists of robust futexes, a queued signal.
-use super::i386_elf::{self as elf, ANSWERED, CORRUPT, COUNT_CHILD, COUNT_MAIN, COUNT_USR1, EINTR, GO, READY, VALUE};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
+use zoo::i386::{self as elf, ANSWERED, CORRUPT, COUNT_CHILD, COUNT_MAIN, COUNT_USR1, EINTR, GO, READY, VALUE};
 use zoo::mem::{Map, PAGE};
 
 const LIMIT: Duration = Duration::from_secs(60);

@@ -1,8 +1,8 @@
 //! Threads of a 32-bit program that wait for a time: each wait ends by itself, in the first call and not too early. It may take its
 //! whole time again.
 use super::i386::Program;
-use super::i386_elf::{EINTR, LANES, WAIT_SECONDS, WAITS};
 use std::time::{Duration, Instant};
+use zoo::i386::{EINTR, LANES, WAIT_SECONDS, WAITS};
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();

@@ -52,7 +52,6 @@ mod held_file;
 mod held_pipe;
 mod hugetlb;
 mod i386;
-mod i386_elf;
 mod i386_waits;
 mod in_flight;
 mod inotify;

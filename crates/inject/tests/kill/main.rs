@@ -6,9 +6,9 @@
 #![allow(unsafe_code, reason = "targets hold register state by hand, and the page of counters is shared memory")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, clippy::exit, reason = "a test with its own main")]
 mod features;
-#[path = "../../../../zoo/src/programs/i386_elf.rs"]
-#[allow(dead_code, reason = "the zoo uses more of it")]
-mod i386_elf;
+#[path = "../../../../zoo/src/i386.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the zoo, whose it is, uses more of it")]
+mod i386;
 mod shared;
 mod targets;
 mod tracer;
@@ -140,7 +140,7 @@ impl Target {
                 }
                 let program = dir.join("i386");
                 if !program.exists() {
-                    std::fs::write(&program, i386_elf::file()).unwrap();
+                    std::fs::write(&program, i386::file()).unwrap();
                     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
                 }
                 command.arg("exec").arg(&program).arg(&path).arg(&name["i386-".len()..])

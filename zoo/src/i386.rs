@@ -7,25 +7,31 @@
 //! The page has words of 64 bits. All numbers of calls are those of i386.
 #![allow(unsafe_code, reason = "the program is assembly")]
 
-/// Words of the page: how many threads and handlers count; what was found wrong; interrupted calls; a wish for the answer
-/// to a queued signal, and the answer; from [`LANES`] on what each has counted.
-pub(crate) const READY: usize = 0;
-pub(crate) const CORRUPT: usize = 1;
-pub(crate) const EINTR: usize = 2;
-pub(crate) const GO: usize = 5;
-pub(crate) const ANSWERED: usize = 7;
-pub(crate) const LANES: usize = 16;
-/// Who counts in mode `z`: main thread, sleeper, counter, handler of SIGALRM, handler of SIGUSR1, PROGRAM.
-pub(crate) const COUNT_MAIN: usize = LANES;
-pub(crate) const COUNT_USR1: usize = LANES + 4;
-pub(crate) const COUNT_CHILD: usize = LANES + 5;
+/// Word of the page: how many threads and handlers count, once all are at work.
+pub const READY: usize = 0;
+/// What was found wrong; 0 for nothing.
+pub const CORRUPT: usize = 1;
+/// Calls that were interrupted.
+pub const EINTR: usize = 2;
+/// A wish: SIGUSR2, which waits, is to be taken.
+pub const GO: usize = 5;
+/// The last wish that was fulfilled.
+pub const ANSWERED: usize = 7;
+/// From here on, what each has counted. In mode `z`: main thread, sleeper, counter, handlers of SIGALRM and SIGUSR1, PROGRAM.
+pub const LANES: usize = 16;
+/// Of the main thread.
+pub const COUNT_MAIN: usize = LANES;
+/// Of the handler of SIGUSR1.
+pub const COUNT_USR1: usize = LANES + 4;
+/// Of PROGRAM.
+pub const COUNT_CHILD: usize = LANES + 5;
 /// What comes with SIGUSR2.
-pub(crate) const VALUE: u64 = 0x1234_5678;
+pub const VALUE: u64 = 0x1234_5678;
 /// Who waits in mode `w`: each counts once when its wait is over.
-pub(crate) const WAITS: [&str; 5] =
+pub const WAITS: [&str; 5] =
     ["nanosleep", "nanosleep with a place for the rest", "poll", "futex", "futex, 64-bit time"];
 /// How long.
-pub(crate) const WAIT_SECONDS: u64 = 6;
+pub const WAIT_SECONDS: u64 = 6;
 
 std::arch::global_asm!(
     r#"
@@ -563,7 +569,7 @@ unsafe extern "C" {
 }
 
 /// The program as a file. Its one segment is readable, writable and executable; the stack is not.
-pub(crate) fn file() -> Vec<u8> {
+pub fn file() -> Vec<u8> {
     const HEADERS: u32 = 0x80;
     const BASE: u32 = 0x0804_8000;
     const BEHIND: u32 = 0x13000;
