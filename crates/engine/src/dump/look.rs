@@ -360,7 +360,7 @@ fn process_part(
 }
 
 /// Head of a thread's list of robust futexes, and the head's length.
-fn robust_list(glance: &Glance, q: &ThreadQuestions, a: &Answers) -> Result<(u64, u64)> {
+fn robust_list(glance: &Glance, q: &ThreadQuestions, a: &super::ask::Answers) -> Result<(u64, u64)> {
     let (head, len) = glance.robust_list;
     let Some(at) = q.robust_list else { return Ok((head, len)) };
     if head != 0 {

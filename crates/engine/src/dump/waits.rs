@@ -125,9 +125,10 @@ impl Call {
     /// limit that is not in a register, or of which `slept` is not known.
     fn again(&self, slept: Option<Duration>) -> Option<u64> {
         let [_, _, c, d, ..] = self.args;
-        match self.nr {
-            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => match self.limit() {
-                Some(Limit::Ms(ms)) => {
+        let nr = if self.in_32bit_code { compat::as_native(self.nr)?.0 } else { self.nr };
+        match nr {
+            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => match u64::try_from(d as i32) {
+                Ok(ms @ 1..) => {
                     let left = Duration::from_millis(ms).saturating_sub(slept?);
                     Some(left.as_micros().div_ceil(1000).min(u128::from(ms)) as u64)
                 }
@@ -383,7 +384,9 @@ mod tests {
 
     #[test]
     fn calls_that_a_stop_ends() {
-        let call = |nr, limit: u64| Call { nr, args: [3, 0x1000, 4, limit, 0, 8], sp: 0, ip: 0 };
+        let args = |limit| [3, 0x1000, 4, limit, 0, 8];
+        let call = |nr, limit: u64| Call { nr, args: args(limit), sp: 0, ip: 0, in_32bit_code: false };
+        let low = |nr, limit: u64| Call { in_32bit_code: true, ..call(nr, limit) };
         let slept = |us| Some(Duration::from_micros(us));
         for nr in [libc::SYS_epoll_wait, libc::SYS_epoll_pwait] {
             let whole = call(nr, 9000);
@@ -392,6 +395,9 @@ mod tests {
             assert_eq!(call(nr, u64::from(u32::MAX)).again(None), Some(u64::from(u32::MAX)), "for ever");
             assert_eq!(call(nr, 0).again(None), Some(0));
         }
+        assert_eq!(low(256, u64::from(u32::MAX)).again(None), Some(u64::from(u32::MAX)), "i386's epoll_wait");
+        assert_eq!(low(256, 9000).again(None), None);
+        assert_eq!(low(libc::SYS_epoll_wait, 0).again(None), None, "another call there");
         assert_eq!(call(libc::SYS_epoll_pwait2, 0x2000).again(slept(1)), None, "in memory");
         assert_eq!(call(libc::SYS_semtimedop, 0).again(None), Some(0));
         assert_eq!(call(libc::SYS_rt_sigtimedwait, 0).again(None), None, "the third has the limit");

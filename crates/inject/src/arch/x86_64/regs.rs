@@ -104,7 +104,7 @@ pub fn wants_restart(value: i64) -> bool {
 /// EINTR.
 pub(crate) fn call_again(regs: &mut Regs, fourth: u64) {
     regs.rax = -ERESTARTNOHAND as u64;
-    regs.r10 = fourth;
+    *(if is_32bit(regs) { &mut regs.rsi } else { &mut regs.r10 }) = fourth;
 }
 
 /// Where the thread would go on.
