@@ -29,21 +29,13 @@ pub(crate) fn with_help<T: Send, R>(
     meanwhile: impl FnOnce() -> R,
 ) -> (Vec<T>, R) {
     let mut nothing = vec![(); if pays(count) { hands() } else { 1 }];
-    let (results, other) = share(count, &mut nothing, |i, ()| work(i), meanwhile);
+    let (results, other) = each_with(count, &mut nothing, |i, ()| work(i), meanwhile);
     // What a helper lost by a panic is done again, where the panic has somebody to tell.
     (results.into_iter().enumerate().map(|(i, r)| r.unwrap_or_else(|| work(i))).collect(), other)
 }
 
-/// As [`each`], by as many threads as there are tools, each with one of its own. `None` is what a helper lost by a panic.
-pub(crate) fn each_with<T: Send, S: Send>(
-    count: usize,
-    tools: &mut [S],
-    work: impl Fn(usize, &mut S) -> T + Sync,
-) -> Vec<Option<T>> {
-    share(count, tools, work, || ()).0
-}
-
-fn share<T: Send, S: Send, R>(
+/// As [`with_help`], by as many threads as there are tools, each with one of its own. `None` is what a helper lost by a panic.
+pub(crate) fn each_with<T: Send, S: Send, R>(
     count: usize,
     tools: &mut [S],
     work: impl Fn(usize, &mut S) -> T + Sync,

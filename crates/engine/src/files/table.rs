@@ -161,20 +161,105 @@ impl Records<'_> {
 pub struct FileTable<'o> {
     records: Records<'o>,
     ids: FileIds,
-    /// Type of every file seen through a descriptor.
-    types: HashMap<u32, i32>,
+    noted: Noted,
     table_ids: TaskIds,
     /// Who had each number last, and the file's id: children mostly have their parent's files at the same numbers.
     last_at: HashMap<TargetFd, (HostTid, u32)>,
     tables: BTreeMap<u32, Vec<FdinfoEntry>>,
     fs: Vec<(i32, FsEntry)>,
-    locks: Vec<FileLockEntry>,
-    locks_seen: HashSet<(u32, i32, u32, i64)>,
     blockers: Vec<Error>,
     /// One for each thread that looks.
     eyes: Vec<Eyes>,
-    /// Descriptors of a table that are looked at together at most; we hold a copy of each meanwhile.
+    /// Descriptors of a table that are looked at together at most; we hold a copy of each, and of those before, meanwhile.
     together: usize,
+}
+
+/// What is known of files that were recorded.
+#[derive(Debug, Default)]
+struct Noted {
+    /// Type of every file seen through a descriptor.
+    types: HashMap<u32, i32>,
+    locks: Vec<FileLockEntry>,
+    locks_seen: HashSet<(u32, i32, u32, i64)>,
+}
+
+impl Noted {
+    /// Records a file that was not seen before.
+    fn add(&mut self, view: &FdView<'_>, id: u32, records: &mut Records<'_>) -> Result<()> {
+        let fd_type = dump_file(view, id, records);
+        // A blocker's id keeps type 0, so that its other descriptors are not reported again.
+        self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
+        fd_type.map(drop)
+    }
+
+    fn type_of(&self, id: u32) -> i32 {
+        self.types.get(&id).copied().unwrap_or(0)
+    }
+
+    fn entry(
+        &mut self,
+        t: &Target<'_>,
+        fd: TargetFd,
+        id: u32,
+        info: &FdInfo,
+        records: &Records<'_>,
+    ) -> Result<FdinfoEntry> {
+        self.note_locks(t, fd, info, id, records.opts)?;
+        let r#type = self.type_of(id);
+        Ok(FdinfoEntry { id, flags: u32::from(info.cloexec), r#type, fd: fd.0, ..FdinfoEntry::default() })
+    }
+
+    /// Locks show at every descriptor of the file; each is noted once, POSIX locks once for each process.
+    fn note_locks(&mut self, t: &Target<'_>, fd: TargetFd, info: &FdInfo, id: u32, opts: &Options) -> Result<()> {
+        for lock in locks::look(t, fd, info)? {
+            if !opts.file_locks {
+                return Err(locks::not_asked());
+            }
+            let owner = if lock.flag == 1 { lock.pid } else { 0 };
+            if self.locks_seen.insert((id, owner, lock.flag, lock.start)) {
+                self.locks.push(lock);
+            }
+        }
+        Ok(())
+    }
+
+    /// Records what was found. One entry for each that can be saved; the others' errors go to `blockers`.
+    fn record(
+        &mut self,
+        t: &Target<'_>,
+        found: Vec<Found<'_>>,
+        records: &mut Records<'_>,
+        blockers: &mut Vec<Error>,
+    ) -> Vec<FdinfoEntry> {
+        let mut entries = Vec::with_capacity(found.len());
+        for Found { fd, id, seen } in found {
+            let entry = match &seen {
+                Seen::New(view) => {
+                    self.add(view, id, records).and_then(|()| self.entry(t, fd, id, &view.info, records))
+                }
+                Seen::Before(info) => self.entry(t, fd, id, info, records),
+            };
+            match entry {
+                Ok(entry) => entries.push(entry),
+                Err(e) => blockers.push(e.on(Object::Fd(t.pid.as_raw(), fd.0))),
+            }
+        }
+        entries
+    }
+}
+
+/// A descriptor whose file has its id.
+struct Found<'t> {
+    fd: TargetFd,
+    id: u32,
+    seen: Seen<'t>,
+}
+
+#[expect(clippy::large_enum_variant, reason = "few live at a time")]
+enum Seen<'t> {
+    /// The file is to be recorded.
+    New(FdView<'t>),
+    Before(FdInfo),
 }
 
 impl<'o> FileTable<'o> {
@@ -231,15 +316,13 @@ impl<'o> FileTable<'o> {
         Self {
             records,
             ids: FileIds::default(),
-            types: HashMap::new(),
+            noted: Noted::default(),
             table_ids: TaskIds::new(),
             last_at: HashMap::new(),
             tables: BTreeMap::new(),
             fs: Vec::new(),
-            locks: Vec::new(),
-            locks_seen: HashSet::new(),
             blockers: Vec::new(),
-            eyes: vec![Eyes::new(together)],
+            eyes: vec![Eyes::new(2 * together)],
             together,
         }
     }
@@ -276,57 +359,69 @@ impl<'o> FileTable<'o> {
             return Ok(table);
         }
         let mut entries = Vec::with_capacity(known.len());
-        let mut all = known;
+        let mut left = known;
         // What is compared among themselves is compared by one thread alone: the first are few.
-        let mut batch = together::WORTH_A_THREAD;
-        while !all.is_empty() {
-            let (now, later) = all.split_at(all.len().min(batch));
-            all = later;
-            batch = (2 * batch).min(self.together);
-            let glances =
-                Glancer { t, last_at: &self.last_at, ids: &self.ids }.look_at_all(now, &mut self.eyes, self.together);
-            for (&known, glance) in now.iter().zip(glances) {
-                match self.dump_fd(t, known, glance) {
-                    Ok(entry) => entries.push(entry),
-                    Err(e) => self.blockers.push(e.on(Object::Fd(t.pid.as_raw(), known.fd.0))),
-                }
-            }
-            self.ids.tidy();
+        let mut most = together::WORTH_A_THREAD;
+        let mut now: &[Known] = &[];
+        let mut glances = Vec::new();
+        while !left.is_empty() || !now.is_empty() {
+            let found = self.identify(t, now, glances);
+            (now, left) = left.split_at(left.len().min(most));
+            most = (2 * most).min(self.together);
+            // Some are recorded while helpers look at the next.
+            let Self { ids, last_at, eyes, noted, records, blockers, .. } = self;
+            let glancer = Glancer { t, last_at, ids };
+            let record = || noted.record(t, found, records, blockers);
+            let recorded;
+            (glances, recorded) = glancer.look_at_all(now, eyes, 2 * self.together, record);
+            entries.extend(recorded);
         }
         self.tables.insert(table, entries);
         Ok(table)
     }
 
-    fn dump_fd(&mut self, t: &Target<'_>, known: Known, glance: Option<Glance<'_>>) -> Result<FdinfoEntry> {
+    /// Gives each descriptor its file's id. What cannot be looked at goes to the blockers.
+    fn identify<'t>(&mut self, t: &'t Target<'t>, all: &[Known], glances: Vec<Option<Glance<'t>>>) -> Vec<Found<'t>> {
+        let mut found = Vec::with_capacity(all.len());
+        for (&known, glance) in all.iter().zip(glances) {
+            match self.identify_one(t, known, glance) {
+                Ok(one) => found.push(one),
+                Err(e) => self.blockers.push(e.on(Object::Fd(t.pid.as_raw(), known.fd.0))),
+            }
+        }
+        self.ids.tidy();
+        found
+    }
+
+    fn identify_one<'t>(
+        &mut self,
+        t: &'t Target<'t>,
+        Known { fd, cloexec }: Known,
+        glance: Option<Glance<'t>>,
+    ) -> Result<Found<'t>> {
         // A glance that failed, perhaps for want of descriptors of our own, is no answer yet: look again, alone.
         let glance = match glance {
             Some(glance) => glance,
-            None => Glancer { t, last_at: &self.last_at, ids: &self.ids }.look(known, &mut Eyes::new(0))?,
+            None => {
+                let known = Known { fd, cloexec };
+                Glancer { t, last_at: &self.last_at, ids: &self.ids }.look(known, &mut Eyes::new(0))?
+            }
         };
-        match glance {
-            Glance::SameAsLast(id, info) => {
-                self.last_at.insert(known.fd, (t.pid, id));
-                self.entry(t, known.fd, id, &info)
-            }
+        let (id, seen) = match glance {
+            Glance::SameAsLast(id, info) => (id, Seen::Before(info)),
             Glance::Seen(view, searched) => {
-                let (id, _) = self.intern(&view, searched)?;
-                self.last_at.insert(known.fd, (t.pid, id));
-                self.entry(t, known.fd, id, &view.info)
+                let (id, new) = self.intern(&view, searched)?;
+                (id, if new { Seen::New(view) } else { Seen::Before(view.info) })
             }
-        }
+        };
+        self.last_at.insert(fd, (t.pid, id));
+        Ok(Found { fd, id, seen })
     }
 
-    /// The id of the file behind a descriptor, and whether it is new: then it was recorded.
+    /// The id of the file behind a descriptor, and whether it is new.
     fn intern(&mut self, view: &FdView<'_>, searched: Searched) -> Result<(u32, bool)> {
         let next = || self.records.new_id();
-        let (id, new) = self.ids.intern(view.key(), view.at(), searched, next).during(COMPARING)?;
-        if new {
-            let fd_type = dump_file(view, id, &mut self.records);
-            // A blocker's id keeps type 0, so that its other descriptors are not reported again.
-            self.types.insert(id, *fd_type.as_ref().unwrap_or(&0));
-            fd_type?;
-        }
-        Ok((id, new))
+        self.ids.intern(view.key(), view.at(), searched, next).during(COMPARING)
     }
 
     /// Looks at descriptors that wait in sockets, when all that processes have was looked at. A socket that is found so
@@ -362,7 +457,10 @@ impl<'o> FileTable<'o> {
             )
         };
         let (id, new) = self.intern(&view, Searched::default())?;
-        let kind = self.types.get(&id).copied().unwrap_or(0);
+        if new {
+            self.noted.add(&view, id, &mut self.records)?;
+        }
+        let kind = self.noted.type_of(id);
         if kind == FdTypes::Pidfd as i32 {
             return Err(refused("a pidfd"));
         }
@@ -377,26 +475,6 @@ impl<'o> FileTable<'o> {
         }
         self.records.held.push(view.into_copy());
         Ok(id)
-    }
-
-    fn entry(&mut self, t: &Target<'_>, fd: TargetFd, id: u32, info: &FdInfo) -> Result<FdinfoEntry> {
-        self.note_locks(t, fd, info, id)?;
-        let fd_type = self.types.get(&id).copied().unwrap_or(0);
-        Ok(FdinfoEntry { id, flags: u32::from(info.cloexec), r#type: fd_type, fd: fd.0, ..FdinfoEntry::default() })
-    }
-
-    /// Locks show at every descriptor of the file; each is noted once, POSIX locks once for each process.
-    fn note_locks(&mut self, t: &Target<'_>, fd: TargetFd, info: &FdInfo, id: u32) -> Result<()> {
-        for lock in locks::look(t, fd, info)? {
-            if !self.records.opts.file_locks {
-                return Err(locks::not_asked());
-            }
-            let owner = if lock.flag == 1 { lock.pid } else { 0 };
-            if self.locks_seen.insert((id, owner, lock.flag, lock.start)) {
-                self.locks.push(lock);
-            }
-        }
-        Ok(())
     }
 
     /// Everything that cannot be saved, one error each; empties the list. Call it when every task was looked at: some
@@ -493,8 +571,8 @@ impl<'o> FileTable<'o> {
             }
             out.put(&kind.file_name(0), &w.into_inner())?;
         }
-        if !self.locks.is_empty() {
-            out.put_all(ImageKind::FileLocks, 0, &self.locks)?;
+        if !self.noted.locks.is_empty() {
+            out.put_all(ImageKind::FileLocks, 0, &self.noted.locks)?;
         }
         if !r.packets.is_empty() {
             let mut w = Writer::new(Vec::new(), ImageKind::SkQueues)?;
@@ -521,10 +599,10 @@ impl<'o> FileTable<'o> {
     }
 }
 
-/// How many descriptors may be looked at together: each looking thread has some of its own for each of them.
+/// How many descriptors may be looked at together: each looking thread has some of its own for each of them and of those before.
 fn most_together() -> usize {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-    usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(16, 256)
+    usize::try_from(limit / 16).unwrap_or(usize::MAX).clamp(16, 256)
 }
 
 const COMPARING: &str = "comparing open files (kcmp)";
@@ -562,19 +640,24 @@ impl<'t> Glancer<'t, '_> {
         Ok(Glance::Seen(view, searched))
     }
 
-    /// A glance at each, in order; `None` where it failed.
-    fn look_at_all(self, all: &[Known], eyes: &mut Vec<Eyes>, kept: usize) -> Vec<Option<Glance<'t>>> {
+    /// A glance at each, in order; `None` where it failed. The caller does something else first, while helpers begin.
+    fn look_at_all<R>(
+        self,
+        all: &[Known],
+        eyes: &mut Vec<Eyes>,
+        kept: usize,
+        meanwhile: impl FnOnce() -> R,
+    ) -> (Vec<Option<Glance<'t>>>, R) {
         let pays = together::pays(all.len());
         if pays && eyes.len() == 1 {
             eyes.resize_with(together::hands(), || Eyes::new(kept));
         }
         let lookers = if pays { eyes.len() } else { 1 };
         let glance = |i: usize, eyes: &mut Eyes| all.get(i).and_then(|known| self.look(*known, eyes).ok());
+        let tools = eyes.get_mut(..lookers).unwrap_or_default();
+        let (glances, other) = together::each_with(all.len(), tools, glance, meanwhile);
         // What a thread lost is looked at again.
-        together::each_with(all.len(), eyes.get_mut(..lookers).unwrap_or_default(), glance)
-            .into_iter()
-            .map(Option::flatten)
-            .collect()
+        (glances.into_iter().map(Option::flatten).collect(), other)
     }
 }
 
