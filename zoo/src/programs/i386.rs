@@ -92,6 +92,8 @@ pub(super) fn main() {
     }
     let mut zoo = zoo::Zoo::start();
     let program = Program::start(&zoo, "z");
+    // Before that it may not be the other program yet.
+    zoo.ok("the 64-bit child comes to work", program.exceeds(COUNT_CHILD, 0));
     loop {
         program.queue(libc::SIGUSR2);
         if !zoo.gap() {
