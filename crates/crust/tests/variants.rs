@@ -229,6 +229,52 @@ fn what_the_processor_lacks_is_listed() {
 }
 
 #[test]
+fn an_image_of_another_architecture_is_refused_before_anything_is_created() {
+    if !inside("an_image_of_another_architecture_is_refused_before_anything_is_created") {
+        return;
+    }
+    let sample = Sample::start("architecture");
+    sample.put_away(&[]);
+    let image = sample.dir.path(&format!("images/core-{}.img", sample.pid)).display().to_string();
+    let good = fs::read(&image).unwrap();
+    let json = sample.good(&["image", "show", &image]);
+    assert_eq!(json.matches("X86_64").count(), 1, "{json}");
+    fs::write(sample.dir.path("other.json"), json.replace("X86_64", "AARCH64")).unwrap();
+    sample.good(&["image", "encode", "-i", "other.json", "-o", &image]);
+    let restore = sample.run(&RESTORE);
+    let said = output_text(&restore);
+    assert_eq!(restore.status.code(), Some(1));
+    assert!(said.contains("another architecture (AARCH64)") && said.contains("nothing was created"), "{said}");
+    assert_eq!(said.matches("Error:").count(), 1, "{said}");
+    assert!(!Path::new(&format!("/proc/{}", sample.pid)).exists());
+
+    fs::write(&image, good).unwrap();
+    sample.good(&RESTORE);
+    sample.goes_on();
+}
+
+#[test]
+fn a_restore_that_takes_longer_than_its_timeout_leaves_nothing() {
+    if !inside("a_restore_that_takes_longer_than_its_timeout_leaves_nothing") {
+        return;
+    }
+    let sample = Sample::start("restore-timeout");
+    sample.put_away(&[]);
+    let script = sample.dir.path("slow");
+    fs::write(&script, "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != post-restore ] || sleep 6\n").unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = script.display().to_string();
+    let late = sample.run(&[&RESTORE[..], &["--timeout", "5", "--action-script", &script]].concat());
+    let said = output_text(&late);
+    assert_eq!(late.status.code(), Some(1), "{said}");
+    assert!(said.contains("was not complete") && said.contains("removed again"), "{said}");
+    assert!(!Path::new(&format!("/proc/{}", sample.pid)).exists(), "{said}");
+
+    sample.good(&RESTORE);
+    sample.goes_on();
+}
+
+#[test]
 fn cleanup_shows_and_removes_what_crashed_runs_left() {
     if !inside("cleanup_shows_and_removes_what_crashed_runs_left") {
         return;

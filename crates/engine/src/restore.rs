@@ -9,6 +9,7 @@ use crate::task::creds::{self, Cap};
 use crate::task::{compat, limits, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
+use crust_image::proto::core_entry::March;
 use crust_image::proto::{InventoryEntry, TaskKobjIdsEntry};
 use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::ptrace::{self, Waited};
@@ -124,7 +125,9 @@ fn restore_with(
     let forking = started.elapsed();
     clock.done("build");
 
+    let in_time = || in_time(opts, deadline).map_err(|e| e.at(Stage::LineUp).state(REMOVED));
     events.notify(Event::PostRestore { pid }, Some(pid), None)?;
+    in_time()?;
     if let Some(path) = &opts.pidfile {
         write_pidfile(path, pid)?;
     }
@@ -140,6 +143,7 @@ fn restore_with(
     for p in &processes {
         plugins.tell(Hook::ResumeDevicesLate, p.pid.as_raw()).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     }
+    in_time()?;
     // As CRIU has it, a refusal from here on is only logged.
     for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
         if let Err(e) = events.notify(event, Some(pid), None) {
@@ -174,6 +178,14 @@ fn restore_with(
         restoring: clock.started.elapsed(),
         phases: clock.phases,
     })
+}
+
+fn in_time(opts: &Options, deadline: Instant) -> Result<()> {
+    if Instant::now() < deadline {
+        return Ok(());
+    }
+    let what = format!("the restore was not complete within {:?}", opts.timeout.unwrap_or(DEFAULT_LIMIT));
+    Err(Error::new(Kind::Timeout, what).help("give it more time with --timeout, or let its action scripts take less"))
 }
 
 /// Reads and checks everything. Control groups are there then, and nothing else is.
@@ -407,6 +419,12 @@ fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
     for t in plan.tree.tasks.iter().filter(|t| t.is_live()) {
         let mut found = plan.dumper.as_ref().map_or_else(Vec::new, |d| namespaces::imaged(d, &t.ids));
         for core in &t.cores {
+            if core.mtype != regs::MTYPE {
+                let what = March::try_from(core.mtype).map_or("unknown", |march| march.as_str_name());
+                let what = format!("the image is of another architecture ({what})");
+                found.push(Error::unsupported(what, "restore it on such a machine"));
+                break;
+            }
             let Some(th) = &core.thread_core else {
                 found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no thread part"));
                 continue;
@@ -418,8 +436,7 @@ fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
                 Some(info) => {
                     found.extend(regs::general(info).err().into_iter().chain(regs::check_fpu(&info.fpregs).err()))
                 }
-                None => found
-                    .push(Error::unsupported("the image is of another architecture", "restore it on such a machine")),
+                None => found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no registers")),
             }
         }
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {

@@ -142,7 +142,7 @@ fn look_zombie(p: &Seen) -> Result<Looked> {
         comm: p.stat.comm.clone(),
         ..Default::default()
     };
-    let core = CoreEntry { mtype: MTYPE, tc: Some(tc), ..Default::default() };
+    let core = CoreEntry { mtype: regs::MTYPE, tc: Some(tc), ..Default::default() };
     Ok(Looked {
         pstree: pstree(p, ns_pid, vec![ns_pid]),
         cores: vec![(ns_pid, core)],
@@ -151,9 +151,6 @@ fn look_zombie(p: &Seen) -> Result<Looked> {
         clean: true,
     })
 }
-
-#[cfg(target_arch = "x86_64")]
-const MTYPE: i32 = 1;
 
 fn pstree(p: &Seen, ns_pid: NsTid, threads: Vec<NsTid>) -> PstreeEntry {
     PstreeEntry {
@@ -431,5 +428,8 @@ fn look_thread(
         thread_core.crust_wait_left_ns = wait.left(t.tid, &t.regs).and_then(|left| left.as_nanos().try_into().ok());
     }
     let info = regs::to_image(&general, &t.segments, &t.xsave, a.word(q.tid_address)?, handled)?;
-    Ok((tid, CoreEntry { mtype: MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() }))
+    Ok((
+        tid,
+        CoreEntry { mtype: regs::MTYPE, thread_info: Some(info), thread_core: Some(thread_core), ..Default::default() },
+    ))
 }

@@ -3,6 +3,7 @@
 //! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
 use super::compat;
 use crate::{Error, Kind, Result};
+use crust_image::proto::core_entry::March;
 use crust_image::proto::{
     ThreadInfoX86, UserX86CetEntry, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode, UserX86XsaveEntry,
 };
@@ -10,6 +11,9 @@ use crust_inject::arch::regs::{self as inject, Regs, is_32bit};
 use crust_kernel::ptrace_x86::Segment;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::OnceLock;
+
+/// The architecture, as core images have it.
+pub const MTYPE: i32 = March::X8664 as i32;
 
 const LEGACY_BYTES: usize = 512;
 const HEADER_AT: usize = 512;
