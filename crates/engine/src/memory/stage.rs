@@ -96,7 +96,7 @@ pub fn stage(
     busy.extend_from_slice(keep);
     let busy = layout::merged(busy);
     let own_special = Special::of(&own);
-    let (given, code) = match Special::of_32bit().filter(|_| options.is_32bit) {
+    let (given, code) = match options.is_32bit.then(Special::of_32bit).flatten() {
         Some((given, code)) => (given, Some(code)),
         None => (own_special.clone(), layout::own_vdso(&own_special)),
     };

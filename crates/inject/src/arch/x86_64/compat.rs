@@ -98,9 +98,10 @@ fn try_out() -> Option<Vdso> {
     let ours: Vec<(u64, u64)> =
         maps::read_own_maps().ok()?.iter().filter(|m| is_special(m)).map(|m| (m.start, m.end)).collect();
     let (done, tell) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
+    let us = std::process::id();
     // SAFETY: the child makes nothing but plain system calls, so no lock that another thread held can hinder it.
     let child = match unsafe { libc::fork() } {
-        0 => become_32bit(&ours, tell.as_raw_fd()),
+        0 => become_32bit(us, &ours, tell.as_raw_fd()),
         pid => Child(HostTid::new(pid)?),
     };
     drop(tell);
@@ -134,11 +135,15 @@ impl Drop for Child {
 }
 
 /// The child's side: exchanges the vDSO, tries a call, says so and waits for its end.
-fn become_32bit(ours: &[(u64, u64)], tell: i32) -> ! {
+fn become_32bit(parent: u32, ours: &[(u64, u64)], tell: i32) -> ! {
     // SAFETY: plain system calls. What is unmapped is the vDSO, which none of them uses; the byte that is written is
     // constant. `int 0x80` changes eax alone; rbx, which the compiler keeps for itself, is no argument of getpid.
     unsafe {
         libc::syscall(libc::SYS_prctl, libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::syscall(libc::SYS_getppid) != i64::from(parent) {
+            // It died before it could take us with it.
+            libc::syscall(libc::SYS_exit_group, 1);
+        }
         for &(start, end) in ours {
             libc::syscall(libc::SYS_munmap, start, end - start);
         }
