@@ -368,7 +368,7 @@ fn httpd_workers() {
         Ok(())
     }
     let script = format!(
-        "cd @; echo {0} > port; printf '%s\\n' 'ServerRoot /usr/lib/apache2' 'DefaultRuntimeDir @' 'PidFile @/pid' 'ErrorLog @/err' \
+        "cd @; echo {0} > port.new; mv port.new port; printf '%s\\n' 'ServerRoot /usr/lib/apache2' 'DefaultRuntimeDir @' 'PidFile @/pid' 'ErrorLog @/err' \
         'LoadModule mpm_event_module modules/mod_mpm_event.so' 'LoadModule alias_module modules/mod_alias.so' \
         'LoadModule authz_core_module modules/mod_authz_core.so' 'Listen 127.0.0.1:{0}' 'ServerName here' \
         'User www-data' 'Group www-data' 'StartServers 2' 'ThreadsPerChild 5' 'Redirect permanent / http://elsewhere/' \
