@@ -68,6 +68,11 @@ pub(super) fn check_free(ids: &[NsTid]) -> Option<Error> {
         std::thread::sleep(STEP);
         holders = holders.into_iter().filter_map(|h| Holder::of(h.id)).collect();
     }
+    // Who went while we looked shows nothing of himself: another look tells.
+    if holders.iter().any(|h| h.ending.is_none()) {
+        std::thread::sleep(STEP);
+        holders = holders.into_iter().filter_map(|h| Holder::of(h.id)).collect();
+    }
     if holders.is_empty() {
         return None;
     }
