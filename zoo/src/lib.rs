@@ -14,6 +14,7 @@ pub mod net;
 pub mod proc;
 pub mod queues;
 pub mod rights;
+pub mod storms;
 pub mod sys;
 mod table;
 mod zoo;

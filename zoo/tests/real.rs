@@ -308,8 +308,9 @@ fn postgres_open_transaction() {
             other => Err(format!("{other} rows are committed")),
         }
     }
-    // The server refuses to be root's, and its user may be unable to reach the room by its own path.
-    let script = "mkdir @/pg; chown postgres @/pg; mount --bind @/pg /mnt; cd /mnt; \
+    // The server refuses to be root's, and its user may be unable to reach the room by its own path. Its shared memory must not
+    // stay where all see it when the room ends.
+    let script = "mount -t tmpfs shm /dev/shm; mkdir @/pg; chown postgres @/pg; mount --bind @/pg /mnt; cd /mnt; \
         PATH=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1):$PATH; export PATH HOME=/mnt; \
         exec setpriv --reuid=postgres --regid=postgres --clear-groups sh -c \"mkfifo commands; \
         initdb -D data -A trust -N -E UTF8 --locale=C >/dev/null; \

@@ -2,33 +2,15 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
-use common::{CRUST, Dir, Process, activated, connect, failure, inside, inside_with, listener, opts, swrk};
+use common::{CRUST, Dir, Process, Sample, activated, connect, failure, inside, inside_with, listener, opts, swrk};
 use crust_rpc::{Error, Opts};
 use rustix::net::SocketType;
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// A running sample and its directory.
-struct Sample {
-    dir: Dir,
-    pid: i32,
-}
-
 impl Sample {
-    fn start(name: &str) -> Self {
-        let dir = Dir::new(name);
-        let pid = dir.start_sample();
-        Self { dir, pid }
-    }
-
-    /// It counts, and its memory, pipe and file are as they must be.
-    fn goes_on(&self) {
-        self.dir.sample_goes_on(5000);
-    }
-
     fn is_gone(&self) -> bool {
         let pid = rustix::process::Pid::from_raw(self.pid);
         let _reaped = rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG);
@@ -54,21 +36,6 @@ impl Sample {
     fn cli(&self, args: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(CRUST).args(args).current_dir(&self.dir.0).env_clear().output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
-    }
-
-    fn script(&self, name: &str, text: &str) {
-        let path = self.dir.path(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
-}
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.pid) {
-            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            let _reaped = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
-        }
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, helpers outside of #[test] functions too")]
 mod common;
 
-use common::{CRUST, Dir, output_text};
+use common::{CRUST, Sample, output_text};
 use crust_image::streamer;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,24 +21,7 @@ fn inside(name: &str) -> bool {
     common::inside_with(name, &["-m"])
 }
 
-/// A running sample and its directory.
-struct Sample {
-    dir: Dir,
-    pid: i32,
-}
-
 impl Sample {
-    fn start(name: &str) -> Self {
-        let dir = Dir::new(name);
-        let pid = dir.start_sample();
-        Self { dir, pid }
-    }
-
-    /// It counts, and its memory, pipe and file are as they must be.
-    fn goes_on(&self) {
-        self.dir.sample_goes_on(2000);
-    }
-
     /// `crust VERB -D images MORE`, below the sample's directory.
     fn crust(&self, verb: &str, more: &[&str]) -> Command {
         let mut command = Command::new(CRUST);
@@ -57,13 +40,6 @@ impl Sample {
     fn reap(&self) {
         let pid = rustix::process::Pid::from_raw(self.pid).unwrap();
         rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty()).unwrap();
-    }
-}
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_raw(self.pid).unwrap();
-        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 

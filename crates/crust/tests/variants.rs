@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "a terminal is made the controlling one between fork and exec")]
 mod common;
 
-use common::{CRUST, Dir, inside, output_text};
+use common::{CRUST, Dir, Sample, inside, output_text};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -43,23 +43,7 @@ fn mute(dir: &Dir, args: &[&str]) -> Command {
     command
 }
 
-/// The demonstration's sample.
-struct Sample {
-    dir: Dir,
-    pid: i32,
-}
-
 impl Sample {
-    fn start(name: &str) -> Self {
-        let dir = Dir::new(name);
-        let pid = dir.start_sample();
-        Self { dir, pid }
-    }
-
-    fn goes_on(&self) {
-        self.dir.sample_goes_on(3000);
-    }
-
     fn crust(&self, args: &[&str]) -> Command {
         mute(&self.dir, args)
     }
@@ -94,15 +78,6 @@ impl Sample {
             let _reaped = waitpid(Pid::from_raw(self.pid), WaitOptions::NOHANG);
             !Path::new(&format!("/proc/{}", self.pid)).exists()
         });
-    }
-}
-
-impl Drop for Sample {
-    fn drop(&mut self) {
-        if let Some(pid) = Pid::from_raw(self.pid) {
-            let _gone = kill_process(pid, Signal::KILL);
-            let _reaped = waitpid(Some(pid), WaitOptions::NOHANG);
-        }
     }
 }
 
@@ -179,10 +154,8 @@ fn a_dump_that_takes_longer_than_its_timeout_rolls_back() {
         return;
     }
     let sample = Sample::start("timeout");
-    let script = sample.dir.path("slow");
-    fs::write(&script, "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != network-lock ] || sleep 6\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let (pid, script) = (sample.pid.to_string(), script.display().to_string());
+    let script = sample.slow_script("network-lock");
+    let pid = sample.pid.to_string();
     let dump = ["dump", "-t", &pid, "-D", "images", "--timeout", "5", "--action-script", &script];
     let late = sample.run(&dump);
     assert_eq!(late.status.code(), Some(1), "{}", output_text(&late));
@@ -260,10 +233,7 @@ fn a_restore_that_takes_longer_than_its_timeout_leaves_nothing() {
     }
     let sample = Sample::start("restore-timeout");
     sample.put_away(&[]);
-    let script = sample.dir.path("slow");
-    fs::write(&script, "#!/bin/sh\n[ \"$CRTOOLS_SCRIPT_ACTION\" != post-restore ] || sleep 6\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    let script = script.display().to_string();
+    let script = sample.slow_script("post-restore");
     let late = sample.run(&[&RESTORE[..], &["--timeout", "5", "--action-script", &script]].concat());
     let said = output_text(&late);
     assert_eq!(late.status.code(), Some(1), "{said}");

@@ -1,14 +1,9 @@
 //! Processes that are nearly always in a vfork, whose child is in one itself: neither can be stopped before its child ends, so a
 //! freeze must not hold that one. No child comes to another end.
 #![allow(unsafe_code, reason = "vfork on a stack of its own")]
-use std::sync::atomic::Ordering::SeqCst;
-use std::time::{Duration, Instant};
-use zoo::mem::{Map, PAGE};
-use zoo::sys::{fork, waitpid};
+use std::time::Duration;
+use zoo::storms::Storms;
 
-const STORMS: usize = 3;
-const STOP: usize = STORMS;
-const FAULTS: usize = STORMS + 1;
 const STACK: usize = 1 << 16;
 
 /// Waits for a child that has this memory, lives on `stack` and does `life`. Its exit code.
@@ -23,7 +18,7 @@ fn vfork(stack: &mut [u128], life: extern "C" fn(*mut libc::c_void) -> i32, with
 }
 
 extern "C" fn child(stack: *mut libc::c_void) -> i32 {
-    // SAFETY: it is the second half of what `storm` has for both, and nobody else's.
+    // SAFETY: it is the second half of what `round` has for both, and nobody else's.
     let stack = unsafe { std::slice::from_raw_parts_mut(stack.cast::<u128>(), STACK / 16) };
     vfork(stack, grandchild, std::ptr::null_mut()) + 1
 }
@@ -33,40 +28,14 @@ extern "C" fn grandchild(_: *mut libc::c_void) -> i32 {
     6
 }
 
-fn storm(map: &Map, i: usize) -> i32 {
+/// A child and its child, each on half of a stack.
+fn round() -> bool {
     let mut stacks = vec![0_u128; 2 * STACK / 16];
     let (first, second) = stacks.split_at_mut(STACK / 16);
-    while map.word(STOP).load(SeqCst) == 0 {
-        if vfork(first, child, second.as_mut_ptr().cast()) != 7 {
-            map.word(FAULTS).fetch_add(1, SeqCst);
-        }
-        map.word(i).fetch_add(1, SeqCst);
-    }
-    0
+    vfork(first, child, second.as_mut_ptr().cast()) == 7
 }
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    let map = Map::shared(PAGE);
-    let storms: Vec<i32> = (0..STORMS).map(|i| fork(|| storm(&map, i))).collect();
-    let now = || -> [u64; STORMS] { std::array::from_fn(|i| map.word(i).load(SeqCst)) };
-    let blows = |since: [u64; STORMS]| {
-        let end = Instant::now() + Duration::from_secs(60);
-        while (0..STORMS).any(|i| now()[i] < since[i] + 3) {
-            if Instant::now() > end {
-                return false;
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        true
-    };
-    zoo.ok("it begins to blow", blows([0; STORMS]));
-    while zoo.gap() {
-        zoo.ok("it still blows", blows(now()));
-        zoo.eq("children that came to another end", map.word(FAULTS).load(SeqCst), 0);
-    }
-    map.word(STOP).store(1, SeqCst);
-    for storm in storms {
-        zoo.eq("a storm's end", waitpid(storm).ok(), Some(0));
-    }
+    Storms::start(3, round).live(&mut zoo);
 }

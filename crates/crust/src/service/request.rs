@@ -167,12 +167,6 @@ fn fields(o: &mut Opts, s: &mut Settings) -> Result<()> {
     if let Some(caps) = o.cpu_cap {
         e.cpu_cap = (caps & options::cpu::ALL) | options::cpu::IMAGE;
     }
-    if let Some(ns) = o.empty_ns {
-        if ns & !options::CLONE_NEWNET != 0 {
-            return Err(bad(format!("empty_ns {ns:#x}: only CLONE_NEWNET is known")));
-        }
-        e.empty_ns |= ns;
-    }
     if let Some(name) = o.crust_plugins.iter().find(|name| !name.starts_with(['/', '@'])) {
         return Err(bad(format!("crust_plugins: {name} is neither an absolute path nor an abstract name behind `@`")));
     }
@@ -181,6 +175,18 @@ fn fields(o: &mut Opts, s: &mut Settings) -> Result<()> {
     old_forms(o, s);
     let e = &mut s.engine;
     e.inherit_fds.extend(o.inherit_fd.drain(..).map(|i| InheritFd { key: i.key, fd: i.fd }));
+    names_and_numbers(o, s)
+}
+
+/// What only some values are known of.
+fn names_and_numbers(o: &mut Opts, s: &mut Settings) -> Result<()> {
+    let e = &mut s.engine;
+    if let Some(ns) = o.empty_ns {
+        if ns & !options::CLONE_NEWNET != 0 {
+            return Err(bad(format!("empty_ns {ns:#x}: only CLONE_NEWNET is known")));
+        }
+        e.empty_ns |= ns;
+    }
     for join in o.join_ns.drain(..) {
         if !options::JOINABLE.contains(&join.ns.as_str()) {
             return Err(bad(format!("join_ns: {} is none of {}", join.ns, options::JOINABLE.join(", "))));

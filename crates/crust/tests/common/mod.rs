@@ -2,8 +2,10 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses a part; a test may panic")]
 use crust_rpc::{Client, Connection, Error, Failure, Opts, Request, RequestType};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, socketpair};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,6 +63,47 @@ impl Dir {
         while self.sample_count() < from + steps {
             assert!(start.elapsed() < Duration::from_secs(120), "the sample does not go on from {from}");
             std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A running sample of the demonstration and its directory. Whatever has its pid at the end is killed.
+pub(crate) struct Sample {
+    pub(crate) dir: Dir,
+    pub(crate) pid: i32,
+}
+
+impl Sample {
+    pub(crate) fn start(name: &str) -> Self {
+        let dir = Dir::new(name);
+        let pid = dir.start_sample();
+        Self { dir, pid }
+    }
+
+    /// It counts, and its memory, pipe and file are as they must be.
+    pub(crate) fn goes_on(&self) {
+        self.dir.sample_goes_on(5000);
+    }
+
+    /// A shell script in its directory, which can be run.
+    pub(crate) fn script(&self, name: &str, text: &str) -> String {
+        let path = self.dir.path(name);
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.display().to_string()
+    }
+
+    /// An action script that takes six seconds over `action`.
+    pub(crate) fn slow_script(&self, action: &str) -> String {
+        self.script("slow", &format!("[ \"$CRTOOLS_SCRIPT_ACTION\" != {action} ] || sleep 6"))
+    }
+}
+
+impl Drop for Sample {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.pid) {
+            let _gone = kill_process(pid, Signal::KILL);
+            let _reaped = waitpid(Some(pid), WaitOptions::NOHANG);
         }
     }
 }

@@ -197,25 +197,36 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     entry.crust_groups = memberships(fd, family, out)?;
     entry.state = if peer.is_some() { ESTABLISHED } else { CLOSE };
     entry.shutdown = shutdown_of(seen.shutdown);
-    if kind == libc::SOCK_DGRAM && matches!(proto, UDP | UDPLITE) {
-        if get(UDP, UDP_CORK)? != 0 {
-            return Err(Error::unsupported(
-                "a corked UDP socket is not supported",
-                "let the program send its datagram",
-            ));
-        }
-        if get(UDP, UDP_ENCAP)? != 0 {
-            return Err(Error::unsupported(
-                "a UDP socket that carries another protocol (UDP_ENCAP) is not supported",
-                "close it before the dump",
-            ));
-        }
+    let is_udp = kind == libc::SOCK_DGRAM && matches!(proto, UDP | UDPLITE);
+    if is_udp {
+        refuse_udp(fd)?;
     }
+    datagrams(v, &entry, is_udp, out)?;
+    Ok(FileEntry { isk: Some(entry.into()), ..FileEntry::default() })
+}
+
+/// Refuses what nothing says how to bring back in a UDP socket.
+fn refuse_udp(fd: BorrowedFd<'_>) -> Result<()> {
+    let get = |name: i32| option(fd, UDP, name).during("reading a socket option");
+    if get(UDP_CORK)? != 0 {
+        return Err(Error::unsupported("a corked UDP socket is not supported", "let the program send its datagram"));
+    }
+    if get(UDP_ENCAP)? != 0 {
+        return Err(Error::unsupported(
+            "a UDP socket that carries another protocol (UDP_ENCAP) is not supported",
+            "close it before the dump",
+        ));
+    }
+    Ok(())
+}
+
+/// The datagrams that wait in the socket of `entry`, without taking them from it.
+fn datagrams(v: &FdView<'_>, entry: &InetSkEntry, is_udp: bool, out: &mut Records<'_>) -> Result<()> {
+    let fd = v.copy();
     // Looking by recvmsg would take a pending error away.
     let events = events(fd, PollFlags::IN | PollFlags::RDHUP, Duration::ZERO)?;
     let waits = events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP);
     if waits || rustix::io::ioctl_fionread(fd).is_ok_and(|n| n > 0) {
-        let is_udp = kind == libc::SOCK_DGRAM && matches!(proto, UDP | UDPLITE);
         let found = match is_udp && !events.contains(PollFlags::ERR) {
             true if out.running => Some(Vec::new()),
             true => udp_data::look(fd)?,
@@ -225,12 +236,12 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
             Some(datagrams) => out.packets.extend(datagrams.into_iter().map(|d| {
                 let crust_from = Some(udp_data::pack(d.from));
                 let length = d.bytes.len() as u32;
-                (SkPacketEntry { id_for: id, length, crust_from, ..SkPacketEntry::default() }, d.bytes)
+                (SkPacketEntry { id_for: entry.id, length, crust_from, ..SkPacketEntry::default() }, d.bytes)
             })),
-            None => log::warn!("{v:?}: the packets that wait in {} are lost", describe(&entry)),
+            None => log::warn!("{v:?}: the packets that wait in {} are lost", describe(entry)),
         }
     }
-    Ok(FileEntry { isk: Some(entry.into()), ..FileEntry::default() })
+    Ok(())
 }
 
 fn shutdown_of(bits: u8) -> Option<i32> {

@@ -178,8 +178,40 @@ fn unsupported(what: &str, help: &str) -> Error {
     Error::unsupported(format!("{what} cannot be saved"), help)
 }
 
+/// What `m` is, as the image says it.
 fn classify(m: &Mapping) -> Result<VmaEntry> {
-    let has = |flag| m.has(flag);
+    let mut entry = with_flags(m);
+    if let Some(status) = made_by_the_kernel(m)? {
+        entry.status |= status;
+        entry.flags |= libc::MAP_ANONYMOUS as u32;
+        if m.name.starts_with(b"[vvar") {
+            // Io and PfnMap, as the kernel makes it: advice on it is refused.
+            entry.madv = entry.madv.map(|bits| bits & 1 << libc::MADV_DONTDUMP);
+        }
+        return Ok(entry);
+    }
+    if m.detail.is_some_and(|d| d.flags.unknown != [0; 2]) {
+        log::warn!("mapping {:#x}-{:#x} has a flag this version does not know; it will be lost", m.start, m.end);
+    }
+    refuse(m)?;
+    if m.inode == 0 && !m.name.starts_with(b"/") {
+        // Plain, [heap], [stack], [anon:NAME].
+        entry.status |= st::ANON_PRIVATE;
+        entry.flags |= libc::MAP_ANONYMOUS as u32;
+        if m.name == b"[heap]" {
+            entry.status |= st::HEAP;
+        }
+        if m.has(VmFlag::Droppable) {
+            entry.flags = entry.flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+        }
+    } else {
+        of_a_file(m, &mut entry);
+    }
+    Ok(entry)
+}
+
+/// Place, protection, flags and advice.
+fn with_flags(m: &Mapping) -> VmaEntry {
     let mut entry = VmaEntry {
         start: m.start,
         end: m.end,
@@ -190,13 +222,12 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         fd: -1,
         ..VmaEntry::default()
     };
-    let anonymous = libc::MAP_ANONYMOUS as u32;
     for (flag, bit) in [
         (VmFlag::GrowsDown, libc::MAP_GROWSDOWN),
         (VmFlag::Locked, libc::MAP_LOCKED),
         (VmFlag::NoReserve, libc::MAP_NORESERVE),
     ] {
-        if has(flag) {
+        if m.has(flag) {
             entry.flags |= bit as u32;
         }
     }
@@ -211,60 +242,40 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         (VmFlag::NoHugePage, libc::MADV_NOHUGEPAGE),
         (VmFlag::WipeOnFork, libc::MADV_WIPEONFORK),
     ] {
-        if has(flag) {
+        if m.has(flag) {
             madv |= 1 << advice;
         }
     }
     entry.madv = (madv != 0).then_some(madv);
     let ours = [(VmFlag::Sealed, SEALED), (VmFlag::LockOnFault, LOCK_ON_FAULT)];
-    let ours = ours.iter().fold(0, |all, &(flag, bit)| if has(flag) { all | bit } else { all });
+    let ours = ours.iter().fold(0, |all, &(flag, bit)| if m.has(flag) { all | bit } else { all });
     entry.crust_flags = (ours != 0).then_some(ours);
-    match m.name.as_slice() {
-        b"[vsyscall]" => {
-            entry.status = st::VSYSCALL | st::ANON_PRIVATE;
-            entry.flags |= anonymous;
-            return Ok(entry);
-        }
-        b"[vdso]" => {
-            entry.status |= st::VDSO | st::ANON_PRIVATE;
-            entry.flags |= anonymous;
-            return Ok(entry);
-        }
-        b"[vvar]" | b"[vvar_vclock]" => {
-            entry.status |= st::VVAR | st::ANON_PRIVATE;
-            entry.flags |= anonymous;
-            // Io and PfnMap, as the kernel makes it: advice on it is refused.
-            entry.madv = entry.madv.map(|bits| bits & 1 << libc::MADV_DONTDUMP);
-            return Ok(entry);
-        }
+    entry
+}
+
+/// The status of a mapping that the kernel puts into every process, unless `m` is none.
+fn made_by_the_kernel(m: &Mapping) -> Result<Option<u32>> {
+    Ok(match m.name.as_slice() {
+        b"[vsyscall]" => Some(st::VSYSCALL | st::ANON_PRIVATE),
+        b"[vdso]" => Some(st::VDSO | st::ANON_PRIVATE),
+        b"[vvar]" | b"[vvar_vclock]" => Some(st::VVAR | st::ANON_PRIVATE),
         b"[uprobes]" => {
             return Err(unsupported(
                 "memory of active uprobes",
                 "end the tracing tool (perf, bpftrace) before the dump",
             ));
         }
-        _ => {}
-    }
-    if m.detail.is_some_and(|d| d.flags.unknown != [0; 2]) {
-        log::warn!("mapping {:#x}-{:#x} has a flag this version does not know; it will be lost", m.start, m.end);
-    }
-    refuse(m)?;
-    if m.inode == 0 && !m.name.starts_with(b"/") {
-        // Plain, [heap], [stack], [anon:NAME].
-        entry.status |= st::ANON_PRIVATE;
-        entry.flags |= anonymous;
-        if m.name == b"[heap]" {
-            entry.status |= st::HEAP;
-        }
-        if has(VmFlag::Droppable) {
-            entry.flags = entry.flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
-        }
-        return Ok(entry);
-    }
+        _ => None,
+    })
+}
+
+/// A mapping that has an inode: one of those which the kernel makes for anonymous shared memory and the like, or a file's.
+fn of_a_file(m: &Mapping, entry: &mut VmaEntry) {
+    let anonymous = libc::MAP_ANONYMOUS as u32;
     if m.shared && m.name.starts_with(b"/[aio]") {
         entry.status = st::AIORING;
         entry.fdflags = Some(libc::O_RDWR as u32);
-        return Ok(entry);
+        return;
     }
     if let Some(size) = hugetlb_size(m) {
         // Nothing in a name or a device tells the size.
@@ -278,7 +289,7 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
                 entry.status |= st::ANON_PRIVATE;
                 entry.pgoff = 0;
             }
-            return Ok(entry);
+            return;
         }
     }
     let on_shmem = shmem_device().is_some_and(|dev| dev == m.dev);
@@ -286,23 +297,22 @@ fn classify(m: &Mapping) -> Result<VmaEntry> {
         entry.status |= st::ANON_SHARED;
         entry.flags |= anonymous;
         entry.shmid = m.inode;
-        return Ok(entry);
+        return;
     }
     if on_shmem && m.shared && m.name.starts_with(b"/SYSV") {
         // The inode's number is the segment's id.
         entry.status |= st::ANON_SHARED | st::SYSVIPC;
         entry.flags |= anonymous;
         entry.shmid = m.inode;
-        return Ok(entry);
+        return;
     }
-    if on_shmem || hugetlb::is(&entry) {
+    if on_shmem || hugetlb::is(entry) {
         entry.status |= st::MEMFD;
     }
     // A shared mapping that may become writable came from a descriptor open for writing.
-    let writable = m.shared && (has(VmFlag::MayWrite) || m.write);
+    let writable = m.shared && (m.has(VmFlag::MayWrite) || m.write);
     entry.fdflags = Some(if writable { libc::O_RDWR as u32 } else { libc::O_RDONLY as u32 });
     entry.status |= if m.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
-    Ok(entry)
 }
 
 fn protection(m: &Mapping) -> u32 {

@@ -127,27 +127,24 @@ pub fn tls(regs: &Regs) -> (u64, u64) {
     (regs.fs_base, regs.gs_base)
 }
 
-/// `from`, about to make system call `nr` with the syscall instruction at `at`, in 64-bit code. The kernel must not think
-/// that an older call waits for its restart, hence `orig_rax`.
+/// `from`, about to make system call `nr` with the syscall instruction at `at`, in 64-bit code.
 pub fn with_syscall(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
-    let mut regs = *from;
-    regs.cs = USER_CS_64;
-    regs.rip = at;
-    regs.rax = nr;
-    regs.orig_rax = u64::MAX;
+    let mut regs = at_call(from, USER_CS_64, at, nr);
     [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
     regs
 }
 
 /// As [`with_syscall`], as 32-bit code makes it with the `int 0x80` at `at`: other numbers, other registers.
 pub fn with_syscall32(from: &Regs, at: u64, nr: u64, args: [u64; 6]) -> Regs {
-    let mut regs = *from;
-    regs.cs = USER_CS_32;
-    regs.rip = at;
-    regs.rax = nr;
-    regs.orig_rax = u64::MAX;
+    let mut regs = at_call(from, USER_CS_32, at, nr);
     [regs.rbx, regs.rcx, regs.rdx, regs.rsi, regs.rdi, regs.rbp] = args;
     regs
+}
+
+/// `from` at an instruction for system calls, in code of the segment `cs`. The kernel must not think that an older call waits
+/// for its restart, hence `orig_rax`.
+fn at_call(from: &Regs, cs: u64, at: u64, nr: u64) -> Regs {
+    Regs { cs, rip: at, rax: nr, orig_rax: u64::MAX, ..*from }
 }
 
 /// The arguments of the call that a thread is in.
