@@ -11,12 +11,14 @@ pub mod harness;
 pub mod i386;
 pub mod mem;
 pub mod net;
+pub mod overlay;
 pub mod proc;
 pub mod queues;
 pub mod rights;
 pub mod storms;
 pub mod sys;
 mod table;
+pub mod watches;
 mod zoo;
 pub use zoo::{Seat, Zoo};
 

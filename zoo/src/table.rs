@@ -105,6 +105,7 @@ macro_rules! programs {
             beyond blocked_epoll;
             beyond bpf_maps;
             beyond bpf_maps_more;
+            beyond chroot_deleted;
             beyond console_vt;
             beyond ctty;
             beyond ctty_bare;
@@ -125,6 +126,7 @@ macro_rules! programs {
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;
+            beyond inotify_overlay;
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";
             beyond memfd;
@@ -132,6 +134,7 @@ macro_rules! programs {
             beyond mqueue;
             beyond multicast;
             beyond netlink;
+            beyond overlay_deleted "--link-remap";
             beyond packet_sockets;
             beyond pidfd;
             beyond pipe_packets;
@@ -185,6 +188,7 @@ macro_rules! programs {
             refused refused_memfd_secret;
             refused refused_memory_limit;
             refused refused_mqueue;
+            refused refused_overlay_link;
             refused refused_perf;
             refused refused_pidfd_outside;
             refused refused_pidfd_thread;

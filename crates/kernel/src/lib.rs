@@ -15,6 +15,7 @@ pub mod maps;
 pub mod mman;
 pub mod mqueue;
 pub mod notify;
+pub mod overlay;
 pub mod own_fd;
 pub mod pagemap;
 pub mod peer;

@@ -1,7 +1,7 @@
 //! inotify(7), fanotify(7), file handles and pidfds: the calls that rustix lacks or ties to types of its own.
 #![allow(unsafe_code, reason = "system calls that no safe wrapper has in the form that restore needs")]
 use rustix::io::{Errno, Result};
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 fn last() -> Errno {
@@ -39,30 +39,38 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result
     owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut given, flags) })
 }
 
+/// name_to_handle_at(2).
+fn handle_at(dir: RawFd, path: &CStr, flags: i32) -> Result<FileHandle> {
+    let mut handle = FileHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
+    let mut mount = 0i32;
+    // SAFETY: `handle` has the layout of struct file_handle and room for as many bytes as it says, `mount` is an int, `path` ends
+    // in a zero byte; all live over the call.
+    let ret = unsafe {
+        libc::syscall(libc::SYS_name_to_handle_at, dir, path.as_ptr(), &raw mut handle, &raw mut mount, flags)
+    };
+    if ret < 0 { Err(last()) } else { Ok(handle) }
+}
+
+/// What tells the file of a path (a symbolic link itself), or `at` if it is empty, from all others of its filesystem, as fdinfo of
+/// a watch shows it: type and bytes. Filesystems whose files cannot be opened by handle have it too (Linux 6.6).
+///
+/// # Errors
+/// `EOPNOTSUPP`, `EINVAL`: the filesystem or the kernel has none. What open(2) says.
+pub fn file_id(at: BorrowedFd<'_>, path: &CStr) -> Result<(i32, Vec<u8>)> {
+    const AT_HANDLE_FID: i32 = 0x200;
+    let handle = handle_at(at.as_raw_fd(), path, AT_HANDLE_FID | libc::AT_EMPTY_PATH)?;
+    let bytes = handle.handle.get(..handle.bytes as usize).ok_or(Errno::IO)?;
+    Ok((handle.kind, bytes.to_vec()))
+}
+
 /// Opens the very file behind a descriptor again by its handle: flags stay as given, where a way through /proc would not take
 /// O_NOFOLLOW.
 ///
 /// # Errors
 /// `EOPNOTSUPP`, `ESTALE`: the filesystem has no handle for it. `EPERM`: needs CAP_DAC_READ_SEARCH. What open(2) says.
 pub fn reopen_by_handle(file: BorrowedFd<'_>, flags: i32) -> Result<OwnedFd> {
-    let mut handle = FileHandle { bytes: MAX_HANDLE as u32, kind: 0, handle: [0; MAX_HANDLE] };
-    let mut mount = 0i32;
-    // SAFETY: `handle` has the layout of struct file_handle and room for as many bytes as it says, `mount` is an int, the path is
-    // an empty string; all live over the call.
-    let ret = unsafe {
-        libc::syscall(
-            libc::SYS_name_to_handle_at,
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            &raw mut handle,
-            &raw mut mount,
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    if ret < 0 {
-        return Err(last());
-    }
-    // SAFETY: as above; the kernel only reads it now.
+    let mut handle = handle_at(file.as_raw_fd(), c"", libc::AT_EMPTY_PATH)?;
+    // SAFETY: `handle` has the layout of struct file_handle, as the kernel filled it; it only reads it now.
     owned(unsafe { libc::syscall(libc::SYS_open_by_handle_at, file.as_raw_fd(), &raw mut handle, flags) })
 }
 

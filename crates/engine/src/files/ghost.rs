@@ -12,7 +12,7 @@ use crust_image::{ImageKind, Reader, Writer};
 use crust_kernel::{Backoff, Deadline};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, SeekFrom, Timespec, Timestamps};
 use rustix::io::Errno;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// From this size on CRIU stores only the filled pieces. It reads smaller files so, too.
@@ -138,6 +138,16 @@ impl Ghost {
     /// True for the ghost of this inode.
     pub(super) fn is(&self, dev: u32, ino: u64) -> bool {
         self.entry.dev == Some(dev) && self.entry.ino == Some(ino)
+    }
+
+    /// What tells a file with content from all others of its filesystem.
+    pub(super) fn file_id(&self) -> Option<(i32, Vec<u8>)> {
+        crust_kernel::notify::file_id(self.content.as_ref()?.fd.as_fd(), c"").ok()
+    }
+
+    /// Watches find it by these numbers.
+    pub(super) fn is_known_as(&mut self, dev: u32, ino: u64) {
+        (self.entry.dev, self.entry.ino) = (Some(dev), Some(ino));
     }
 
     /// Writes ghost-file-N.img.

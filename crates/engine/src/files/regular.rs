@@ -17,6 +17,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind { name: "regular file", fd_type: FdTypes::Reg, recognise, dump, group, open };
 
+pub(super) const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
 const O_TMPFILE: u32 = 0o20_000_000;
 /// `MEM_MAJOR` of the kernel: null, zero, full, random, urandom.
 const MEM_MAJOR: u32 = 1;
@@ -164,7 +165,11 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
         }
         Err(Errno::NOENT | Errno::NOTDIR) => {
             let name = stripped.unwrap_or(path).to_vec();
-            ghost::dump_linked(seen, id, &name, out)?;
+            if stripped.is_some() && is_gone_from_overlay(seen, fs_type) {
+                ghost::dump(seen, id, &name, out)?;
+            } else {
+                ghost::dump_linked(seen, id, &name, out)?;
+            }
             Ok(name)
         }
         Ok(_) => Err(Error::unsupported(
@@ -173,6 +178,20 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
         )),
         Err(e) => Err(Error::kernel(format!("looking up {} failed", shown()), e)),
     }
+}
+
+/// True for a deleted file of overlayfs that has no other name there, although its links are counted: those of a file in a lower
+/// layer are the layer's own, which a deletion leaves alone. (With an index, lower files with several names are copied up before
+/// one of them goes; without, each name is a file of its own.) The layer above counts as other filesystems do.
+fn is_gone_from_overlay(seen: &Seen<'_>, fs_type: u64) -> bool {
+    fs_type == OVERLAYFS_SUPER_MAGIC
+        && match seen.stat.st_mode & libc::S_IFMT {
+            libc::S_IFDIR => true,
+            libc::S_IFREG => {
+                reopen_for_reading(seen.fd).is_ok_and(|fd| crust_kernel::overlay::is_lower(fd.as_fd()) == Ok(true))
+            }
+            _ => false,
+        }
 }
 
 /// Files that are no content but objects of the kernel: a copy of what they read as would be another thing.

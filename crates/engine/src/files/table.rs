@@ -94,11 +94,11 @@ pub(super) struct Records<'o> {
     pub(super) pidfds: Vec<super::pidfd::Awaited>,
     /// Who is told of a message in a queue, and where the queue was seen.
     pub(super) mqueues: Vec<(i32, Object)>,
-    /// Watched files without a name: device, inode, and where the watch was seen.
-    pub(super) watched: Vec<(u32, u64, Object)>,
+    /// Watched files whose name was not found.
+    pub(super) watched: Vec<super::watch::Watched>,
     /// The program's mounts, and files found by searching.
     pub(super) mounts: Option<super::watch::Mounts>,
-    pub(super) irmap: Option<HashMap<(u32, u64), std::path::PathBuf>>,
+    pub(super) irmap: Option<super::watch::Found>,
     /// Where epolls look for what they watch.
     pub(super) watchable: super::epoll::Watchable,
     /// All unix sockets of the namespace, asked for once.

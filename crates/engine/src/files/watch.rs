@@ -1,10 +1,12 @@
 //! What inotify and fanotify share: watched files, which the kernel tells by device, inode and file handle, not by name.
 //!
 //! Dump: the handle is opened and its name read; where that cannot be, known directories are searched (`--force-irmap`,
-//! `--irmap-scan-path`). A file without a name must be one of the deleted files that the images hold.
+//! `--irmap-scan-path`). Overlayfs tells files apart by handles that cannot be opened: all of it is searched. A file without a
+//! name must be one of the deleted files that the images hold.
 //! Restore: by name, else as the deleted file that was made again, else by handle.
-use super::ghost::kernel_dev;
+use super::ghost::{Ghost, kernel_dev};
 use super::look::FdView;
+use super::regular::OVERLAYFS_SUPER_MAGIC;
 use super::restore::Opener;
 use super::table::{FileTable, Records};
 use crate::task::Target;
@@ -12,7 +14,8 @@ use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{FhEntry, FileEntry};
 use crust_kernel::notify;
 use rustix::fs::{AtFlags, Mode, OFlags};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::ffi::CString;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -76,27 +79,65 @@ pub(super) fn look(line: &Line<'_>, v: &FdView<'_>, out: &mut Records<'_>) -> Re
     let t = v.target;
     let (dev, ino) = (line.need("sdev")? as u32, line.need("ino")?);
     let mut handle = line.handle().unwrap_or_else(|| FhEntry { handle: vec![0; HANDLE_WORDS], ..FhEntry::default() });
+    let watched = Watched { dev, ino, id: file_id(&handle), object: v.object(), deleted: false };
     let found = if out.opts.force_irmap { None } else { by_handle(&handle, dev, ino, t, out) };
-    match found {
-        Some(Named::Path(path)) => {
-            handle.path = Some(path);
-            return Ok(handle);
-        }
+    let path = match found {
+        Some(Named::Path(path)) => Some(path),
+        // Whether somebody in the tree holds it open is known when all were looked at.
         Some(Named::Deleted) => {
-            // Whether somebody in the tree holds it open is known when all were looked at.
-            out.watched.push((dev, ino, v.object()));
+            out.watched.push(Watched { deleted: true, ..watched });
             return Ok(handle);
         }
-        None => {}
+        None if out.ghosts.iter().any(|ghost| watched.is(ghost)) => None,
+        None => search(&watched, t, out).map(|path| path.into_os_string().into_vec()),
+    };
+    match path {
+        Some(path) => handle.path = Some(path),
+        None => out.watched.push(watched),
     }
-    if let Some(path) = search(dev, ino, out) {
-        handle.path = Some(path.into_os_string().into_vec());
-        return Ok(handle);
+    Ok(handle)
+}
+
+/// Type and bytes of a handle.
+type FileId = (i32, Vec<u8>);
+
+/// A watched file whose name was not found.
+#[derive(Debug)]
+pub(super) struct Watched {
+    dev: u32,
+    ino: u64,
+    id: Option<FileId>,
+    /// Where the watch was seen.
+    object: Object,
+    /// It is known to have no name.
+    deleted: bool,
+}
+
+impl Watched {
+    /// True if this deleted file is the one. Overlayfs numbers files by one device and watches by another.
+    fn is(&self, ghost: &Ghost) -> bool {
+        ghost.is(self.dev, self.ino) || self.id.is_some() && ghost.file_id() == self.id
     }
-    Err(Error::unsupported(
-        format!("watches inode {ino} of device {}:{}, whose name cannot be found", dev >> 20, dev & 0xf_ffff),
-        "pass `--irmap-scan-path DIR` with a directory above the watched file, or dump with CAP_DAC_READ_SEARCH",
-    ))
+
+    fn lost(self) -> Error {
+        let (dev, ino) = (self.dev, self.ino);
+        let error = if self.deleted {
+            Error::unsupported(
+                format!("watches the deleted file with inode {ino}, which no task of the tree has open"),
+                "remove the watch, or dump the program that holds the file open too",
+            )
+        } else {
+            Error::unsupported(
+                format!("watches inode {ino} of device {}:{}, whose name cannot be found", dev >> 20, dev & 0xf_ffff),
+                "pass `--irmap-scan-path DIR` with a directory above the watched file, or dump with CAP_DAC_READ_SEARCH",
+            )
+        };
+        error.on(self.object)
+    }
+}
+
+fn file_id(handle: &FhEntry) -> Option<FileId> {
+    Some((handle.r#type as i32, handle_bytes(handle)?))
 }
 
 enum Named {
@@ -107,12 +148,8 @@ enum Named {
 /// Opens the handle through each mount of its filesystem and reads the name, which must lead back to the file.
 fn by_handle(handle: &FhEntry, dev: u32, ino: u64, t: &Target<'_>, out: &mut Records<'_>) -> Option<Named> {
     let bytes = handle_bytes(handle)?;
-    if out.mounts.is_none() {
-        out.mounts = Some(Mounts::look(&t.proc.read_text("mountinfo").ok()?));
-    }
-    let points = out.mounts.as_ref()?.of(dev);
     let mut deleted = false;
-    for point in points {
+    for point in mounts(t, out)?.of(dev) {
         let Ok(mount) = open_mount(point) else { continue };
         let Ok(fd) = notify::open_by_handle(mount.as_fd(), handle.r#type as i32, &bytes) else { continue };
         let Ok(stat) = rustix::fs::fstat(&fd) else { continue };
@@ -129,6 +166,14 @@ fn by_handle(handle: &FhEntry, dev: u32, ino: u64, t: &Target<'_>, out: &mut Rec
         }
     }
     deleted.then_some(Named::Deleted)
+}
+
+/// The program's mounts.
+fn mounts<'m>(t: &Target<'_>, out: &'m mut Records<'_>) -> Option<&'m Mounts> {
+    if out.mounts.is_none() {
+        out.mounts = Some(Mounts::look(&t.proc.read_text("mountinfo").ok()?));
+    }
+    out.mounts.as_ref()
 }
 
 /// A descriptor that stands for a mount: handles cannot be opened through `O_PATH`.
@@ -190,57 +235,91 @@ fn unescape(word: &str) -> Vec<u8> {
     out
 }
 
-/// Looks for an inode below the directories that the caller named, then below CRIU's hints. Stays on one filesystem.
-fn search(dev: u32, ino: u64, out: &mut Records<'_>) -> Option<PathBuf> {
-    if out.irmap.is_none() {
-        let mut found = HashMap::new();
-        let named = out.opts.irmap_scan_paths.iter().map(|p| (p.as_path(), true));
-        for (dir, deep) in named.chain(HINTS.iter().map(|(dir, deep)| (Path::new(*dir), *deep))) {
-            scan(dir, deep, &mut found);
-        }
-        out.irmap = Some(found);
-    }
-    out.irmap.as_ref()?.get(&(dev, ino)).cloned()
+/// Files found by searching.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    by_inode: HashMap<(u32, u64), PathBuf>,
+    /// Of overlayfs.
+    by_id: HashMap<FileId, PathBuf>,
+    /// Devices that were searched as a whole.
+    whole: HashSet<u32>,
 }
 
-/// Files that a scan remembers; more are not worth the memory.
+/// Looks for a file below the directories that the caller named, then below CRIU's hints, then on all of an overlayfs.
+fn search(watched: &Watched, t: &Target<'_>, out: &mut Records<'_>) -> Option<PathBuf> {
+    let mut found = out.irmap.take().unwrap_or_else(|| {
+        let mut found = Found::default();
+        let named = out.opts.irmap_scan_paths.iter().map(|p| (p.as_path(), true));
+        for (dir, deep) in named.chain(HINTS.iter().map(|(dir, deep)| (Path::new(*dir), *deep))) {
+            found.scan(dir, deep);
+        }
+        found
+    });
+    if found.get(watched).is_none()
+        && found.whole.insert(watched.dev)
+        && let Some(mounts) = mounts(t, out)
+    {
+        for point in mounts.of(watched.dev).filter(|point| is_overlay(point.as_slice())) {
+            found.scan(Path::new(std::ffi::OsStr::from_bytes(point)), true);
+        }
+    }
+    let path = found.get(watched).cloned();
+    out.irmap = Some(found);
+    path
+}
+
+/// Files that a search remembers; more are not worth the memory.
 const SCAN_LIMIT: usize = 1 << 20;
 
-fn scan(dir: &Path, deep: bool, found: &mut HashMap<(u32, u64), PathBuf>) {
-    let mut waiting = vec![dir.to_path_buf()];
-    while let Some(dir) = waiting.pop() {
-        let Ok(own) = fs::symlink_metadata(&dir) else { continue };
-        found.entry((kernel_dev(own.dev()), own.ino())).or_insert_with(|| dir.clone());
-        let Ok(list) = fs::read_dir(&dir) else { continue };
-        for entry in list.flatten() {
-            let Ok(meta) = entry.metadata() else { continue };
-            if found.len() >= SCAN_LIMIT {
-                return;
-            }
-            if meta.is_dir() && deep && meta.dev() == own.dev() {
-                waiting.push(entry.path());
-            } else {
-                found.entry((kernel_dev(meta.dev()), meta.ino())).or_insert_with(|| entry.path());
+impl Found {
+    fn get(&self, watched: &Watched) -> Option<&PathBuf> {
+        let by_id = || self.by_id.get(watched.id.as_ref()?);
+        self.by_inode.get(&(watched.dev, watched.ino)).or_else(by_id)
+    }
+
+    /// Remembers what is below a directory on its filesystem.
+    fn scan(&mut self, dir: &Path, deep: bool) {
+        let overlay = is_overlay(dir);
+        let mut waiting = vec![dir.to_path_buf()];
+        while let Some(dir) = waiting.pop() {
+            let Ok(own) = fs::symlink_metadata(&dir) else { continue };
+            self.by_inode.entry((kernel_dev(own.dev()), own.ino())).or_insert_with(|| dir.clone());
+            let Ok(list) = fs::read_dir(&dir) else { continue };
+            for entry in list.flatten() {
+                let Ok(meta) = entry.metadata() else { continue };
+                if self.by_inode.len() >= SCAN_LIMIT {
+                    return;
+                }
+                if meta.is_dir() && deep && meta.dev() == own.dev() {
+                    waiting.push(entry.path());
+                    continue;
+                }
+                let path = CString::new(entry.path().into_os_string().into_vec()).unwrap_or_default();
+                if overlay && let Ok(id) = notify::file_id(rustix::fs::CWD, &path) {
+                    self.by_id.entry(id).or_insert_with(|| entry.path());
+                }
+                self.by_inode.entry((kernel_dev(meta.dev()), meta.ino())).or_insert_with(|| entry.path());
             }
         }
     }
+}
+
+fn is_overlay(dir: impl rustix::path::Arg) -> bool {
+    rustix::fs::statfs(dir).is_ok_and(|fs| fs.f_type as u64 & 0xffff_ffff == OVERLAYFS_SUPER_MAGIC)
 }
 
 impl FileTable<'_> {
     /// A watched file without a name comes back only if the images hold its content.
     pub(super) fn check_watches(&mut self) -> Vec<Error> {
         let r = self.records();
-        let lost = std::mem::take(&mut r.watched)
-            .into_iter()
-            .filter(|(dev, ino, _)| !r.ghosts.iter().any(|g| g.is(*dev, *ino)));
-        lost.map(|(_, ino, object)| {
-            Error::unsupported(
-                format!("watches the deleted file with inode {ino}, which no task of the tree has open"),
-                "remove the watch, or dump the program that holds the file open too",
-            )
-            .on(object)
-        })
-        .collect()
+        let mut lost = Vec::new();
+        for watched in std::mem::take(&mut r.watched) {
+            match r.ghosts.iter_mut().find(|ghost| watched.is(ghost)) {
+                Some(ghost) => ghost.is_known_as(watched.dev, watched.ino),
+                None => lost.push(watched.lost()),
+            }
+        }
+        lost
     }
 }
 
