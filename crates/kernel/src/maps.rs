@@ -219,16 +219,26 @@ impl Mapping {
     }
 }
 
+/// Gives every mapping with its details, in address order, as soon as it is known. `resident_pages` says how many pages of the
+/// process are in memory, as its stat file has it: where there are many, the walk over them counts.
+///
+/// # Errors
+/// As openat(2) and read(2): `ENOENT`, before anything is given, where the kernel has no smaps; `EINVAL` if a line cannot be
+/// understood.
+pub fn each_of_smaps(proc: &ProcDir, resident_pages: u64, give: impl FnMut(Mapping)) -> Result<()> {
+    let read_bytes = if resident_pages > MUCH_PAGES { SMAPS_READ } else { ENTRIES_READ };
+    Parser::read(proc.open_file("smaps")?, read_bytes, true, give)
+}
+
 /// Every mapping with its details, in address order.
 ///
 /// # Errors
-/// As openat(2) and read(2): `ENOENT` where the kernel has no smaps; `EINVAL` if a line cannot be understood.
+/// As [`each_of_smaps`].
 pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
-    let mut parser = Parser { all: Vec::new(), smaps: true };
-    let resident_pages = proc.read("stat").ok().and_then(|text| Stat::parse(&text)).map(|s| s.resident_pages);
-    let read_bytes = if resident_pages.is_some_and(|n| n > MUCH_PAGES) { SMAPS_READ } else { ENTRIES_READ };
-    each_line(proc.open_file("smaps")?, read_bytes, |line| parser.line(line))?;
-    Ok(parser.all)
+    let resident_pages = proc.read("stat").ok().and_then(|text| Stat::parse(&text)).map_or(0, |s| s.resident_pages);
+    let mut all = Vec::new();
+    each_of_smaps(proc, resident_pages, |mapping| all.push(mapping))?;
+    Ok(all)
 }
 
 /// Every mapping, in address order, without details.
@@ -236,9 +246,7 @@ pub fn read_smaps(proc: &ProcDir) -> Result<Vec<Mapping>> {
 /// # Errors
 /// As openat(2) and read(2); `EINVAL` if a line cannot be understood.
 pub fn read_maps(proc: &ProcDir) -> Result<Vec<Mapping>> {
-    let mut parser = Parser { all: Vec::new(), smaps: false };
-    each_line(proc.open_file("maps")?, 64 << 10, |line| parser.line(line))?;
-    Ok(parser.all)
+    maps_of(proc.open_file("maps")?)
 }
 
 /// The mappings of this process, as [`read_maps`].
@@ -247,18 +255,32 @@ pub fn read_maps(proc: &ProcDir) -> Result<Vec<Mapping>> {
 /// As [`read_maps`].
 pub fn read_own_maps() -> Result<Vec<Mapping>> {
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let mut parser = Parser { all: Vec::new(), smaps: false };
-    let file = rustix::fs::open("/proc/self/maps", flags, rustix::fs::Mode::empty())?;
-    each_line(file, 64 << 10, |line| parser.line(line))?;
-    Ok(parser.all)
+    maps_of(rustix::fs::open("/proc/self/maps", flags, rustix::fs::Mode::empty())?)
 }
 
-struct Parser {
-    all: Vec<Mapping>,
+fn maps_of(file: OwnedFd) -> Result<Vec<Mapping>> {
+    let mut all = Vec::new();
+    Parser::read(file, 64 << 10, false, |mapping| all.push(mapping))?;
+    Ok(all)
+}
+
+struct Parser<F> {
+    /// The mapping whose lines come just now.
+    last: Option<Mapping>,
     smaps: bool,
+    give: F,
 }
 
-impl Parser {
+impl<F: FnMut(Mapping)> Parser<F> {
+    fn read(file: OwnedFd, read_bytes: usize, smaps: bool, give: F) -> Result<()> {
+        let mut parser = Self { last: None, smaps, give };
+        each_line(file, read_bytes, |line| parser.line(line))?;
+        if let Some(last) = parser.last.take() {
+            (parser.give)(last);
+        }
+        Ok(())
+    }
+
     fn line(&mut self, line: &[u8]) -> Result<()> {
         // A header starts with a lower-case hexadecimal digit, a detail line with a capital letter.
         if !line.first().is_some_and(u8::is_ascii_uppercase) {
@@ -266,10 +288,12 @@ impl Parser {
             if self.smaps {
                 mapping.detail = Some(Detail::default());
             }
-            self.all.push(mapping);
+            if let Some(whole) = self.last.replace(mapping) {
+                (self.give)(whole);
+            }
             return Ok(());
         }
-        let Some(detail) = self.all.last_mut().and_then(|m| m.detail.as_mut()) else { return Ok(()) };
+        let Some(detail) = self.last.as_mut().and_then(|m| m.detail.as_mut()) else { return Ok(()) };
         // Told apart by length and first letters: this runs some 25 times for each of perhaps 10,000 mappings.
         let kib = |key: &[u8]| line.strip_prefix(key).and_then(|v| decimal(v.trim_ascii_start())).map(|(n, _)| n);
         match line[0] {

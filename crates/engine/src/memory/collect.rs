@@ -1,7 +1,7 @@
 //! What a frozen process has mapped, as CRIU's records; and what of it cannot be saved, by name.
 use super::aio;
 use super::hugetlb;
-use super::pages::{Run, select};
+use super::pages::{Run, Selection, Selector};
 use super::status as st;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::task::Target;
@@ -99,51 +99,115 @@ pub fn collect(t: &Target<'_>, files: &mut dyn FileIds) -> Result<Mm> {
 }
 
 fn read(t: &Target<'_>, files: &mut dyn FileIds) -> Result<Mm> {
-    let mappings = match maps::read_smaps(t.proc) {
-        Err(Errno::NOENT) => maps::read_maps(t.proc),
+    let text = t.proc.read("stat").during("reading stat")?;
+    let stat = Stat::parse(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/stat has another form"))?;
+    let mut reading = Reading::new(t, &mut *files, stat.resident_pages)?;
+    match maps::each_of_smaps(t.proc, stat.resident_pages, |mapping| reading.take(mapping)) {
+        Err(Errno::NOENT) => {
+            reading.pages = Selector::new(t, None)?;
+            maps::read_maps(t.proc).map(|all| all.into_iter().for_each(|mapping| reading.take(mapping)))
+        }
         other => other,
     }
     .during("reading the mappings")?;
-    if mappings.is_empty() {
-        return Err(Error::new(Kind::TargetChanged, "the process has no memory any more"));
+    let (vmas, pages) = reading.finish()?;
+    Ok(Mm {
+        entry: mm_fields(t, &stat, &vmas, files)?,
+        vmas,
+        guards: pages.guards,
+        runs: pages.runs,
+        scanned: pages.scanned,
+    })
+}
+
+/// After so many mappings their pages are looked for, while the kernel goes on printing others.
+const TOGETHER: usize = 256;
+
+/// The mappings of a process, taken one after the other.
+struct Reading<'a, 'b> {
+    t: &'a Target<'b>,
+    files: &'a mut dyn FileIds,
+    ids: FileCache,
+    vmas: Vec<Vma>,
+    /// For how many of them pages were looked for.
+    walked: usize,
+    pages: Selector,
+    refused: Vec<Error>,
+    /// Nothing more is taken.
+    failed: Option<Error>,
+}
+
+impl<'a, 'b> Reading<'a, 'b> {
+    fn new(t: &'a Target<'b>, files: &'a mut dyn FileIds, resident_pages: u64) -> Result<Self> {
+        Ok(Self {
+            t,
+            files,
+            ids: FileCache { known: HashMap::new(), last: None },
+            vmas: Vec::new(),
+            walked: 0,
+            pages: Selector::new(t, Some(resident_pages))?,
+            refused: Vec::new(),
+            failed: None,
+        })
     }
-    let mut vmas: Vec<Vma> = Vec::with_capacity(mappings.len());
-    let mut refused = Vec::new();
-    let mut ids = FileCache { known: HashMap::new(), last: None };
-    for mapping in mappings {
+
+    fn take(&mut self, mapping: Mapping) {
+        if self.failed.is_none() {
+            self.failed = self.try_take(mapping).err();
+        }
+    }
+
+    fn try_take(&mut self, mapping: Mapping) -> Result<()> {
         let classified = classify(&mapping).and_then(|entry| {
             if entry.status & st::AIORING != 0 {
-                aio::look(t, &entry)?;
+                aio::look(self.t, &entry)?;
             }
             Ok(entry)
         });
         let mut entry = match classified {
             Ok(entry) => entry,
             Err(error) => {
-                let object = Object::Vma(t.pid.as_raw(), mapping.start, mapping.end);
-                if refused.len() < 16 {
-                    refused.push(error.on(object));
+                let object = Object::Vma(self.t.pid.as_raw(), mapping.start, mapping.end);
+                if self.refused.len() < 16 {
+                    self.refused.push(error.on(object));
                 }
-                continue;
+                return Ok(());
             }
         };
         if entry.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0 {
-            let id = ids.id(t, &mapping, files)?;
+            let id = self.ids.id(self.t, &mapping, self.files)?;
             entry.shmid = u64::from(id);
         }
-        match vmas.last_mut() {
+        match self.vmas.last_mut() {
             // The kernel shows the vDSO's data as several mappings, how many depends on its version; images have one.
             Some(last) if last.is(st::VVAR) && entry.status & st::VVAR != 0 && last.entry.end == entry.start => {
                 last.entry.end = entry.end;
             }
-            _ => vmas.push(Vma { entry, mapping }),
+            _ => self.vmas.push(Vma { entry, mapping }),
         }
+        // The last one may still grow.
+        if self.vmas.len() > self.walked + TOGETHER { self.walk(self.vmas.len() - 1) } else { Ok(()) }
     }
-    if let Some(error) = Error::all(refused) {
-        return Err(error);
+
+    fn walk(&mut self, to: usize) -> Result<()> {
+        self.pages.walk(&self.vmas[self.walked..to])?;
+        self.walked = to;
+        Ok(())
     }
-    let pages = select(t, &vmas)?;
-    Ok(Mm { entry: mm_fields(t, &vmas, files)?, vmas, guards: pages.guards, runs: pages.runs, scanned: pages.scanned })
+
+    fn finish(mut self) -> Result<(Vec<Vma>, Selection)> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        if let Some(error) = Error::all(std::mem::take(&mut self.refused)) {
+            return Err(error);
+        }
+        if self.vmas.is_empty() {
+            return Err(Error::new(Kind::TargetChanged, "the process has no memory any more"));
+        }
+        self.walk(self.vmas.len())?;
+        Ok((self.vmas, self.pages.finish()))
+    }
 }
 
 /// Device, inode and path: a file may be mapped by several names.
@@ -403,9 +467,7 @@ fn shmem_device() -> Option<(u32, u32)> {
     })
 }
 
-fn mm_fields(t: &Target<'_>, vmas: &[Vma], files: &mut dyn FileIds) -> Result<MmEntry> {
-    let text = t.proc.read("stat").during("reading stat")?;
-    let stat = Stat::parse(&text).ok_or_else(|| Error::new(Kind::Internal, "/proc/PID/stat has another form"))?;
+fn mm_fields(t: &Target<'_>, stat: &Stat, vmas: &[Vma], files: &mut dyn FileIds) -> Result<MmEntry> {
     if stat.start_stack == 0 && stat.start_code == 0 {
         return Err(Error::new(Kind::Permission, "the kernel hides the addresses in /proc/PID/stat from us")
             .help("run as root, or as the user who may trace the task"));

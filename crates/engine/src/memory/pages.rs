@@ -68,58 +68,80 @@ fn may_have_pages(vma: &Vma) -> bool {
     vma.mapping.detail.is_none_or(|d| d.rss_kib > 0 || d.swap_kib > 0)
 }
 
-/// Up to this much memory one walk for everything is quicker.
-const LITTLE_KIB: u64 = 16 << 10;
+/// Up to so many pages in memory one walk for everything is quicker.
+const FEW_PAGES: u64 = 4 << 10;
 
-/// Walks the page table of `t` once for anonymous memory and guards, and once more for each private file mapping that has
-/// pages of its own: there the kernel must tell file pages from copies, which is slow where there is much memory.
-pub(super) fn select(t: &Target<'_>, vmas: &[Vma]) -> Result<Selection> {
-    let mut found = Selection::default();
-    let mut pagemap = Pagemap::open(t.proc).during("opening the page map")?;
-    let user: &[Vma] = &vmas[..vmas.partition_point(|v| v.entry.end <= super::TASK_SIZE)];
-    let (Some(first), Some(last)) = (user.first(), user.last()) else { return Ok(found) };
-    let present = Categories::PRESENT.or(Categories::SWAPPED);
-    let mut tell = Categories::ZERO.or(Categories::GUARD);
-    let resident = user.iter().map(|v| v.mapping.detail.map_or(LITTLE_KIB, |d| d.rss_kib)).sum::<u64>();
-    let at_once = resident < LITTLE_KIB;
-    if at_once {
-        tell = tell.or(Categories::FILE);
+/// What a walk looks for in anonymous memory.
+const PRESENT: Categories = Categories::PRESENT.or(Categories::SWAPPED);
+
+/// Finds the pages to be saved of one mapping after the other.
+pub(super) struct Selector {
+    pagemap: Pagemap,
+    /// One walk tells file pages from copies too.
+    at_once: bool,
+    tell: Categories,
+    found: Selection,
+}
+
+impl Selector {
+    /// `resident_pages`: how many pages of `t` are in memory, more or less; unknown is many.
+    pub(super) fn new(t: &Target<'_>, resident_pages: Option<u64>) -> Result<Self> {
+        let pagemap = Pagemap::open(t.proc).during("opening the page map")?;
+        let at_once = resident_pages.is_some_and(|pages| pages < FEW_PAGES);
+        let tell = Categories::ZERO.or(Categories::GUARD);
+        let tell = if at_once { tell.or(Categories::FILE) } else { tell };
+        Ok(Self { pagemap, at_once, tell, found: Selection::default() })
     }
-    let is_copy = |region: &PageRegion| !region.categories.has(Categories::FILE);
-    let mut next = 0;
-    // Entries are read one by one, also those of the holes, of which there are a hundred terabytes.
-    let ranges = match pagemap.scans() {
-        true => vec![(first.entry.start, last.entry.end)],
-        false => user.iter().filter(|v| may_have_pages(v)).map(|v| (v.entry.start, v.entry.end)).collect(),
-    };
-    for (start, end) in ranges {
-        let walked = pagemap.walk(start, end, present.or(Categories::GUARD), tell, |region| {
-            while next < user.len() && user[next].entry.end <= region.start {
-                next += 1;
-            }
-            for vma in user[next..].iter().take_while(|v| v.entry.start < region.end) {
-                found.add(vma, region, wants_walk(vma) || (at_once && has_copies(vma) && is_copy(&region)));
-            }
-        });
-        walked.during("reading the page map")?;
+
+    /// Walks the page table once for anonymous memory and guards, and once more for each private file mapping that has pages
+    /// of its own: there the kernel must tell file pages from copies, which is slow where there is much memory. `vmas` follow
+    /// those of the last call.
+    pub(super) fn walk(&mut self, vmas: &[Vma]) -> Result<()> {
+        self.walk_user(&vmas[..vmas.partition_point(|v| v.entry.end <= super::TASK_SIZE)])
+            .during("reading the page map")
     }
-    for vma in user {
-        if vma.entry.status & (st::VDSO | st::AIORING) != 0 {
-            // Saved whole: restore compares a vDSO with its own, and a ring has events that the program never looked at.
-            found.runs.push(Run { start: vma.entry.start, end: vma.entry.end, how: How::of(vma) });
+
+    fn walk_user(&mut self, user: &[Vma]) -> rustix::io::Result<()> {
+        let Self { pagemap, at_once, tell, found } = self;
+        let (Some(first), Some(last)) = (user.first(), user.last()) else { return Ok(()) };
+        let is_copy = |region: &PageRegion| !region.categories.has(Categories::FILE);
+        let mut next = 0;
+        // Entries are read one by one, also those of the holes, of which there are a hundred terabytes.
+        let ranges = match pagemap.scans() {
+            true => vec![(first.entry.start, last.entry.end)],
+            false => user.iter().filter(|v| may_have_pages(v)).map(|v| (v.entry.start, v.entry.end)).collect(),
+        };
+        for (start, end) in ranges {
+            pagemap.walk(start, end, PRESENT.or(Categories::GUARD), *tell, |region| {
+                while next < user.len() && user[next].entry.end <= region.start {
+                    next += 1;
+                }
+                for vma in user[next..].iter().take_while(|v| v.entry.start < region.end) {
+                    found.add(vma, region, wants_walk(vma) || (*at_once && has_copies(vma) && is_copy(&region)));
+                }
+            })?;
         }
-        if !at_once && has_copies(vma) {
-            pagemap
-                .walk(vma.entry.start, vma.entry.end, present, tell.or(Categories::FILE), |region| {
+        for vma in user {
+            if vma.entry.status & (st::VDSO | st::AIORING) != 0 {
+                // Saved whole: restore compares a vDSO with its own, and a ring has events that the program never looked at.
+                found.runs.push(Run { start: vma.entry.start, end: vma.entry.end, how: How::of(vma) });
+            }
+            if !*at_once && has_copies(vma) {
+                pagemap.walk(vma.entry.start, vma.entry.end, PRESENT, tell.or(Categories::FILE), |region| {
                     if is_copy(&region) && !region.categories.has(Categories::GUARD) {
                         found.add(vma, region, true);
                     }
-                })
-                .during("reading the page map")?;
+                })?;
+            }
         }
+        Ok(())
     }
-    found.runs.sort_unstable_by_key(|r| r.start);
-    Ok(found)
+
+    /// What was found, in address order.
+    pub(super) fn finish(mut self) -> Selection {
+        self.found.runs.sort_unstable_by_key(|r| r.start);
+        self.found
+    }
 }
 
 impl Selection {
