@@ -2,8 +2,10 @@
 //!
 //! They go into a tmpfs that is mounted nowhere and has no name: it needs no directory, and it is gone with the last
 //! descriptor, however we end. Without the right to make one, a hidden directory in the work directory does as well.
+use super::aside::Aside;
+use super::hashing::each_piece;
 use super::stream::{OutletTo, Stream, connect, pipe, send_all, send_pipe, wait_for};
-use super::{Aside, Source, as_input_error, cannot_write, image, open_new, write_all};
+use super::{Source, as_input_error, cannot_write, image, open_new, write_all};
 use crate::options::Tar;
 use crate::{Error, Kind, Object, OnObject, Result, ResultExt};
 use crust_image::manifest::{ContentHash, Hasher, MANIFEST_NAME, is_plain_name};
@@ -310,7 +312,7 @@ pub fn pack(source: &Source, place: &Tar, sync: bool) -> Result<()> {
         outlet.expect(len)?;
         let mut sent = 0;
         let mut written = Ok(());
-        super::each_piece(&file, 0, len, |_, bytes| {
+        each_piece(&file, 0, len, |_, bytes| {
             sent += bytes.len() as u64;
             if written.is_ok() {
                 written = outlet.write(bytes);
