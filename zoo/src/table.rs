@@ -166,6 +166,7 @@ macro_rules! programs {
             beyond unix_names_gone;
             beyond unix_names_kept;
             beyond unix_pair;
+            beyond unix_peercred;
             beyond unix_rights;
             beyond unix_rights_nested;
             beyond unix_waiting;

@@ -411,6 +411,60 @@ fn tmux_shell() {
 }
 
 #[test]
+fn screen_vim() {
+    /// Types into the editor, which stays in the foreground of one window, and at the shell in the other.
+    fn typed(room: &mut Room, n: u32) -> Outcome {
+        let script = r#"cd $0; export SCREENDIR=$0/s TERM=xterm; command() { screen -S zoo "$@" > /dev/null; }
+            [ $1 != 0 ] || until command -X screen sh -i; do sleep 0.05; done
+            [ $1 != 0 ] || command -p 0 -X stuff 'vim -u NONE -i NONE -N -n text^M'
+            command -p 1 -X stuff "(tty; stty size) > part; mv part told.$1^M"
+            until [ -f told.$1 ] && ps -e -o comm | grep -q vim; do sleep 0.05; done
+            command -p 0 -X stuff "oround $1^[:w^M"
+            until grep -qs "round $1" text && [ $(grep -c " $0/s/" /proc/net/unix) -le 1 ]; do sleep 0.05; done"#;
+        let dir = room.dir.display().to_string();
+        match room.run(&["sh", "-c", script, &dir, &n.to_string()], &[], &format!("client.{n}.log"))? {
+            0 => {}
+            code => return Err(format!("typing failed with {code}")),
+        }
+        let (told, first) = (room.read(&format!("told.{n}")), room.read("told.0"));
+        if !told.contains("/dev/pts/") || told != first {
+            return Err(format!("told {told:?}, at first {first:?}"));
+        }
+        let (text, wanted) = (room.read("text"), (0..=n).map(|i| format!("\nround {i}")).collect::<String>());
+        if text.trim_end() == wanted { Ok(()) } else { Err(format!("the text is {text:?}")) }
+    }
+    let script = "cd @; mkdir -m 700 s; export SCREENDIR=@/s TERM=xterm; command -v vim || exit 1; \
+        exec screen -ln -D -m -S zoo -c /dev/null sh -i";
+    run(&Real { name: "screen_vim", argv: &["sh", "-c", script, "screen"], goes_on: typed, end: nothing });
+}
+
+#[test]
+fn script_shell() {
+    /// Types by the pipe that script(1) reads; what the shell says is in the record of the session.
+    fn typed(room: &mut Room, n: u32) -> Outcome {
+        room.await_file("record", &[])?;
+        let line = format!("tty > part; mv part told.{n}; echo said $((1000 + {n}))\n");
+        let open = fs::OpenOptions::new().write(true).open(room.dir.join("keys"));
+        open.and_then(|mut keys| keys.write_all(line.as_bytes())).map_err(|e| format!("typing: {e}"))?;
+        let (end, said) = (Instant::now() + step_limit(), format!("said {}", 1000 + n));
+        while !room.read("record").contains(&said) {
+            if Instant::now() > end {
+                return Err(format!("the record is {:?}", room.read("record")));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let (told, first) = (room.await_file(&format!("told.{n}"), &[])?, room.read("told.0"));
+        if told.contains("/dev/pts/") && told == first {
+            Ok(())
+        } else {
+            Err(format!("told {told:?}, at first {first:?}"))
+        }
+    }
+    let script = "cd @; mkfifo keys; exec script -q -f -c 'exec sh -i' record 0<>keys";
+    run(&Real { name: "script_shell", argv: &["sh", "-c", script, "script"], goes_on: typed, end: nothing });
+}
+
+#[test]
 fn java_threads() {
     let script = r#"cd @; cat > T.java <<'END'
 import java.util.concurrent.CyclicBarrier;

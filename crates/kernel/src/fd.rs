@@ -154,6 +154,15 @@ pub fn set_thread_uids(real: u32, effective: u32) -> Result<()> {
     check(unsafe { libc::syscall(libc::SYS_setresuid, real, effective, u32::MAX) }).map(drop)
 }
 
+/// Sets the effective gid of the calling thread only.
+///
+/// # Errors
+/// `EPERM`; `EINVAL` for one that our user namespace does not have.
+pub fn set_thread_gid(effective: u32) -> Result<()> {
+    // SAFETY: plain numbers; the raw call changes this thread alone, which is what the caller wants.
+    check(unsafe { libc::syscall(libc::SYS_setresgid, u32::MAX, effective, u32::MAX) }).map(drop)
+}
+
 /// A range of a file to be locked; `len` 0 is up to the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockRange {

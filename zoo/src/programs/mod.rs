@@ -185,6 +185,7 @@ mod unix_listen;
 mod unix_names_gone;
 mod unix_names_kept;
 mod unix_pair;
+mod unix_peercred;
 mod unix_rights;
 mod unix_rights_nested;
 mod unix_waiting;

@@ -275,6 +275,7 @@ impl FileImages {
                 }
             }
         }
+        self.plan_creators(tasks);
         let mut users: HashMap<u32, usize> = HashMap::new();
         for task in tasks {
             *users.entry(task.table).or_default() += 1;
@@ -300,6 +301,19 @@ impl FileImages {
             .and_then(|h| h.checked_add(1))
             .ok_or_else(|| Error::bad_image("fdinfo", format!("impossible descriptor number {highest}")))?;
         Ok(())
+    }
+
+    /// Sockets that show another process than the one that opens them are made while no other id of the tree is in use.
+    fn plan_creators(&mut self, tasks: &[TaskFiles]) {
+        let Self { units, files, .. } = self;
+        for unit in units.iter_mut().filter(|unit| unit.tables.len() == 1) {
+            let mut users = tasks.iter().filter(|task| unit.tables.contains(&task.table)).map(|task| task.pid);
+            let only = users.next().filter(|_| users.next().is_none());
+            let mut sockets = unit.ids.iter().filter_map(|id| files.get(id)?.usk.as_deref());
+            if !sockets.all(|s| s.crust_peer.is_none() || only.is_some_and(|pid| unix::is_creator(s, pid))) {
+                unit.tables.insert(EARLY);
+            }
+        }
     }
 
     /// Files that wait in sockets, and those sockets, are opened before the first fork. An epoll among them that no table

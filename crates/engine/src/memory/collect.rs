@@ -246,7 +246,7 @@ fn unsupported(what: &str, help: &str) -> Error {
 fn classify(m: &Mapping) -> Result<VmaEntry> {
     let mut entry = with_flags(m);
     if let Some(status) = made_by_the_kernel(m)? {
-        entry.status |= status;
+        entry.status = status;
         entry.flags |= libc::MAP_ANONYMOUS as u32;
         if m.name.starts_with(b"[vvar") {
             // Io and PfnMap, as the kernel makes it: advice on it is refused.
@@ -320,9 +320,10 @@ fn with_flags(m: &Mapping) -> VmaEntry {
 /// The status of a mapping that the kernel puts into every process, unless `m` is none.
 fn made_by_the_kernel(m: &Mapping) -> Result<Option<u32>> {
     Ok(match m.name.as_slice() {
+        // No regular one: CRIU would map it.
         b"[vsyscall]" => Some(st::VSYSCALL | st::ANON_PRIVATE),
-        b"[vdso]" => Some(st::VDSO | st::ANON_PRIVATE),
-        b"[vvar]" | b"[vvar_vclock]" => Some(st::VVAR | st::ANON_PRIVATE),
+        b"[vdso]" => Some(st::REGULAR | st::VDSO | st::ANON_PRIVATE),
+        b"[vvar]" | b"[vvar_vclock]" => Some(st::REGULAR | st::VVAR | st::ANON_PRIVATE),
         b"[uprobes]" => {
             return Err(unsupported(
                 "memory of active uprobes",
@@ -506,4 +507,23 @@ fn mm_fields(t: &Target<'_>, stat: &Stat, vmas: &[Vma], files: &mut dyn FileIds)
         thp_disabled: Some(status.number("THP_enabled") == Some(0)),
         ..MmEntry::default()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_makes_is_known_and_only_the_vsyscall_page_is_no_regular_mapping() {
+        let status = |name: &str| {
+            let line = format!("7ffc12c99000-7ffc12c9b000 r-xp 00000000 00:00 0                  [{name}]");
+            classify(&Mapping::parse_line(line.as_bytes()).expect("parses")).expect("is known").status
+        };
+        assert_eq!(status("vsyscall"), st::VSYSCALL | st::ANON_PRIVATE);
+        assert_eq!(status("vdso"), st::REGULAR | st::VDSO | st::ANON_PRIVATE);
+        assert_eq!(status("vvar"), st::REGULAR | st::VVAR | st::ANON_PRIVATE);
+        assert!(
+            classify(&Mapping::parse_line(b"1000-2000 r-xp 00000000 00:00 0   [uprobes]").expect("parses")).is_err()
+        );
+    }
 }

@@ -3,6 +3,7 @@
 //! Peers find each other by the inode numbers of the dump. This file is the dump's half; `queue` looks at what waits,
 //! `open` and `bind` are the restore's half.
 mod bind;
+mod creator;
 mod open;
 mod queue;
 
@@ -19,6 +20,7 @@ use rustix::net::SocketAddrUnix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsRawFd;
 
+pub(super) use creator::is as is_creator;
 pub(super) use open::{Names, Waiting, finish_waiting, must_be_early};
 
 pub(super) static KIND: FdKind =
@@ -71,6 +73,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         opts: v.socket_options(&mut out.fresh)?,
         name: s.name.clone(),
         crust_pending: s.pending.clone(),
+        crust_peer: creator::look(v),
         ..UnixSkEntry::default()
     };
     if s.shutdown != 0 {

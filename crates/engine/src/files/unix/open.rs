@@ -8,16 +8,17 @@ use super::super::regular::missing_external;
 use super::super::restore::{FileImages, Opener, QueuedPacket};
 use super::super::sockopt;
 use super::bind::{Keep, Place, address, bind, is_path, shown};
-use super::{ESTABLISHED, EXTERN, LISTEN, SERVICE};
+use super::{ESTABLISHED, EXTERN, LISTEN, SERVICE, creator};
 use crate::options::Options;
 use crate::{Error, Kind, Object, Result, ResultExt};
-use crust_image::proto::{FileEntry, SkShutdown, UnixSkEntry};
+use crust_image::proto::{CrustPeerCred, FileEntry, SkShutdown, UnixSkEntry};
+use crust_kernel::fd as kfd;
 use crust_kernel::sock_diag::{option, set_option};
 use crust_kernel::unix_msg;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// What a program that dumped itself reads after its restore: the RPC response DUMP, success, restored.
 const RESTORED: [u8; 8] = [8, 1, 16, 1, 26, 2, 8, 1];
@@ -132,7 +133,22 @@ fn new_socket(s: &UnixSkEntry) -> Result<OwnedFd> {
 }
 
 fn new_pair(s: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd)> {
-    rustix::net::socketpair(AddressFamily::UNIX, kind_of(s), SocketFlags::CLOEXEC, None).during("socketpair")
+    let make =
+        || rustix::net::socketpair(AddressFamily::UNIX, kind_of(s), SocketFlags::CLOEXEC, None).during("socketpair");
+    let (a, b) = make()?;
+    if s.crust_peer.is_some() {
+        let (to_a, to_b) = (a.as_raw_fd(), b.as_raw_fd());
+        creator::act_as(s.crust_peer, &|| {
+            let (a, b) = make()?;
+            kfd::place(&a, to_a, true).and_then(|()| kfd::place(&b, to_b, true)).during("dup3")
+        })?;
+    }
+    Ok((a, b))
+}
+
+/// Puts a socket to listen, as whoever made it.
+fn listen(fd: impl AsFd + Sync, backlog: u32, creator: Option<CrustPeerCred>) -> Result<()> {
+    creator::act_as(creator, &|| rustix::net::listen(&fd, backlog as i32).during("listen"))
 }
 
 /// True for a datagram socket and its peer that have each other alone: each was there first for the other.
@@ -256,7 +272,7 @@ impl Making<'_> {
             self.places.insert(s.ino, place);
         }
         if s.state == LISTEN {
-            rustix::net::listen(&fd, s.backlog as i32).during("listen")?;
+            listen(&fd, s.backlog, s.crust_peer)?;
         }
         self.fds.insert(s.ino, fd);
         Ok(())
@@ -289,7 +305,7 @@ impl Making<'_> {
                 let place = bind(&client_fd, client, Keep::AsImaged)?;
                 self.places.insert(client.ino, place);
             }
-            match self.accept(accepted, &client_fd, cx) {
+            match self.accept(accepted, client.and_then(|c| c.crust_peer), &client_fd, cx) {
                 Ok(accepted_fd) if swap => (client_fd, accepted_fd),
                 Ok(accepted_fd) => (accepted_fd, client_fd),
                 Err(e) if e.kind() == Kind::Taken && !is_path(&accepted.name) => {
@@ -315,18 +331,28 @@ impl Making<'_> {
     }
 
     /// Connects `client` to a listener of the name that `s` has, and takes the other end.
-    fn accept(&self, s: &UnixSkEntry, client: &OwnedFd, cx: &Opener<'_>) -> Result<OwnedFd> {
+    fn accept(
+        &self,
+        s: &UnixSkEntry,
+        listener_cred: Option<CrustPeerCred>,
+        client: &OwnedFd,
+        cx: &Opener<'_>,
+    ) -> Result<OwnedFd> {
         let flags = SocketFlags::CLOEXEC;
         let on = |e: Error| e.on(Object::Path(shown(&s.name)));
+        let connect = |place: &Place| {
+            let act = || place.connect(client).during("connecting a unix socket again");
+            creator::act_as(s.crust_peer, &act).map_err(on)
+        };
         let known = cx.images.unix.listener(s);
         if let Some((listener, place)) = known.and_then(|ino| Some((self.fds.get(&ino)?, self.places.get(&ino)?))) {
-            place.connect(client).during("connecting a unix socket again").map_err(on)?;
+            connect(place)?;
             return rustix::net::accept_with(listener, flags).during("accepting a connection again").map_err(on);
         }
         let listener = new_socket(s)?;
         let place = bind(&listener, s, Keep::Lent)?;
-        rustix::net::listen(&listener, 1).during("listen")?;
-        place.connect(client).during("connecting a unix socket again").map_err(on)?;
+        listen(&listener, 1, listener_cred)?;
+        connect(&place)?;
         rustix::net::accept_with(&listener, flags).during("accepting a connection again").map_err(on)
     }
 }
@@ -407,13 +433,13 @@ impl Waiting {
                 continue;
             }
             let most = (clients.len() as u32).max(listener.backlog);
-            rustix::net::listen(fd, most as i32).during("listen")?;
+            listen(fd, most, listener.crust_peer)?;
             for client in &clients {
                 if let Some((s, fd)) = all.get(client) {
                     self.connect_one(s, *fd, cx)?;
                 }
             }
-            rustix::net::listen(fd, listener.backlog as i32).during("listen")?;
+            listen(fd, listener.backlog, listener.crust_peer)?;
         }
         Ok(())
     }
