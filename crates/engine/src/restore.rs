@@ -25,6 +25,7 @@ mod build;
 mod finish;
 mod ids;
 mod sharing;
+mod thin;
 pub(crate) mod tree;
 mod twins;
 mod waits;

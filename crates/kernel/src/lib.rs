@@ -27,6 +27,7 @@ pub mod procmap;
 pub mod ptrace;
 #[cfg(target_arch = "x86_64")]
 pub mod ptrace_x86;
+pub mod rehome;
 pub mod remote_mem;
 pub mod signals;
 pub mod sock_diag;

@@ -14,7 +14,7 @@ pub const MADV_GUARD_INSTALL: i32 = 102;
 /// Size of a huge page, in bytes.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
-fn last_errno() -> Errno {
+pub(crate) fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 

@@ -28,7 +28,7 @@ pub(super) struct Piece {
     vma: VmaEntry,
     start: u64,
     end: u64,
-    /// Its protection now; readable and writable in any case.
+    /// Its protection now; readable in any case.
     pub(super) prot: u32,
 }
 
@@ -188,6 +188,7 @@ impl Held {
         content: &[OwnedFd],
         buffer: &mut [u8],
     ) -> Result<()> {
+        let mut lid = Lid { piece, open: piece.prot & libc::PROT_WRITE as u32 != 0 };
         let mut at = piece.start;
         while at < piece.end {
             let (old, end_old) = if at < found { had.at(at, found) } else { (None, piece.end) };
@@ -207,7 +208,7 @@ impl Held {
                         let len = (end - at).min(WINDOW);
                         let bytes = &mut buffer[..len as usize];
                         super::twin::read_whole(fd, file, offset, bytes, images)?;
-                        put(at, bytes, old.is_some());
+                        put(at, bytes, old.is_some(), &mut lid)?;
                         self.bytes += len;
                         (at, offset) = (at + len, offset + len);
                     }
@@ -215,7 +216,7 @@ impl Held {
             }
             at = end;
         }
-        Ok(())
+        lid.shut()
     }
 
     /// Maps and fills what the children need and the task did not inherit, where the place is free.
@@ -274,24 +275,67 @@ impl Held {
             }
             self.pieces.push(Piece { vma, start: vma.start, end: vma.end, prot });
         }
-        self.pieces.sort_unstable_by_key(|p| p.start);
         self.bytes += filler.bytes();
-        if filler.bytes() > 0 { filler.run(&images.pages, content, threads) } else { Ok(()) }
+        if filler.bytes() > 0 {
+            filler.run(&images.pages, content, threads)?;
+        }
+        // Here, where it is cheap: neighbours that differ in nothing else have become one mapping, and to divide it costs
+        // each descendant more than the one before.
+        for piece in self.pieces.iter_mut().filter(|p| p.prot != p.vma.prot && is_readable(p.vma.prot)) {
+            protect(piece, piece.vma.prot)?;
+            piece.prot = piece.vma.prot;
+        }
+        self.pieces.sort_unstable_by_key(|p| p.start);
+        Ok(())
+    }
+}
+
+fn is_readable(prot: u32) -> bool {
+    prot & libc::PROT_READ as u32 != 0
+}
+
+fn protect(piece: &Piece, prot: u32) -> Result<()> {
+    // SAFETY: memory of the program to come, which nothing in this process uses but `Held`, by what it says in `prot`.
+    unsafe { mman::mprotect(piece.start, piece.end - piece.start, prot as i32) }
+        .during("setting the protection")
+        .map_err(|e| e.on(on(piece.start, piece.end)))
+}
+
+/// Lets a piece be written to once there is something to write.
+struct Lid<'a> {
+    piece: &'a Piece,
+    open: bool,
+}
+
+impl Lid<'_> {
+    fn lift(&mut self) -> Result<()> {
+        if !std::mem::replace(&mut self.open, true) {
+            protect(self.piece, self.piece.prot | libc::PROT_WRITE as u32)?;
+        }
+        Ok(())
+    }
+
+    /// As it was.
+    fn shut(self) -> Result<()> {
+        let changed = self.open && self.piece.prot & libc::PROT_WRITE as u32 == 0;
+        if changed { protect(self.piece, self.piece.prot) } else { Ok(()) }
     }
 }
 
 /// Puts `bytes` to `at`, page by page. Pages that are equal already stay untouched if there `may_be` any, and shared.
-fn put(at: u64, bytes: &[u8], may_be: bool) {
+fn put(at: u64, bytes: &[u8], may_be: bool, lid: &mut Lid<'_>) -> Result<()> {
     for (i, page) in bytes.chunks(PAGE_SIZE as usize).enumerate() {
         let to = (at + i as u64 * PAGE_SIZE) as *mut u8;
-        // SAFETY: `to` is a page of a piece, readable and writable private memory of the program to come, which nothing in
-        // this process refers to; `page` is our own buffer elsewhere.
-        unsafe {
-            if !may_be || std::slice::from_raw_parts(to, page.len()) != page {
-                std::ptr::copy_nonoverlapping(page.as_ptr(), to, page.len());
-            }
+        // SAFETY: `to` is a page of a piece, readable private memory of the program to come, which nothing in this process
+        // refers to.
+        if may_be && unsafe { std::slice::from_raw_parts(to, page.len()) } == page {
+            continue;
         }
+        lid.lift()?;
+        // SAFETY: as above, and writable while the lid is open; `page` is our own buffer elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(page.as_ptr(), to, page.len()) };
     }
+    Ok(())
 }
 
 #[cfg(test)]

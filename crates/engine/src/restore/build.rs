@@ -148,6 +148,7 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
     }
     if i == 0 {
         cx.files.open_shared(cx.source, cx.opts).at(Stage::Build)?;
+        super::thin::prepare(tree)?;
     }
     hold(cx, i)?;
     let mut reap = Vec::new();
