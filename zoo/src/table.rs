@@ -117,6 +117,7 @@ macro_rules! programs {
             beyond fd_places;
             beyond fifo_deleted;
             beyond fd_many "--file-locks";
+            beyond fd_twins;
             beyond file_locks "--file-locks";
             beyond ghost_attributes;
             beyond ghost_holes;

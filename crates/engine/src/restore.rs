@@ -218,7 +218,7 @@ fn fork_root(
     opts: &Options,
     deadline: Instant,
 ) -> Result<i32> {
-    let twins = Twins::find(&plan.tree, &plan.memory, &plan.files);
+    let twins = Twins::find(&plan.tree, &plan.memory, &plan.files, opts);
     let sharing = Sharing::find(&plan.tree);
     let common = build::common(&plan.tree, &twins, &plan.memory);
     let mut cx = build::Cx {

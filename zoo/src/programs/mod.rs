@@ -40,6 +40,7 @@ mod fd_places;
 mod fd_table_family;
 mod fd_table_shared;
 mod fd_twice;
+mod fd_twins;
 mod fifo;
 mod fifo_deleted;
 mod file_locks;

@@ -36,6 +36,7 @@ mod table;
 mod timerfd;
 mod tty;
 mod tty_data;
+pub mod twin;
 mod udp_data;
 mod unix;
 mod watch;

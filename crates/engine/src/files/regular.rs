@@ -99,7 +99,8 @@ pub(super) fn dump_seen(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Reco
     Ok(reg)
 }
 
-fn is_proc(path: &[u8]) -> bool {
+/// True for a file below /proc.
+pub(super) fn is_proc(path: &[u8]) -> bool {
     path.starts_with(b"/proc/")
 }
 

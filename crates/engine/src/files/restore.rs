@@ -681,18 +681,43 @@ impl FileImages {
         result
     }
 
-    /// True if a fork of the first task (pid and table) has the files of the second: the same descriptors of the same open
-    /// files, the same directories, and no locks that are a process's own. What is opened or filled table by table is excepted.
-    pub fn inherits(&self, a: (i32, u32), b: (i32, u32)) -> bool {
-        let late = |id: &u32| self.unit_of.get(id).and_then(|u| self.units.get(*u)).is_none_or(|u| u.late);
-        let fits = |e: &FdinfoEntry| {
-            let filled = |f: &FileEntry| f.epfd.is_some() || f.ify.is_some() || f.ffy.is_some();
-            self.files.get(&e.id).is_some_and(|f| !filled(f)) && !late(&e.id)
-        };
-        let tables = self.tables.get(&a.1).zip(self.tables.get(&b.1));
-        tables.is_some_and(|(x, y)| x == y && x.iter().all(fits))
-            && self.fs.get(&a.0) == self.fs.get(&b.0)
-            && !self.locks.iter().any(|l| l.pid == a.0 || l.pid == b.0)
+    /// The descriptors of a table, none if there is no such table.
+    pub(super) fn table(&self, table: u32) -> &[FdinfoEntry] {
+        self.tables.get(&table).map_or(&[], Vec::as_slice)
+    }
+
+    /// True for a file that can be opened only when the whole tree was born, and for one that is of no known kind.
+    pub(super) fn is_late(&self, id: u32) -> bool {
+        self.unit(id).is_none_or(|u| u.late)
+    }
+
+    /// True for a file that the root task opens for several tables.
+    pub(super) fn is_shared(&self, id: u32) -> bool {
+        self.unit(id).is_some_and(Unit::is_shared)
+    }
+
+    fn unit(&self, id: u32) -> Option<&Unit> {
+        self.unit_of.get(&id).and_then(|u| self.units.get(*u))
+    }
+
+    /// The descriptor that such a file has in this process.
+    pub(super) fn opened(&self, id: u32) -> Option<&OwnedFd> {
+        self.state.shared.get(&id)
+    }
+
+    /// True if no file is replaced by one that the caller or a plugin gave us.
+    pub(super) fn nothing_given(&self, opts: &Options) -> bool {
+        opts.inherit_fds.is_empty() && self.state.inherited.is_empty()
+    }
+
+    /// True if a record of locks or leases names this process.
+    pub(super) fn has_locks(&self, pid: i32) -> bool {
+        self.locks.iter().any(|l| l.pid == pid)
+    }
+
+    /// True if this file is not opened by the name in its record, or that name is another's.
+    pub(super) fn is_remapped(&self, id: u32) -> bool {
+        self.remaps.contains_key(&id)
     }
 
     /// For each regular file that is listed again under its name, the id it is listed by first.
@@ -958,7 +983,8 @@ fn put_all(fd: &OwnedFd, wanted: &[&FdinfoEntry]) -> Result<()> {
     Ok(())
 }
 
-fn number(e: &FdinfoEntry) -> Result<RawFd> {
+/// The number of a descriptor.
+pub(super) fn number(e: &FdinfoEntry) -> Result<RawFd> {
     RawFd::try_from(e.fd).map_err(|_| Error::bad_image("fdinfo", format!("impossible descriptor number {}", e.fd)))
 }
 

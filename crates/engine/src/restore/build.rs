@@ -4,7 +4,7 @@
 use super::arena::{Arena, Step};
 use super::sharing::Sharing;
 use super::tree::{Birth, Fate, Task, Tree};
-use super::twins::Twins;
+use super::twins::{Changes, Twins};
 use crate::cgroup::rebuild::{Groups, set_of};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::files::FileImages;
@@ -395,13 +395,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
     // From here on descriptors change their meaning, the log's among them.
     log::set_max_level(log::LevelFilter::Off);
 
-    let mut twins = Vec::new();
-    for &twin in cx.twins.of(i) {
-        let theirs = cx.memory.get(twin).and_then(Option::as_ref);
-        let theirs = theirs.ok_or_else(|| Error::new(Kind::Internal, "a twin has no memory images"))?;
-        twins.push((twin, memory::twin::changes(cx.source, images, theirs)?));
-    }
-
+    let twins = cx.twins.of(i).iter().map(|&twin| Changes::find(cx, i, twin)).collect::<Result<Vec<_>>>()?;
     let boot = make_boot(cx, i, images, &twins)?;
     let (staged, exe) = build_memory(cx, i, images, &boot, &twins)?;
     cx.arena.set_exe(i, exe);
@@ -426,7 +420,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
 }
 
 /// Region for interpreter, arena and program, in a hole of both address spaces.
-fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[(usize, memory::twin::Changes)]) -> Result<Boot> {
+fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[Changes]) -> Result<Boot> {
     let room = |task: &usize| {
         let filters = cx.duties.get(*task).and_then(Option::as_ref).map_or(0, |duty| cx.filters.room(duty));
         cx.tree.tasks[*task].threads.len() as u64 * 16 * 1024 + filters
@@ -434,7 +428,7 @@ fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[(usize, me
     let program_room = 256 * 1024
         + images.mm.vmas.len() as u64 * 768
         + std::iter::once(&i).chain(cx.twins.of(i)).map(room).sum::<u64>()
-        + twins.iter().map(|(_, changes)| changes.plan_bytes()).sum::<u64>();
+        + twins.iter().map(Changes::plan_bytes).sum::<u64>();
     let len = (PAGE + cx.arena.len() as u64 + program_room).next_multiple_of(PAGE);
     let hole = find_hole(images, &cx.busy, len, is_32bit(&cx.tree.tasks[i]))?;
     let boot = Boot { start: hole, len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
@@ -448,7 +442,7 @@ fn build_memory(
     i: usize,
     images: &memory::Images,
     boot: &Boot,
-    twins: &[(usize, memory::twin::Changes)],
+    twins: &[Changes],
 ) -> Result<(memory::Staged, Option<RawFd>)> {
     let first_service = cx.files.first_service_fd();
     let boot_range = [(boot.start, boot.start + boot.len)];
@@ -458,7 +452,7 @@ fn build_memory(
     let options = memory::StageOptions { park_all, threads: cx.fill_threads, is_32bit };
     let staged = memory::stage(cx.source, images, cx.segments, &mut opener, &boot_range, &cx.held, options)?;
     let exe = opener.exe;
-    let filled = staged.filled_bytes + twins.iter().map(|(_, changes)| changes.bytes()).sum::<u64>();
+    let filled = staged.filled_bytes + twins.iter().map(Changes::bytes).sum::<u64>();
     cx.arena.control().pages.fetch_add(filled / PAGE, Ordering::Relaxed);
     for &task in std::iter::once(&i).chain(cx.twins.of(i)) {
         cx.arena.set_boot(task, boot.start, boot.len);
@@ -525,7 +519,8 @@ fn settle_files(cx: &mut Cx<'_>, i: usize) -> Result<()> {
             cx.arena.wait_for(other, Step::Files, cx.deadline)?;
         }
     }
-    if cx.sharing.files.first(i) != i {
+    // Twins take what they need of shared files, and close the rest themselves; locks they have none.
+    if cx.sharing.files.first(i) != i || !cx.twins.of(i).is_empty() {
         cx.files.leave_shared();
         return Ok(());
     }
@@ -606,7 +601,7 @@ fn write_plan(
     boot: &Boot,
     staged: memory::Staged,
     mm: &MmEntry,
-    twins: &[(usize, memory::twin::Changes)],
+    twins: &[Changes],
 ) -> Result<Program> {
     let t = &cx.tree.tasks[i];
     let tc = task_record(t)?;
@@ -615,8 +610,8 @@ fn write_plan(
     thread::plan_forget_rseq(&mut p, main);
     staged.plan(&mut p, main, &[(boot.start, boot.start + boot.len)]);
     signals::plan_actions(&mut p, main, &tc.sigactions)?;
-    for (twin, changes) in twins {
-        plan_twin(cx, &mut p, main, *twin, changes, boot, mm)?;
+    for changes in twins {
+        plan_twin(cx, &mut p, main, changes, boot, mm)?;
     }
     plan_process(cx, &mut p, main, i, boot, mm)?;
     Ok(p)
@@ -627,15 +622,8 @@ fn task_record(t: &Task) -> Result<&TaskCoreEntry> {
 }
 
 /// Forks a twin from its elder's plan `main`, and says how it goes on.
-fn plan_twin(
-    cx: &Cx<'_>,
-    p: &mut Program,
-    main: PlanId,
-    twin: usize,
-    changes: &memory::twin::Changes,
-    boot: &Boot,
-    mm: &MmEntry,
-) -> Result<()> {
+fn plan_twin(cx: &Cx<'_>, p: &mut Program, main: PlanId, changes: &Changes, boot: &Boot, mm: &MmEntry) -> Result<()> {
+    let twin = changes.task;
     let t = &cx.tree.tasks[twin];
     let plan = p.plan("twin");
     let id = p.data(&t.pid.as_raw().to_le_bytes());

@@ -1,15 +1,19 @@
-//! Twins: children of one parent that differ in little but registers and the content of some pages, as a server's workers do.
+//! Twins: children of one parent that differ in little but registers, the content of some pages and what files they have
+//! open, as a server's workers do.
 //! The first of them, the elder, is built in the ordinary way; its plan then forks the others as siblings of itself
 //! (CLONE_PARENT) from memory and descriptors that stand already. That is quick, and twins share their pages again, as they
 //! did before the dump.
 //!
 //! A twin inherits everything that [`super::build`] does in Rust, so all of that must be equal in [`alike`]; what stands in
-//! plans is its own.
+//! plans is its own ([`Changes`]).
+use super::build::Cx;
 use super::tree::{Birth, Task, Tree};
-use crate::files::FileImages;
-use crate::memory;
+use crate::files::{self, FileImages};
 use crate::task::compat;
+use crate::{Error, Kind, Options, Result, memory};
 use crust_image::proto::TaskCoreEntry;
+use crust_inject::plan::{PlanId, Program};
+use std::os::fd::RawFd;
 
 /// Elders that a task is compared with, at most: trees of tasks that all differ must not cost their square.
 const CANDIDATES: usize = 8;
@@ -18,6 +22,47 @@ const SMALL: usize = 16;
 /// Children fewer than this are built by themselves. That takes longer, but then they share with their parent also those
 /// pages that their elder changed.
 const FEW: usize = 8;
+
+/// What a twin's plan changes of what it inherited.
+#[derive(Debug)]
+pub(super) struct Changes {
+    /// The twin.
+    pub(super) task: usize,
+    memory: memory::twin::Changes,
+    files: files::twin::Changes,
+}
+
+impl Changes {
+    /// What turns `elder` into its twin `task`; to be found in the elder's process.
+    pub(super) fn find(cx: &Cx<'_>, elder: usize, task: usize) -> Result<Self> {
+        let images = |t: usize| {
+            let images = cx.memory.get(t).and_then(Option::as_ref);
+            images.ok_or_else(|| Error::new(Kind::Internal, "a twin has no memory images"))
+        };
+        let table = |t: usize| cx.tree.tasks[t].ids.files_id;
+        Ok(Self {
+            task,
+            memory: memory::twin::changes(cx.source, images(elder)?, images(task)?)?,
+            files: cx.files.changes(table(elder), table(task))?,
+        })
+    }
+
+    /// Bytes of memory to be read.
+    pub(super) fn bytes(&self) -> u64 {
+        self.memory.bytes()
+    }
+
+    /// Upper bound of what these changes take in a plan.
+    pub(super) fn plan_bytes(&self) -> u64 {
+        self.memory.plan_bytes() + self.files.plan_bytes()
+    }
+
+    /// Adds the calls that make them. `images` is the number of a descriptor of the image directory.
+    pub(super) fn plan(&self, p: &mut Program, plan: PlanId, images: RawFd) {
+        self.memory.plan(p, plan, images);
+        self.files.plan(p, plan);
+    }
+}
 
 /// Who is forked from whose plan.
 #[derive(Debug, Default)]
@@ -28,7 +73,7 @@ pub(super) struct Twins {
 
 impl Twins {
     /// Finds the twins of a tree. Large groups are divided among as many elders as there are processors.
-    pub(super) fn find(tree: &Tree, memory: &[Option<memory::Images>], files: &FileImages) -> Self {
+    pub(super) fn find(tree: &Tree, memory: &[Option<memory::Images>], files: &FileImages, opts: &Options) -> Self {
         let n = tree.tasks.len();
         let mut found = Self { elder: vec![None; n], twins: vec![Vec::new(); n] };
         // For tests: every task is built by itself.
@@ -44,7 +89,7 @@ impl Twins {
                     let e = g.first().copied().unwrap_or(c);
                     match (&memory[e], &memory[c]) {
                         (Some(ours), Some(theirs)) => {
-                            alike(&tree.tasks[e], &tree.tasks[c], files) && memory::twin::alike(ours, theirs)
+                            alike(&tree.tasks[e], &tree.tasks[c], files, opts) && memory::twin::alike(ours, theirs)
                         }
                         _ => false,
                     }
@@ -95,7 +140,7 @@ fn alone(tree: &Tree) -> Vec<bool> {
 }
 
 /// True if `b`, a later child of `a`'s parent, is as `a` in all that a fork passes on and plans do not set.
-fn alike(a: &Task, b: &Task, files: &FileImages) -> bool {
+fn alike(a: &Task, b: &Task, files: &FileImages, opts: &Options) -> bool {
     let born = |t: &Task| (t.born_by, t.ppid, t.birth, t.pgid, t.sid);
     let pid = b.pid.as_raw();
     let plain = a.is_live()
@@ -109,7 +154,7 @@ fn alike(a: &Task, b: &Task, files: &FileImages) -> bool {
     plain
         && inherited(a).is_some_and(|x| inherited(b).is_some_and(|y| x == y))
         && kernel_objects(a) == kernel_objects(b)
-        && files.inherits((a.pid.as_raw(), a.ids.files_id), (pid, b.ids.files_id))
+        && files.inherits((a.pid.as_raw(), a.ids.files_id), (pid, b.ids.files_id), opts)
 }
 
 /// The task's record without what plans set for each task.
