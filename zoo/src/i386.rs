@@ -28,10 +28,17 @@ pub const COUNT_CHILD: usize = LANES + 5;
 /// What comes with SIGUSR2.
 pub const VALUE: u64 = 0x1234_5678;
 /// Who waits in mode `w`: each counts once when its wait is over.
-pub const WAITS: [&str; 5] =
-    ["nanosleep", "nanosleep with a place for the rest", "poll", "futex", "futex, 64-bit time"];
+pub const WAITS: [&str; 7] = [
+    "nanosleep",
+    "nanosleep with a place for the rest",
+    "poll",
+    "futex",
+    "futex, 64-bit time",
+    "epoll_wait",
+    "rt_sigtimedwait",
+];
 /// How long.
-pub const WAIT_SECONDS: u64 = 6;
+pub const WAIT_SECONDS: u64 = 12;
 
 std::arch::global_asm!(
     r#"
@@ -291,7 +298,7 @@ i_mode_a:
     call i_spin
     jmp 1b
 
-    # Mode w: five threads, each in one wait.
+    # Mode w: threads, each in one wait.
 i_mode_w:
     at i_stack_second, %ecx
     at i_tls_second, %esi
@@ -322,7 +329,7 @@ i_mode_w:
     jnz 1f
     xorl %ebx, %ebx
     xorl %ecx, %ecx
-    movl $6000, %edx
+    movl $12000, %edx
     call32 168
     call i_waited
     count 2
@@ -346,6 +353,35 @@ i_mode_w:
     movl $422, %eax
     call i_futex
     count 4
+    jmp i_stay
+1:  at i_stack_seventh, %ecx
+    at i_tls_second, %esi
+    call i_thread
+    testl %eax, %eax
+    jnz 1f
+    xorl %ebx, %ebx
+    call32 329
+    movl %eax, %ebx
+    at i_event, %ecx
+    movl $1, %edx
+    movl $12000, %esi
+    call32 256
+    call i_waited
+    count 5
+    jmp i_stay
+1:  at i_stack_eighth, %ecx
+    at i_tls_second, %esi
+    call i_thread
+    testl %eax, %eax
+    jnz 1f
+    at i_set_usr2, %ebx
+    xorl %ecx, %ecx
+    at i_wait, %edx
+    movl $8, %esi
+    call32 177
+    addl $11, %eax
+    call i_waited
+    count 6
     jmp i_stay
 1:  movl $1, (PAGE)
 1:  at i_one_ms, %ebx
@@ -541,8 +577,9 @@ i_set_all: .long -1, -1
 i_no_time: .long 0, 0
 i_one_ms: .long 0, 1000000
 i_two_ms: .long 0, 2000000
-i_wait: .long 6, 0
-i_wait64: .quad 6, 0
+i_wait: .long 12, 0
+i_wait64: .quad 12, 0
+i_event: .long 0, 0, 0
     .balign 16
 i_found: .fill 128, 1, 0
     # Behind the file's end.
@@ -552,6 +589,8 @@ i_found: .fill 128, 1, 0
     .set i_stack_fifth, i_end + 0xc000
     .set i_stack_sixth, i_end + 0xe000
     .set i_stack_signals, i_end + 0x12000
+    .set i_stack_seventh, i_end + 0x14000
+    .set i_stack_eighth, i_end + 0x16000
 i_end:
     .globl zoo_i386_bytes
     .balign 4
@@ -572,7 +611,7 @@ unsafe extern "C" {
 pub fn file() -> Vec<u8> {
     const HEADERS: u32 = 0x80;
     const BASE: u32 = 0x0804_8000;
-    const BEHIND: u32 = 0x13000;
+    const BEHIND: u32 = 0x17000;
     // SAFETY: the assembly above defines both, and that many bytes from the label on.
     let code = unsafe { std::slice::from_raw_parts(&raw const zoo_i386, zoo_i386_bytes as usize) };
     let len = HEADERS + code.len() as u32;

@@ -11,6 +11,7 @@ pub(crate) mod fault;
 mod features;
 pub mod files;
 pub mod images;
+pub(crate) mod lend;
 pub mod memory;
 pub mod namespaces;
 pub mod needs;

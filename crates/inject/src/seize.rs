@@ -591,13 +591,27 @@ impl SeizedProcess {
         self.let_go()
     }
 
+    /// The same for some of its threads, while the others stand still.
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::release`].
+    pub fn release_some(&mut self, which: impl Fn(HostTid) -> bool) -> Result<()> {
+        self.let_go_those(which)
+    }
+
     fn let_go(&mut self) -> Result<()> {
+        self.let_go_those(|_| true)
+    }
+
+    fn let_go_those(&mut self, which: impl Fn(HostTid) -> bool) -> Result<()> {
         let cleaned = self.clean_up();
         self.mem = None;
         self.site = None;
         let mut first = cleaned.err().filter(|e| *e.kind() != Kind::Died);
         let deadline = Deadline::after(GRACE);
-        for mut thread in std::mem::take(&mut self.threads) {
+        let (those, others) = std::mem::take(&mut self.threads).into_iter().partition::<Vec<_>, _>(|t| which(t.tid));
+        self.threads = others;
+        for mut thread in those {
             match thread.let_go(deadline) {
                 Ok(()) => {}
                 Err(e) if *e.kind() == Kind::Died => {}

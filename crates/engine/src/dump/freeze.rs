@@ -2,6 +2,7 @@
 use super::waits::{self, Waits};
 use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
+use crate::lend::{Lent, lend};
 use crate::task::limits;
 use crate::{Error, Kind, Object, Result, Stage, together};
 use crust_inject::{Asked, SeizedProcess, SeizedThread};
@@ -386,8 +387,34 @@ impl FrozenTree {
     ///
     /// # Errors
     /// The first task that could not be put back; the others are, nevertheless.
-    pub(crate) fn resume(self) -> Result<()> {
-        let mut first = None;
+    pub(crate) fn resume(mut self) -> Result<()> {
+        let first = self.resume_waits().err();
+        self.let_go(first)
+    }
+
+    /// The time that the tree stood still has passed for its waits, too. Lets threads go ahead of all others whose waits need
+    /// it for that.
+    fn resume_waits(&mut self) -> Result<()> {
+        let mut all = Vec::new();
+        for p in &mut self.processes {
+            let Some(seized) = &mut p.seized else { continue };
+            let waits = &p.seen.waits;
+            let again = |t: &SeizedThread| Some((t.tid(), waits.get(&t.tid())?.again_now(t.regs())?));
+            for (tid, left) in seized.threads().iter().filter_map(again).collect::<Vec<_>>() {
+                seized.call_again(tid, left)?;
+            }
+            let lent = |t: &SeizedThread| waits.get(&t.tid())?.lent(p.seen.pid, t.tid(), t.regs());
+            let ours: Vec<Lent> = seized.threads().iter().filter_map(lent).collect();
+            if !ours.is_empty() {
+                seized.release_some(|tid| ours.iter().any(|w| w.tid == tid))?;
+                all.extend(ours);
+            }
+        }
+        lend(&all);
+        Ok(())
+    }
+
+    fn let_go(self, mut first: Option<Error>) -> Result<()> {
         for p in self.processes {
             if let Some(Err(e)) = p.seized.map(SeizedProcess::release) {
                 first.get_or_insert(Error::from(e));
@@ -408,7 +435,7 @@ impl FrozenTree {
                 .during("stopping a task")
                 .on_task(id.as_raw_nonzero().get())?;
         }
-        self.resume()
+        self.let_go(None)
     }
 
     /// Kills every task; [`FrozenTree::await_death`] waits until they are gone.

@@ -5,21 +5,21 @@
 //! What is taken for left is not less than what is: everything that is not certain counts as not slept. The one exception is a
 //! wait that ended and began anew just alike within [`MAY_RUN`] of running before the stop.
 //!
-//! Some calls the kernel ends with EINTR at every stop (signal(7)). Those that have no limit, and waits on epoll of whose limit
-//! it is known what is left, it is told to begin again instead: the limit is a register, which then holds what is left, in the
-//! image as in a program that is let go.
-use crate::task::regs;
+//! Some calls the kernel ends with EINTR at every stop (signal(7)). Those it is told to begin again instead. Waits on epoll have
+//! their limit in a register, which then holds what is left, in the image as in a program that is let go; for those whose limit
+//! is elsewhere see [`crate::lend`].
+use crate::lend::{Lent, Socket};
+use crate::task::wait::{self, After, Call, Limit};
 use crate::together;
 use crust_inject::arch::compat;
-use crust_inject::arch::regs::{Regs, is_32bit, syscall_args};
+use crust_inject::arch::regs::{self, Regs};
 use crust_inject::{CrashSafety, SeizedProcess};
+use crust_kernel::HostTid;
 use crust_kernel::procfs::ProcDir;
-use crust_kernel::remote_mem::process_vm_read;
-use crust_kernel::{HostTid, VirtAddr};
 use rustix::thread::CpuSet;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What is known of waits, by thread.
 pub(crate) type Waits = HashMap<HostTid, Wait>;
@@ -28,23 +28,15 @@ pub(crate) type Waits = HashMap<HostTid, Wait>;
 #[derive(Clone, Debug)]
 pub(crate) struct Wait {
     call: Call,
+    /// The time limit of the socket that it waits for.
+    of_socket: Option<Duration>,
     /// Absent where that is not known, or not worth knowing.
     slept: Option<Duration>,
+    /// When that was true, or later.
+    looked: Instant,
     /// The kernel may go on with the call by restart_syscall(2).
     may_restart: bool,
     before: Option<Sched>,
-}
-
-/// A system call of a thread, and from where it is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Call {
-    /// Of the call itself, also where that was interrupted once and goes on by restart_syscall(2).
-    nr: i64,
-    args: [u64; 6],
-    sp: u64,
-    ip: u64,
-    /// Its number is one of i386. What is left of such a wait is not looked for.
-    in_32bit_code: bool,
 }
 
 /// What `/proc/TID/sched` says of a thread.
@@ -66,93 +58,19 @@ const WORTH: Duration = Duration::from_millis(500);
 /// What a thread runs from its wait to its stop, at most. A thread that ran longer may have ended its wait and begun another.
 const MAY_RUN: Duration = Duration::from_millis(1);
 
-const FUTEX_COMMAND: u64 = 0x7f;
-const FUTEX_WAIT: u64 = 0;
-
-/// A limit of a call that counts from the call on.
-enum Limit {
-    Ms(u64),
-    /// A `struct timespec` there.
-    At(u64),
+/// The fourth argument with which a call that a stop ended with EINTR goes on as if it had not been. Where what is left is not
+/// known, or the limit is no register, it is what it was.
+fn again(call: &Call, slept: Option<Duration>) -> u64 {
+    match (call.limit(), slept) {
+        (Some(Limit::Ms(FOURTH, ms)), Some(slept)) => {
+            let left = Duration::from_millis(ms).saturating_sub(slept);
+            left.as_micros().div_ceil(1000).min(u128::from(ms)) as u64
+        }
+        _ => call.args[FOURTH],
+    }
 }
 
-impl Call {
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split_ascii_whitespace();
-        let nr = words.next()?.parse().ok().filter(|&nr| nr >= 0)?;
-        let mut hex = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
-        let args = [hex()?, hex()?, hex()?, hex()?, hex()?, hex()?];
-        let (sp, ip) = (hex()?, hex()?);
-        // What is taken for the other sort of code is no thread's call once that stands still.
-        Some(Self { nr, args, sp, ip, in_32bit_code: sp.max(ip) < compat::END })
-    }
-
-    fn of(regs: &Regs) -> Self {
-        let (args, in_32bit_code) = (syscall_args(regs), is_32bit(regs));
-        Self { nr: regs.orig_rax as i64, args, sp: regs.rsp, ip: regs.rip, in_32bit_code }
-    }
-
-    /// The same call from the same place, whatever its number.
-    fn is_made_as(&self, other: &Self) -> bool {
-        let place = |c: &Self| (c.args, c.sp, c.ip, c.in_32bit_code);
-        place(self) == place(other)
-    }
-
-    /// It goes on with another call, interrupted before.
-    fn goes_on(&self) -> bool {
-        self.nr == if self.in_32bit_code { 0 } else { libc::SYS_restart_syscall }
-    }
-
-    fn limit(&self) -> Option<Limit> {
-        let [a, _, c, d, ..] = self.args;
-        match self.nr {
-            _ if self.in_32bit_code => None,
-            libc::SYS_poll => u64::try_from(c as i32).ok().filter(|&ms| ms > 0).map(Limit::Ms),
-            libc::SYS_nanosleep => Some(Limit::At(a)),
-            libc::SYS_clock_nanosleep => {
-                let counts = matches!(a as i32, libc::CLOCK_REALTIME | libc::CLOCK_MONOTONIC | libc::CLOCK_BOOTTIME);
-                (counts && self.args[1] & libc::TIMER_ABSTIME as u64 == 0).then_some(Limit::At(c))
-            }
-            libc::SYS_futex => (self.args[1] & FUTEX_COMMAND == FUTEX_WAIT && d != 0).then_some(Limit::At(d)),
-            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => {
-                u64::try_from(d as i32).ok().filter(|&ms| ms > 0).map(Limit::Ms)
-            }
-            _ => None,
-        }
-    }
-
-    /// The fourth argument with which a call that a stop ended with EINTR goes on as if it had not been. `None` if it has a
-    /// limit that is not in a register, or of which `slept` is not known.
-    fn again(&self, slept: Option<Duration>) -> Option<u64> {
-        let [_, _, c, d, ..] = self.args;
-        let nr = if self.in_32bit_code { compat::as_native(self.nr)?.0 } else { self.nr };
-        match nr {
-            libc::SYS_epoll_wait | libc::SYS_epoll_pwait => match u64::try_from(d as i32) {
-                Ok(ms @ 1..) => {
-                    let left = Duration::from_millis(ms).saturating_sub(slept?);
-                    Some(left.as_micros().div_ceil(1000).min(u128::from(ms)) as u64)
-                }
-                _ => Some(d),
-            },
-            libc::SYS_epoll_pwait2 | libc::SYS_semtimedop => (d == 0).then_some(d),
-            libc::SYS_rt_sigtimedwait => (c == 0).then_some(d),
-            libc::SYS_semop => Some(d),
-            _ => None,
-        }
-    }
-
-    /// Request and place for the rest of a sleep.
-    fn sleep(&self) -> Option<(u64, u64)> {
-        match self.nr {
-            _ if self.in_32bit_code => None,
-            libc::SYS_nanosleep => Some((self.args[0], self.args[1])),
-            libc::SYS_clock_nanosleep if self.args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
-                Some((self.args[2], self.args[3]))
-            }
-            _ => None,
-        }
-    }
-}
+const FOURTH: usize = 3;
 
 impl Sched {
     fn parse(text: &str) -> Option<Self> {
@@ -223,8 +141,12 @@ pub(crate) fn look(pids: impl Iterator<Item = HostTid>) -> Waits {
             waits.insert(*tid, wait);
         }
     }
-    for (tid, slept) in since(cpus) {
+    let slept = since(cpus);
+    // Not before: what was slept until then must not count twice.
+    let looked = Instant::now();
+    for (tid, slept) in slept {
         if let Some(wait) = waits.get_mut(&tid) {
+            wait.looked = looked;
             wait.slept = Some(slept).filter(|&s| s >= WORTH);
         }
     }
@@ -242,13 +164,22 @@ fn one(proc: &ProcDir, tid: HostTid) -> Option<(Wait, Option<u32>)> {
     if again {
         call.nr = restarted(&read("wchan")?, &call.args, call.in_32bit_code)?;
     }
-    let told = call.sleep().is_some_and(|(_, rest)| rest != 0);
-    let long =
-        !told && call.limit().is_some_and(|l| !matches!(l, Limit::Ms(ms) if u128::from(ms) <= WORTH.as_millis()));
+    let told = call.sleep().is_some_and(|(_, rest)| rest.at != 0);
+    let of_socket = match call.limit() {
+        Some(Limit::Socket(limit)) => Socket::open(proc, limit).and_then(|s| s.limit()),
+        _ => None,
+    };
+    let long = !told
+        && match call.limit() {
+            Some(Limit::Ms(_, ms)) => u128::from(ms) > WORTH.as_millis(),
+            Some(Limit::Time(..)) => call.is_by_a_clock_that_runs(),
+            Some(Limit::Socket(_)) => of_socket.is_some_and(|t| t > WORTH),
+            None => false,
+        };
     if !(again || told || long) {
         return None;
     }
-    let mut wait = Wait { call, slept: None, may_restart: true, before: None };
+    let mut wait = Wait { call, of_socket, slept: None, looked: Instant::now(), may_restart: true, before: None };
     let ran = || Some((Sched::of(proc, tid)?, processor(&read("stat")?)?));
     let Some((sched, cpu)) = long.then(ran).flatten() else { return Some((wait, None)) };
     wait.before = Some(sched);
@@ -292,8 +223,8 @@ pub(crate) fn of(process: &mut SeizedProcess, waits: &mut Waits) -> crust_inject
     let ended: Vec<(HostTid, u64)> = process
         .threads()
         .iter()
-        .filter(|t| t.group_stop().is_none() && regs::ended_by_stop(t.regs()))
-        .filter_map(|t| Some((t.tid(), Call::of(t.regs()).again(ours.get(&t.tid()).and_then(|w| w.slept))?)))
+        .filter(|t| t.group_stop().is_none() && wait::ended_by_stop(t.regs()))
+        .map(|t| (t.tid(), again(&Call::of(t.regs()), ours.get(&t.tid()).and_then(|w| w.slept))))
         .collect();
     for (tid, arg) in ended {
         process.call_again(tid, arg)?;
@@ -320,21 +251,42 @@ fn still(process: &SeizedProcess, waits: &mut Waits) -> Waits {
 }
 
 impl Wait {
-    /// What is left of the wait, if the thread's call was interrupted so that the kernel would go on with it.
+    /// What is left of the wait, if the thread's call was interrupted so that it goes on, and nothing in its registers says it.
     pub(crate) fn left(&self, tid: HostTid, regs: &Regs) -> Option<Duration> {
-        const ERESTART_RESTARTBLOCK: i64 = 516;
-        if regs.rax as i64 != -ERESTART_RESTARTBLOCK || !self.may_restart {
+        let goes_on = match self.call.after_stop() {
+            Some(After::Again) => false,
+            Some(After::Lent) => regs::begins_again(regs),
+            // A sleep by another clock goes on, too.
+            Some(After::Renewed) | None => regs::goes_on_by_restart(regs) && self.may_restart,
+        };
+        if !goes_on {
             return None;
         }
         let whole = match self.call.sleep() {
             // The kernel has told it.
-            Some((request, rest)) if rest != 0 => return (rest != request).then(|| timespec(tid, rest)).flatten(),
+            Some((request, rest)) if rest.at != 0 => {
+                return (rest.at != request.at).then(|| rest.read(tid)).flatten();
+            }
             _ => match self.call.limit()? {
-                Limit::Ms(ms) => Duration::from_millis(ms),
-                Limit::At(at) => timespec(tid, at)?,
+                Limit::Ms(_, ms) => Duration::from_millis(ms),
+                Limit::Time(_, time) => time.read(tid)?,
+                Limit::Socket(_) => self.of_socket?,
             },
         };
         whole.checked_sub(self.slept?).filter(|left| !left.is_zero())
+    }
+
+    /// What has to be lent to the call, so that it ends in time when the thread is let go.
+    pub(crate) fn lent(&self, pid: HostTid, tid: HostTid, regs: &Regs) -> Option<Lent> {
+        (self.call.after_stop() == Some(After::Lent)).then_some(())?;
+        Some(Lent { pid, tid, call: self.call, left: self.left(tid, regs)?, at: self.looked })
+    }
+
+    /// The fourth argument with which the call goes on now, if a register has what is left of it: it was that of the stop.
+    pub(crate) fn again_now(&self, regs: &Regs) -> Option<u64> {
+        let in_register = self.call.after_stop() == Some(After::Again) && regs::begins_again(regs);
+        let slept = self.slept.filter(|_| in_register)?;
+        Some(again(&self.call, Some(slept + self.looked.elapsed())))
     }
 
     /// True if these registers show restart_syscall(2), which goes on with this wait.
@@ -348,39 +300,9 @@ impl Wait {
     }
 }
 
-fn timespec(tid: HostTid, at: u64) -> Option<Duration> {
-    let mut bytes = [0; 16];
-    (process_vm_read(tid, VirtAddr(at), &mut bytes) == Ok(bytes.len())).then_some(())?;
-    let (secs, nanos) = bytes.split_at(8);
-    let [secs, nanos] = [secs, nanos].map(|b| b.try_into().map_or(-1, i64::from_ne_bytes));
-    Some(Duration::new(secs.try_into().ok()?, nanos.try_into().ok().filter(|&n: &u32| n < 1_000_000_000)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn calls_and_their_limits() {
-        let text = "230 0x0 0x0 0x7ffc401fb100 0x7ffc401fb140 0x0 0x0 0x7ffc401fb0e8 0x7ff07b833503\n";
-        let call = Call::parse(text).expect("a call");
-        assert_eq!((call.nr, call.sp, call.ip), (libc::SYS_clock_nanosleep, 0x7ffc_401f_b0e8, 0x7ff0_7b83_3503));
-        assert_eq!(call.sleep(), Some((0x7ffc_401f_b100, 0x7ffc_401f_b140)));
-        let low = Call::parse("162 0xffaf7664 0x0 0x0 0x0 0x0 0x0 0xffaf7630 0xf7f595e9\n").expect("a call");
-        assert!(low.in_32bit_code && low.sleep().is_none() && !low.goes_on());
-        for other in ["running", "-1 0x7ffc 0x7ff0", "0 0x1", ""] {
-            assert_eq!(Call::parse(other), None, "{other}");
-        }
-        let poll = |ms: i32| Call {
-            nr: libc::SYS_poll,
-            args: [0, 0, u64::from(ms as u32), 0, 0, 0],
-            sp: 0,
-            ip: 0,
-            in_32bit_code: false,
-        };
-        assert!(matches!(poll(700).limit(), Some(Limit::Ms(700))));
-        assert!(poll(-1).limit().is_none(), "for ever");
-    }
 
     #[test]
     fn calls_that_a_stop_ends() {
@@ -388,20 +310,20 @@ mod tests {
         let call = |nr, limit: u64| Call { nr, args: args(limit), sp: 0, ip: 0, in_32bit_code: false };
         let low = |nr, limit: u64| Call { in_32bit_code: true, ..call(nr, limit) };
         let slept = |us| Some(Duration::from_micros(us));
-        for nr in [libc::SYS_epoll_wait, libc::SYS_epoll_pwait] {
-            let whole = call(nr, 9000);
-            assert_eq!(whole.again(None), None, "not known");
-            assert_eq!([1, 1000, 8_999_001, 60_000_000].map(|us| whole.again(slept(us))), [9000, 8999, 1, 0].map(Some));
-            assert_eq!(call(nr, u64::from(u32::MAX)).again(None), Some(u64::from(u32::MAX)), "for ever");
-            assert_eq!(call(nr, 0).again(None), Some(0));
+        for whole in
+            [libc::SYS_epoll_wait, libc::SYS_epoll_pwait].map(|nr| call(nr, 9000)).into_iter().chain([low(256, 9000)])
+        {
+            assert_eq!(again(&whole, None), 9000, "not known");
+            assert_eq!([1, 1000, 8_999_001, 60_000_000].map(|us| again(&whole, slept(us))), [9000, 8999, 1, 0]);
         }
-        assert_eq!(low(256, u64::from(u32::MAX)).again(None), Some(u64::from(u32::MAX)), "i386's epoll_wait");
-        assert_eq!(low(256, 9000).again(None), None);
-        assert_eq!(low(libc::SYS_epoll_wait, 0).again(None), None, "another call there");
-        assert_eq!(call(libc::SYS_epoll_pwait2, 0x2000).again(slept(1)), None, "in memory");
-        assert_eq!(call(libc::SYS_semtimedop, 0).again(None), Some(0));
-        assert_eq!(call(libc::SYS_rt_sigtimedwait, 0).again(None), None, "the third has the limit");
-        assert_eq!(call(libc::SYS_recvfrom, 0).again(slept(1)), None, "the socket has the limit");
+        for (nr, fourth) in [
+            (libc::SYS_epoll_wait, u64::from(u32::MAX)),
+            (libc::SYS_epoll_wait, 0),
+            (libc::SYS_epoll_pwait2, 0x2000),
+            (libc::SYS_recvfrom, 0x40),
+        ] {
+            assert_eq!(again(&call(nr, fourth), slept(1)), fourth, "call {nr}");
+        }
     }
 
     #[test]

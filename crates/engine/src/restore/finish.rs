@@ -4,6 +4,7 @@
 use super::tree::{Fate, Task, Tree};
 use super::waits::{self, Renewed};
 use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::lend::{Lent, lend};
 use crate::task::compat::set_segments;
 use crate::task::{dispatch, ended, regs, signals};
 use crate::{Result, Stage};
@@ -23,6 +24,8 @@ pub(super) struct Ready {
     threads: Vec<(HostTid, HostTid)>,
     /// Leaders that end before anything else happens.
     ended: Vec<HostTid>,
+    /// Waits that begin again, with less than their whole time left.
+    lent: Vec<Lent>,
     deadline: Deadline,
 }
 
@@ -89,6 +92,7 @@ pub(super) fn complete(
     for p in processes {
         waits.to_signal_stop(p.pid, p.pid, deadline)?;
     }
+    let mut lent = Vec::new();
     let mut template = vec![0u8; 16384];
     if let Some(first) = processes.first() {
         let n = ptrace::get_regset(first.pid, RegSet::XState, &mut template).during("reading the XSAVE area")?;
@@ -98,12 +102,13 @@ pub(super) fn complete(
         for (core, &tid) in p.task.cores.iter().zip(&p.threads) {
             let at = ended::is(core).then_some(p.syscall_at);
             set_state(core, tid, &template, at, &waits).on_task(p.pid.as_raw())?;
+            lent.extend(waits::lent(p, core, tid)?);
         }
     }
     let gone = |p: &&Process<'_>| p.task.core().is_some_and(ended::is);
     let ended: Vec<HostTid> = processes.iter().filter(gone).map(|p| p.pid).collect();
     let threads = all().filter(|(_, t)| !ended.contains(t)).map(|(p, t)| (p.pid, t)).collect();
-    Ok(Ready { threads, ended, deadline })
+    Ok(Ready { threads, ended, lent, deadline })
 }
 
 /// `at`: where to go on, if that is not what the image says.
@@ -217,12 +222,22 @@ impl Ready {
                 .on_task(pid.as_raw())
                 .map_err(|e| e.at(Stage::Resume))?;
         }
-        for (pid, tid) in self.threads {
-            match ptrace::detach(tid, 0) {
-                // Killed while the others run already: that is its own end, as it would have been a moment later.
-                Ok(()) | Err(Errno::SRCH) => {}
-                Err(e) => return Err(failed(pid, e)),
-            }
+        let let_go = |pid, tid| match ptrace::detach(tid, 0) {
+            // Killed while the others run already: that is its own end, as it would have been a moment later.
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(e) => Err(failed(pid, e)),
+        };
+        let stands = |pid: HostTid| stop.iter().any(|s| s.0 == pid);
+        let mut lent = self.lent;
+        lent.retain(|w| !stands(w.pid));
+        for w in &mut lent {
+            w.at = Instant::now();
+            let_go(w.pid, w.tid)?;
+        }
+        lend(&lent);
+        let ahead: HashSet<HostTid> = lent.iter().map(|w| w.tid).collect();
+        for (pid, tid) in self.threads.into_iter().filter(|(_, tid)| !ahead.contains(tid)) {
+            let_go(pid, tid)?;
         }
         await_stops(stop);
         Ok(())

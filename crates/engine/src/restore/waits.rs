@@ -4,14 +4,16 @@
 use super::finish::{Process, expect_stop};
 use crate::Result;
 use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::lend::Lent;
 use crate::task::regs;
+use crate::task::wait::{After, Call, Limit};
 use crust_image::proto::CoreEntry;
 use crust_inject::arch::regs as inject;
 use crust_kernel::ptrace::{self, Stop};
 use crust_kernel::remote_mem::process_vm_write;
 use crust_kernel::{Deadline, HostTid, VirtAddr};
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What the calls said: that they are to go on, or how they ended.
 #[derive(Debug, Default)]
@@ -35,6 +37,14 @@ pub(super) fn renew(processes: &[Process<'_>], deadline: Deadline) -> Result<Ren
     Ok(renewed)
 }
 
+/// What is to be lent to a thread when it is let go: its wait cannot be renewed.
+pub(super) fn lent(p: &Process<'_>, core: &CoreEntry, tid: HostTid) -> Result<Option<Lent>> {
+    let Some((left, info)) = left(core).zip(core.thread_info.as_ref()) else { return Ok(None) };
+    let call = Call::begun_by(&regs::general(info)?);
+    let lent = || Lent { pid: p.pid, tid, call, left, at: Instant::now() };
+    Ok((call.after_stop() == Some(After::Lent)).then(lent))
+}
+
 fn left(core: &CoreEntry) -> Option<Duration> {
     core.thread_core.as_ref()?.crust_wait_left_ns.map(Duration::from_nanos)
 }
@@ -49,25 +59,25 @@ fn renew_one(
 ) -> Result<Option<i64>> {
     let Some(info) = &core.thread_info else { return Ok(None) };
     let begun = regs::general(info)?;
-    if inject::is_32bit(&begun) {
-        return Ok(None);
-    }
-    let nr = begun.rax;
-    let mut args = [begun.rdi, begun.rsi, begun.rdx, begun.r10, begun.r8, begun.r9];
-    // The end of our region is nobody's by now.
-    let room = (p.boot.0 + p.boot.1).saturating_sub(TIMESPEC);
-    match nr as i64 {
-        libc::SYS_poll => args[2] = left.as_micros().div_ceil(1000).min(i32::MAX as u128) as u64,
-        libc::SYS_nanosleep => args[0] = room,
-        libc::SYS_clock_nanosleep => args[2] = room,
-        libc::SYS_futex => args[3] = room,
+    let call = Call::begun_by(&begun);
+    let mut args = call.args;
+    let (arg, value) = match call.limit() {
+        _ if call.after_stop() != Some(After::Renewed) => return Ok(None),
+        Some(Limit::Ms(arg, _)) => (arg, left.as_micros().div_ceil(1000).min(i32::MAX as u128) as u64),
+        Some(Limit::Time(arg, time)) => {
+            let time = time.bytes(left);
+            // The end of our region is nobody's by now.
+            let room = (p.boot.0 + p.boot.1).saturating_sub(TIMESPEC);
+            if process_vm_write(p.pid, VirtAddr(room), &time) != Ok(time.len()) {
+                return Err(Error::new(Kind::Internal, "what is left of a wait cannot be written"));
+            }
+            (arg, room)
+        }
         _ => return Ok(None),
-    }
-    let time = [left.as_secs().to_ne_bytes(), u64::from(left.subsec_nanos()).to_ne_bytes()].concat();
-    if process_vm_write(p.pid, VirtAddr(room), &time) != Ok(time.len()) {
-        return Err(Error::new(Kind::Internal, "what is left of a wait cannot be written"));
-    }
-    inject::write(tid, &inject::with_syscall(&begun, p.syscall_at, nr, args)).during("setting registers")?;
+    };
+    args[arg] = value;
+    let with = if p.is_32bit { inject::with_syscall32 } else { inject::with_syscall };
+    inject::write(tid, &with(&begun, p.syscall_at, begun.rax, args)).during("setting registers")?;
     ptrace::resume_to_syscall(tid, 0).during("PTRACE_SYSCALL")?;
     expect_stop(p.pid, tid, Stop::Syscall, deadline)?;
     // It comes before the wait begins, so that the wait ends at once.

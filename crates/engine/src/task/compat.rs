@@ -47,10 +47,15 @@ pub fn call(regs: &Regs) -> Option<(i64, [u64; 6])> {
 fn one_of_many(nr: i64, which: u64) -> Option<i64> {
     const IPC_CALL: u64 = 0xffff;
     Some(match (nr, which) {
+        (arch::SOCKETCALL, 3) => libc::SYS_connect,
         (arch::SOCKETCALL, 5) => libc::SYS_accept,
         (arch::SOCKETCALL, 18) => libc::SYS_accept4,
         (arch::SOCKETCALL, 10 | 12) => libc::SYS_recvfrom,
+        (arch::SOCKETCALL, 9 | 11) => libc::SYS_sendto,
+        (arch::SOCKETCALL, 16) => libc::SYS_sendmsg,
         (arch::SOCKETCALL, 17) => libc::SYS_recvmsg,
+        (arch::SOCKETCALL, 19) => libc::SYS_recvmmsg,
+        (arch::SOCKETCALL, 20) => libc::SYS_sendmmsg,
         (arch::IPC, which) if which & IPC_CALL == 1 => libc::SYS_semop,
         (arch::IPC, which) if which & IPC_CALL == 4 => libc::SYS_semtimedop,
         _ => return None,
@@ -181,7 +186,8 @@ mod tests {
         let nr = |nr, first| call(&stopped(nr, first)).map(|c| c.0);
         assert_eq!(nr(407, 0), Some(libc::SYS_clock_nanosleep));
         assert_eq!(nr(102, 12), Some(libc::SYS_recvfrom));
-        assert_eq!(nr(102, 9), Some(arch::SOCKETCALL), "send");
+        assert_eq!(nr(102, 9), Some(libc::SYS_sendto), "send");
+        assert_eq!(nr(102, 2), Some(arch::SOCKETCALL), "bind");
         assert_eq!(nr(117, 1 << 16 | 4), Some(libc::SYS_semtimedop));
         assert_eq!(nr(3, 0), None);
     }

@@ -11,6 +11,7 @@ pub mod settings;
 pub mod signals;
 pub mod thread;
 pub mod timers;
+pub mod wait;
 
 pub use regs_x86_64 as regs;
 

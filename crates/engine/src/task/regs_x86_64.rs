@@ -1,7 +1,7 @@
 //! Registers on x86_64: the kernel's register sets to CRIU's `thread_info_x86` and back.
 //!
 //! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
-use super::compat;
+use super::{compat, wait};
 use crate::{Error, Kind, Result};
 use crust_image::proto::core_entry::March;
 use crust_image::proto::{
@@ -130,9 +130,9 @@ fn ends(r: &Regs, handled: Option<Handled>) -> Option<bool> {
         // ERESTARTNOHAND
         514 => Some(handled.is_none()),
         // ERESTART_RESTARTBLOCK
-        516 => Some(handled.is_none() && compat::call(r).is_some_and(waits_for_a_time)),
+        516 => Some(handled.is_none() && compat::call(r).is_some_and(wait::waits_for_a_time)),
         // Some calls answer EINTR by themselves when they are merely stopped.
-        _ if handled.is_none() && ended_by_stop(r) => Some(true),
+        _ if handled.is_none() && wait::ended_by_stop(r) => Some(true),
         _ => None,
     }
 }
@@ -169,42 +169,6 @@ pub enum Handled {
     RestartsCalls,
     /// They end with EINTR.
     EndsCalls,
-}
-
-/// True for a call that answered EINTR because a stop interrupted it, as signal(7) lists them, and that had done nothing until
-/// then: waits on epoll, for signals and semaphores, and on sockets with a time limit.
-pub fn ended_by_stop(r: &Regs) -> bool {
-    let eintr = r.rax as i64 == -i64::from(libc::EINTR);
-    let listed = |nr: i64| {
-        matches!(
-            nr,
-            libc::SYS_epoll_wait
-                | libc::SYS_epoll_pwait
-                | libc::SYS_epoll_pwait2
-                | libc::SYS_rt_sigtimedwait
-                | libc::SYS_semop
-                | libc::SYS_semtimedop
-                | libc::SYS_accept
-                | libc::SYS_accept4
-                | libc::SYS_recvfrom
-                | libc::SYS_recvmsg
-        )
-    };
-    eintr && compat::call(r).is_some_and(|(nr, _)| listed(nr))
-}
-
-/// Calls that wait for a time and can be made again with the arguments they had. How much of the time was left only the kernel
-/// knew, except for sleeps that count down in place (the rest is stored where the request is) and futex waits until an absolute
-/// time; the others wait for the whole time again. All of these may wait longer than asked for, none may end early.
-fn waits_for_a_time((nr, args): (i64, [u64; 6])) -> bool {
-    const FUTEX_COMMAND: u64 = 0x7f;
-    const FUTEX_WAIT: u64 = 0;
-    const FUTEX_WAIT_BITSET: u64 = 9;
-    match nr {
-        libc::SYS_poll | libc::SYS_nanosleep | libc::SYS_clock_nanosleep => true,
-        libc::SYS_futex => matches!(args[1] & FUTEX_COMMAND, FUTEX_WAIT | FUTEX_WAIT_BITSET),
-        _ => false,
-    }
 }
 
 fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
@@ -435,7 +399,8 @@ mod tests {
         }
         assert_eq!(wound(libc::SYS_restart_syscall, 516, None), (0x1000, -4), "which call it was is not known");
         assert_eq!(wound(libc::SYS_epoll_wait, 4, None), (0xffe, libc::SYS_epoll_wait));
-        assert_eq!(wound(READ, 4, None), (0x1000, -4), "its own answer");
+        assert_eq!(wound(READ, 4, None), (0xffe, READ), "a socket's time limit");
+        assert_eq!(wound(libc::SYS_ioctl, 4, None), (0x1000, -4), "its own answer");
         assert_eq!(wound(-1, 512, None), (0x1000, -512), "no call at all");
     }
 

@@ -100,9 +100,19 @@ pub fn wants_restart(value: i64) -> bool {
     matches!(-value, ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK)
 }
 
+/// True if the kernel goes on with the interrupted call by restart_syscall(2).
+pub fn goes_on_by_restart(regs: &Regs) -> bool {
+    regs.rax as i64 == -ERESTART_RESTARTBLOCK
+}
+
+/// True if the interrupted call begins again unless a handler runs first, as after [`call_again`].
+pub fn begins_again(regs: &Regs) -> bool {
+    regs.rax as i64 == -ERESTARTNOHAND
+}
+
 /// A call that has ended, as one that begins again with another fourth argument, unless a handler runs first: that ends it with
 /// EINTR.
-pub(crate) fn call_again(regs: &mut Regs, fourth: u64) {
+pub fn call_again(regs: &mut Regs, fourth: u64) {
     regs.rax = -ERESTARTNOHAND as u64;
     *(if is_32bit(regs) { &mut regs.rsi } else { &mut regs.r10 }) = fourth;
 }
