@@ -38,7 +38,7 @@ pub const WAITS: [&str; 7] = [
     "rt_sigtimedwait",
 ];
 /// How long.
-pub const WAIT_SECONDS: u64 = 12;
+pub const WAIT_SECONDS: u64 = 16;
 
 std::arch::global_asm!(
     r#"
@@ -329,7 +329,7 @@ i_mode_w:
     jnz 1f
     xorl %ebx, %ebx
     xorl %ecx, %ecx
-    movl $12000, %edx
+    movl $16000, %edx
     call32 168
     call i_waited
     count 2
@@ -364,7 +364,7 @@ i_mode_w:
     movl %eax, %ebx
     at i_event, %ecx
     movl $1, %edx
-    movl $12000, %esi
+    movl $16000, %esi
     call32 256
     call i_waited
     count 5
@@ -577,8 +577,8 @@ i_set_all: .long -1, -1
 i_no_time: .long 0, 0
 i_one_ms: .long 0, 1000000
 i_two_ms: .long 0, 2000000
-i_wait: .long 12, 0
-i_wait64: .quad 12, 0
+i_wait: .long 16, 0
+i_wait64: .quad 16, 0
 i_event: .long 0, 0, 0
     .balign 16
 i_found: .fill 128, 1, 0

@@ -226,6 +226,45 @@ fn an_image_of_another_architecture_is_refused_before_anything_is_created() {
     sample.goes_on();
 }
 
+/// Changes a record of the sample's images: fields of its JSON.
+fn change(sample: &Sample, image: &str, from: &str, to: &str) {
+    let image = sample.dir.path(&format!("images/{image}")).display().to_string();
+    let json = sample.good(&["image", "show", &image]);
+    assert_eq!(json.matches(from).count(), 1, "{json}");
+    fs::write(sample.dir.path("other.json"), json.replace(from, to)).unwrap();
+    sample.good(&["image", "encode", "-i", "other.json", "-o", &image]);
+}
+
+#[test]
+fn a_security_label_that_this_kernel_has_not_is_refused_by_name() {
+    if !inside("a_security_label_that_this_kernel_has_not_is_refused_by_name") {
+        return;
+    }
+    if fs::read_to_string("/proc/self/attr/current").is_ok_and(|label| !label.is_empty()) {
+        let name = "a_security_label_that_this_kernel_has_not_is_refused_by_name";
+        return common::skipped(name, "labels are in use here");
+    }
+    let sample = Sample::start("label");
+    sample.put_away(&[]);
+    change(&sample, "inventory.img", "\"lsmtype\": \"NO_LSM\"", "\"lsmtype\": \"APPARMOR\"");
+    let profile = "\"lsm_profile\": \"lxc-container-default\", \"secbits\"";
+    change(&sample, &format!("core-{}.img", sample.pid), "\"secbits\"", profile);
+    let refused = |more: &[&str], named: &str| {
+        let restore = sample.run(&[&RESTORE[..], more].concat());
+        let said = output_text(&restore);
+        assert_eq!(restore.status.code(), Some(1));
+        assert!(said.contains(named) && said.contains("nothing was created"), "{said}");
+        assert!(said.contains("--lsm-profile"), "{said}");
+        assert_eq!(said.matches("Error:").count(), 1, "{said}");
+        assert!(!Path::new(&format!("/proc/{}", sample.pid)).exists());
+    };
+    refused(&[], "\"lxc-container-default\" of AppArmor");
+    refused(&["--lsm-profile", "selinux:a:b:c:d"], "\"a:b:c:d\" of SELinux");
+
+    sample.good(&[&RESTORE[..], &["--lsm-profile", "none"]].concat());
+    sample.goes_on();
+}
+
 #[test]
 fn a_restore_that_takes_longer_than_its_timeout_leaves_nothing() {
     if !inside("a_restore_that_takes_longer_than_its_timeout_leaves_nothing") {

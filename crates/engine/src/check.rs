@@ -1,9 +1,9 @@
 //! Questions without consequences: what this kernel offers, and what in a tree would block a dump.
 use crate::dump::{Collected, blockers_outside, find_root, foreign_session, inner_id, stat_of};
 use crate::error::ResultExt;
-use crate::task::Target;
+use crate::task::{Target, lsm};
 use crate::{Error, Kind, Object, Options, Result, memory};
-use crust_image::proto::PstreeEntry;
+use crust_image::proto::{CredsEntry, PstreeEntry};
 use crust_kernel::NsTid;
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Status};
@@ -89,6 +89,9 @@ fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) 
         let what = format!("is traced by process {tracer}");
         found.push(Error::unsupported(what, "end the debugger or tracer first: a task has only one"));
     }
+    // A label is a thread's own.
+    let label = |tid| lsm::save(&mut CredsEntry::default(), proc, tid).err();
+    found.extend(proc.threads().unwrap_or_default().into_iter().filter_map(label));
     let pidfd = PidFd::open(pid).or_else(|_| PidFd::open_thread(pid));
     let looked = pidfd.during("pidfd_open").and_then(|pidfd| {
         let target = Target { pid, ns_pid, proc, pidfd: pidfd.as_fd() };

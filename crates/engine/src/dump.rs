@@ -8,9 +8,10 @@ use crate::images::{Committed, Outlet, Partial};
 use crate::memory::{self, Ahead, PageCount, PagesDump};
 use crate::options::After;
 use crate::plugins::{self, Hook, Plugins};
+use crate::task::lsm;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces, together};
 use crust_image::ImageKind;
-use crust_image::proto::{CoreEntry, InventoryEntry, PstreeEntry, TaskKobjIdsEntry};
+use crust_image::proto::{CoreEntry, InventoryEntry, Lsmtype, PstreeEntry, TaskKobjIdsEntry};
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::{Deadline, NsTid};
 use std::collections::HashMap;
@@ -557,7 +558,7 @@ fn write_inventory(looked: &[Looked], out: &Partial) -> Result<()> {
         root_ids: Some(our_ids(looked)),
         ns_per_id: Some(true),
         root_cg_set: Some(OWN_SET),
-        lsmtype: Some(0),
+        lsmtype: Some(lsm::Machine::here().map_or(Lsmtype::NoLsm, lsm::Machine::kind).into()),
         network_lock_method: Some(0),
         plugins_entry: Some(Default::default()),
         dump_criu_run_id: Some(run_id.trim().to_owned()),

@@ -32,7 +32,7 @@ pub(crate) struct Lent {
 }
 
 /// All of them together may take so long; the rest of a crowd waits its whole time.
-const ALL: Duration = Duration::from_secs(2);
+const ALL: Duration = Duration::from_secs(5);
 /// A thread that was told to stop does, and has to be told to begin again then, or its call ends with EINTR. On a machine with
 /// too much to do it may take long until it has its turn.
 const TO_STOP: Duration = Duration::from_secs(30);
@@ -80,7 +80,11 @@ fn one(w: &Lent, deadline: Deadline) -> Option<()> {
     let proc = ProcDir::open(w.pid).ok()?;
     let mut backoff = Backoff::new();
     while !sleeps(&proc, w) {
-        backoff.pause(deadline).then_some(())?;
+        if !backoff.pause(deadline) {
+            let now = proc.read_text(&format!("task/{}/syscall", w.tid)).unwrap_or_default();
+            log::debug!("thread {} does not come to sleep in {:x?}: {now}", w.tid, w.call);
+            return None;
+        }
     }
     let loan = Loan::of(w, &proc)?;
     ptrace::seize(w.tid, Options::default()).ok()?;
@@ -104,10 +108,10 @@ fn one(w: &Lent, deadline: Deadline) -> Option<()> {
     while !done {
         done = match ptrace::poll_wait(w.tid) {
             Ok(None) => sleeps(&proc, w) || !backoff.pause(deadline),
-            Ok(Some(Waited::Stopped(_))) => {
+            Ok(Some(Waited::Stopped(stop))) => {
                 // The wait is over: whatever it answered is the thread's.
                 loan.take_back();
-                return ptrace::detach(w.tid, 0).ok();
+                return let_go(w.tid, stop);
             }
             Ok(Some(_)) | Err(_) => true,
         };
@@ -131,12 +135,14 @@ fn sleeps(proc: &ProcDir, w: &Lent) -> bool {
 fn expect(tid: HostTid, want: Stop, deadline: Deadline) -> Option<()> {
     match ptrace::wait(tid, deadline) {
         Ok(Waited::Stopped(stop)) if stop == want => Some(()),
-        Ok(Waited::Stopped(stop)) => {
-            let signal = if let Stop::Signal(signal) = stop { signal } else { 0 };
-            ptrace::detach(tid, signal).ok().and(None)
-        }
+        Ok(Waited::Stopped(stop)) => let_go(tid, stop).and(None),
         _ => None,
     }
+}
+
+/// With the signal that stopped it.
+fn let_go(tid: HostTid, stop: Stop) -> Option<()> {
+    ptrace::detach(tid, if let Stop::Signal(signal) = stop { signal } else { 0 }).ok()
 }
 
 /// A socket of another process.

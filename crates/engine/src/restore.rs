@@ -6,7 +6,7 @@ use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
 use crate::task::creds::{self, Cap};
-use crate::task::{compat, limits, odds, regs, seccomp, settings, thread, timers};
+use crate::task::{compat, limits, lsm, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::core_entry::March;
@@ -73,6 +73,8 @@ struct Plan {
     duties: Vec<Option<seccomp::Duty>>,
     /// The dumper's kernel objects; CRIU before 2.0 named none.
     dumper: Option<TaskKobjIdsEntry>,
+    /// Why threads cannot have their security labels.
+    labels: Vec<Error>,
 }
 
 /// Brings the tree in `opts.images_dir` back and lets it run.
@@ -203,7 +205,7 @@ fn begin(
         prepare(groups, &plan).map_err(|e| e.at(Stage::Check).state("nothing was created"))?;
     }
     let created = "nothing was created";
-    check(&plan, plugins, opts).map_err(|e| e.at(Stage::Check).state(created))?;
+    check(&mut plan, plugins, opts).map_err(|e| e.at(Stage::Check).state(created))?;
     plan.files.ask_plugins(plugins, &plan.source).map_err(|e| e.at(Stage::Check).state(created))?;
     clock.done("check");
     events.notify(Event::PreRestore, None, None)?;
@@ -329,7 +331,8 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<(Plan, Option<Groups>
     if inventory.img_version > 2 {
         return Err(Error::bad_image("inventory.img", format!("has version {}", inventory.img_version)));
     }
-    let tree = Tree::read(&source, opts.shell_job)?;
+    let mut tree = Tree::read(&source, opts.shell_job)?;
+    let labels = settle_labels(&mut tree, &lsm::Wish::new(inventory.lsmtype(), opts.lsm_profile.as_deref())?);
     let mut memory: Vec<Option<memory::Images>> = Vec::with_capacity(tree.tasks.len());
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     for t in &tree.tasks {
@@ -374,7 +377,21 @@ fn read(opts: &Options, events: &mut dyn Events) -> Result<(Plan, Option<Groups>
     }
     let own = thread::Own::look()?;
     let groups = Groups::read(&source, opts, inventory.root_cg_set)?;
-    Ok((Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids }, groups))
+    Ok((Plan { source, tree, files, memory, own, creds, filters, duties, dumper: inventory.root_ids, labels }, groups))
+}
+
+/// Gives the records of all threads the security labels that they are to have here; says which cannot be.
+fn settle_labels(tree: &mut Tree, wish: &lsm::Wish) -> Vec<Error> {
+    let mut found = Vec::new();
+    for t in tree.tasks.iter_mut().filter(|t| t.is_live()) {
+        let creds = t.cores.iter_mut().filter_map(|c| c.thread_core.as_mut()?.creds.as_mut());
+        // All threads of a process may say the same.
+        let errors: Vec<Error> = creds.filter_map(|c| wish.settle(c, lsm::Machine::here())).collect();
+        let threads = t.cores.iter().filter_map(|c| c.thread_core.as_ref()?.creds.as_ref());
+        let error = errors.into_iter().next().or_else(|| lsm::check_threads(threads, lsm::Machine::here()));
+        found.extend(error.map(|e| e.on(Object::Task(t.pid.as_raw()))));
+    }
+    found
 }
 
 fn refuse_options(opts: &Options) -> Result<()> {
@@ -382,7 +399,6 @@ fn refuse_options(opts: &Options) -> Result<()> {
         (opts.root.is_some(), "--root"),
         (!opts.join_ns.is_empty(), "--join-ns"),
         (opts.empty_ns != 0, "--empty-ns"),
-        (opts.lsm_profile.is_some(), "--lsm-profile"),
         (opts.lsm_mount_context.is_some(), "--lsm-mount-context"),
         (opts.auto_dedup, "--auto-dedup"),
         (opts.lazy_pages, "--lazy-pages"),
@@ -407,8 +423,9 @@ fn settle(groups: &mut Groups, tree: &Tree) -> Result<()> {
 }
 
 /// Everything that would fail later, asked now and told at once.
-fn check(plan: &Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
+fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
     let mut errors: Vec<Error> = ids::check_free(&plan.tree.all_ids()).into_iter().collect();
+    errors.append(&mut plan.labels);
     errors.extend(may_choose_ids(&plan.creds));
     errors.extend(crate::cpu::check_if_asked(&plan.source, opts.cpu_cap));
     errors.extend(plan.files.check(opts, plugins));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use zoo::i386::{EINTR, LANES, WAIT_SECONDS, WAITS};
 
 /// Waited before the gap.
-const BEFORE: Duration = Duration::from_secs(4);
+const BEFORE: Duration = Duration::from_secs(8);
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();

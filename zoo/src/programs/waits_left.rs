@@ -9,9 +9,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
-const WHOLE: Duration = Duration::from_secs(12);
+const WHOLE: Duration = Duration::from_secs(16);
 /// Slept before the gap.
-const BEFORE: Duration = Duration::from_secs(4);
+const BEFORE: Duration = Duration::from_secs(8);
 
 fn timespec() -> libc::timespec {
     libc::timespec { tv_sec: WHOLE.as_secs() as i64, tv_nsec: 0 }

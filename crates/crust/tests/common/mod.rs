@@ -313,11 +313,15 @@ pub(crate) fn users_may_make_namespaces(name: &str, uid: Option<u32>) -> bool {
     let output = command.output().unwrap();
     if !output.status.success() {
         let why = String::from_utf8_lossy(&output.stderr);
-        let line = format!("\nzoo: skip 1: {name}: ordinary users may not make namespaces here: {}\n", why.trim());
-        // Past the harness, which keeps what a passing test prints to itself.
-        std::io::Write::write_all(&mut std::io::stdout(), line.as_bytes()).unwrap();
+        skipped(name, &format!("ordinary users may not make namespaces here: {}", why.trim()));
     }
     output.status.success()
+}
+
+/// Notes that test `name` is skipped.
+pub(crate) fn skipped(name: &str, why: &str) {
+    // Past the harness, which keeps what a passing test prints to itself.
+    std::io::Write::write_all(&mut std::io::stdout(), format!("\nzoo: skip 1: {name}: {why}\n").as_bytes()).unwrap();
 }
 
 /// The same with more options of unshare(1).

@@ -161,6 +161,7 @@ pub fn plan(p: &mut Program, plan: PlanId, now: &CredsEntry, want: &CredsEntry) 
             p.syscall(plan, "PR_CAP_AMBIENT_RAISE", libc::SYS_prctl, &args);
         }
     }
+    super::lsm::plan_thread(p, plan, want);
     if want.no_new_privs == Some(1) && now.no_new_privs != Some(1) {
         let args = [libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()];
         p.syscall(plan, "PR_SET_NO_NEW_PRIVS", libc::SYS_prctl, &args);

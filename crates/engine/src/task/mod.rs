@@ -4,6 +4,7 @@ pub mod creds;
 pub mod dispatch;
 pub mod ended;
 pub mod limits;
+pub mod lsm;
 pub mod odds;
 pub mod regs_x86_64;
 pub mod seccomp;
