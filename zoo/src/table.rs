@@ -174,6 +174,7 @@ macro_rules! programs {
             beyond unix_waiting_order;
             beyond unlinked_file;
             beyond waits_left;
+            beyond watchpoint;
             apart fork_storm;
             apart held_pipe;
             refused refused_bpf_program;
@@ -185,6 +186,7 @@ macro_rules! programs {
             refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_io_uring_worker;
+            refused refused_keys;
             refused refused_landlock;
             refused refused_ldt;
             refused refused_memfd_secret;

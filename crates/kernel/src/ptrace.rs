@@ -112,7 +112,7 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-fn check(ret: libc::c_long) -> Result<usize> {
+pub(crate) fn check(ret: libc::c_long) -> Result<usize> {
     usize::try_from(ret).map_err(|_| last_errno())
 }
 

@@ -64,4 +64,34 @@ pub fn set_segment(tid: HostTid, segment: &Segment) -> Result<()> {
     unsafe { request_ptr(PTRACE_SET_THREAD_AREA, tid, segment.entry.into(), data) }.map(drop)
 }
 
+/// Reads debug register `number`, of 0 to 7 (4 and 5 are 0).
+///
+/// # Errors
+/// `EIO`: no such register. `ESRCH`: gone or not stopped.
+pub fn get_debug_register(tid: HostTid, number: usize) -> Result<u64> {
+    let mut value = 0_u64;
+    // The C library's ptrace would return the value itself, which may look like an error.
+    // SAFETY: the request writes one word, which `value` is.
+    let done = unsafe {
+        libc::syscall(libc::SYS_ptrace, libc::PTRACE_PEEKUSER, tid.as_raw(), debug_offset(number), &raw mut value)
+    };
+    crate::ptrace::check(done).map(|_| value)
+}
+
+/// Writes it.
+///
+/// # Errors
+/// `EINVAL`: an address that is not the program's, or no such kind of breakpoint. `ENOSPC`: others have all of the processor's
+/// breakpoints. `ESRCH`: gone or not stopped.
+pub fn set_debug_register(tid: HostTid, number: usize, value: u64) -> Result<()> {
+    let value = std::ptr::without_provenance_mut(value as usize);
+    // SAFETY: the request takes the word itself, not what lies there.
+    unsafe { request_ptr(libc::PTRACE_POKEUSER, tid, debug_offset(number), value) }.map(drop)
+}
+
+/// Where the kernel has it in its `struct user`.
+fn debug_offset(number: usize) -> libc::c_ulong {
+    (std::mem::offset_of!(libc::user, u_debugreg) + number * size_of::<u64>()) as libc::c_ulong
+}
+
 const _: () = assert!(size_of::<Segment>() == 16);

@@ -117,6 +117,7 @@ mod refused_i386_code;
 mod refused_inotify_events;
 mod refused_io_uring;
 mod refused_io_uring_worker;
+mod refused_keys;
 mod refused_landlock;
 mod refused_ldt;
 mod refused_memfd_secret;
@@ -197,6 +198,7 @@ mod vfork_ends;
 mod vfork_storm;
 mod vmas_5000;
 mod waits_left;
+mod watchpoint;
 mod zombies;
 
 macro_rules! dispatch {

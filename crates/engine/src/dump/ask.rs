@@ -4,7 +4,7 @@ use super::freeze::Seen;
 use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{compat, dispatch, limits, odds, seccomp, settings, signals, timers};
+use crate::task::{breakpoints, compat, dispatch, limits, odds, seccomp, settings, signals, timers};
 use crate::{Result, together};
 use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -49,6 +49,7 @@ pub(super) struct Thread {
     pub(super) status: Status,
     pub(super) regs: arch::regs::Regs,
     pub(super) segments: Vec<Segment>,
+    pub(super) debug_registers: Vec<u64>,
     pub(super) xsave: Vec<u8>,
     pub(super) sigmask: u64,
     pub(super) rseq: RseqConfig,
@@ -84,6 +85,7 @@ impl Thread {
             tid: t.tid(),
             regs: *t.regs(),
             segments: compat::segments(t.tid(), t.regs())?,
+            debug_registers: breakpoints::look(t.tid())?,
             xsave: t.xsave()?,
             sigmask: t.sigmask(),
             rseq: *t.rseq(),

@@ -6,7 +6,7 @@ use super::waits::{self, Renewed};
 use crate::error::{Error, Kind, OnObject, ResultExt};
 use crate::lend::{Lent, lend};
 use crate::task::compat::set_segments;
-use crate::task::{dispatch, ended, regs, signals};
+use crate::task::{breakpoints, dispatch, ended, regs, signals};
 use crate::{Result, Stage};
 use crust_inject::arch::{compat, regs as inject};
 use crust_kernel::procfs::{ProcDir, Stat};
@@ -131,7 +131,9 @@ fn set_state(
         core.thread_core.as_ref().and_then(|t| t.blk_sigset).or(core.tc.as_ref().map(|tc| tc.blk_sigset)).unwrap_or(0);
     ptrace::set_sigmask(tid, mask).during("setting the signal mask")?;
     let settings = core.thread_core.as_ref().and_then(|t| t.crust_settings.as_ref());
-    settings.and_then(|s| s.dispatch).map_or(Ok(()), |want| dispatch::set(tid, want))
+    let Some(settings) = settings else { return Ok(()) };
+    breakpoints::set(tid, &settings.debug_registers)?;
+    settings.dispatch.map_or(Ok(()), |want| dispatch::set(tid, want))
 }
 
 pub(super) fn expect_stop(pid: HostTid, tid: HostTid, want: Stop, deadline: Deadline) -> Result<()> {

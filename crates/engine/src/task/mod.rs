@@ -1,4 +1,5 @@
 //! Tasks: what resource modules see of one process while it is looked at, and the modules for task state.
+pub mod breakpoints;
 pub mod compat;
 pub mod creds;
 pub mod dispatch;

@@ -56,6 +56,7 @@ pub struct AskedThread {
     policy_nodes: DataRef,
     attr: DataRef,
     cookie: Option<DataRef>,
+    keys: Slot,
 }
 
 /// Where a process's answers come to lie.
@@ -64,6 +65,7 @@ pub struct AskedProcess {
     merges: Slot,
     mdwe: Slot,
     thp: Slot,
+    keys: Slot,
 }
 
 /// What this kernel and CPU know at all; asked once, of ourselves.
@@ -102,6 +104,21 @@ fn known() -> &'static Known {
             node_bytes: bytes("/sys/devices/system/node/possible", 128),
         }
     })
+}
+
+/// Asks how many bytes of key numbers a keyring has. Unlike the session's, these two do not come to be by asking.
+fn ask_keys(p: &mut Program, plan: PlanId, keyring: i32) -> Slot {
+    let args = [libc::KEYCTL_READ.into(), keyring.into(), 0.into(), 0.into()];
+    p.syscall_slot(plan, "KEYCTL_READ", libc::SYS_keyctl, &args, Expect::Any)
+}
+
+/// Refuses keys: their numbers, which programs remember, are the kernel's to give, and not all tell their content.
+fn refuse_keys(found: i64, whose: &str) -> Result<()> {
+    if found <= 0 {
+        return Ok(());
+    }
+    let what = format!("has {} keys in its {whose} keyring", found / 4);
+    Err(Error::unsupported(what, "let the program remove them before the dump (KEYCTL_CLEAR)"))
 }
 
 /// Asks a thread.
@@ -150,6 +167,7 @@ pub fn ask_thread(p: &mut Program, plan: PlanId) -> AskedThread {
         policy_nodes,
         attr,
         cookie,
+        keys: ask_keys(p, plan, libc::KEY_SPEC_THREAD_KEYRING),
     }
 }
 
@@ -159,7 +177,9 @@ pub fn ask_process(p: &mut Program, plan: PlanId) -> AskedProcess {
         let args = [option.into(), 0.into(), 0.into(), 0.into(), 0.into()];
         p.syscall_slot(plan, "prctl", libc::SYS_prctl, &args, Expect::Any)
     };
+    let keys = ask_keys(p, plan, libc::KEY_SPEC_PROCESS_KEYRING);
     AskedProcess {
+        keys,
         merges: option(p, PR_GET_MEMORY_MERGE),
         mdwe: option(p, PR_GET_MDWE),
         thp: option(p, libc::PR_GET_THP_DISABLE),
@@ -169,7 +189,7 @@ pub fn ask_process(p: &mut Program, plan: PlanId) -> AskedProcess {
 /// A thread's answers as a record.
 ///
 /// # Errors
-/// `Unsupported` for core scheduling: a group's cookie is the kernel's secret.
+/// `Unsupported` for core scheduling: a group's cookie is the kernel's secret. And for keys.
 pub fn thread(
     asked: &AskedThread,
     read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>,
@@ -181,6 +201,7 @@ pub fn thread(
         let help = "dump it before it joins a core scheduling group (prctl PR_SCHED_CORE)";
         return Err(Error::unsupported("is in a core scheduling group", help));
     }
+    refuse_keys(slot(asked.keys)?, "thread")?;
     let len = usize::try_from(slot(asked.mask_len)?).unwrap_or(0).min(known().mask_bytes);
     let mask = read(asked.mask, len)?;
     let positive = |slot: i64| u32::try_from(slot).ok().filter(|&n| n != 0);
@@ -209,13 +230,14 @@ pub fn thread(
         memory_nodes: if mode == 0 { None } else { Some(trimmed(read(asked.policy_nodes, known().node_bytes)?)) },
         deadline: (policy == SCHED_DEADLINE).then_some(attr),
         dispatch: None,
+        debug_registers: Vec::new(),
     })
 }
 
 /// A process's answers as a record, with what /proc knows.
 ///
 /// # Errors
-/// `Unsupported` for an I/O flusher.
+/// `Unsupported` for an I/O flusher, and for keys.
 pub fn process(
     asked: &AskedProcess,
     proc: &ProcDir,
@@ -226,6 +248,7 @@ pub fn process(
         let help = "dump it before it makes itself one (prctl PR_SET_IO_FLUSHER)";
         return Err(Error::unsupported("is an I/O flusher, part of a block device or filesystem in user space", help));
     }
+    refuse_keys(slot(asked.keys)?, "process")?;
     let filter = proc.read_text("coredump_filter").ok();
     Ok(CrustProcessSettings {
         merges_memory: (slot(asked.merges)? == 1).then_some(true),
