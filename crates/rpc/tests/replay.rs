@@ -1,14 +1,28 @@
-//! The fuzz target of the request decoder over its corpus and damaged copies of it.
+//! The fuzz targets of the decoders of requests and of what plugins say over their corpora and damaged copies of them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 #[allow(unreachable_pub, reason = "the fuzz workspace has the same file")]
+#[path = "../../../fuzz/src/plugin.rs"]
+mod plugin;
+#[allow(unreachable_pub, reason = "the fuzz workspace has the same file")]
 #[path = "../../../fuzz/src/request.rs"]
-mod target;
+mod request;
 
 use std::path::Path;
 
 #[test]
 fn requests_whole_cut_and_changed() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/request");
+    whole_cut_and_changed("request", request::request);
+    request::request(&[8; 5000]);
+}
+
+#[test]
+fn replies_of_plugins_whole_cut_and_changed() {
+    whole_cut_and_changed("plugin", plugin::reply);
+    plugin::reply(&[8; 5000]);
+}
+
+fn whole_cut_and_changed(corpus: &str, target: fn(&[u8])) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(corpus);
     let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     assert!(files.len() >= 8);
@@ -22,9 +36,9 @@ fn requests_whole_cut_and_changed() {
     };
     for file in files {
         let whole = std::fs::read(file).unwrap();
-        target::request(&whole);
+        target(&whole);
         for end in 0..whole.len() {
-            target::request(&whole[..end]);
+            target(&whole[..end]);
         }
         for _ in 0..1000 {
             let mut changed = whole.clone();
@@ -34,8 +48,7 @@ fn requests_whole_cut_and_changed() {
                     *byte = [0, 0xff, *byte ^ 1, *byte ^ 0x80, random(256) as u8][random(5)];
                 }
             }
-            target::request(&changed);
+            target(&changed);
         }
     }
-    target::request(&[8; 5000]);
 }
