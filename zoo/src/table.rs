@@ -60,6 +60,7 @@ macro_rules! programs {
             first nanosleep;
             first oom_score_adj;
             first orphans;
+            first orphans_adopted;
             first pending_pause;
             first pending_shared;
             first pending_thread;
@@ -70,6 +71,7 @@ macro_rules! programs {
             first pipe_tasks;
             first posix_timer_cpu;
             first posix_timer_thread;
+            first plans_large;
             first posix_timers;
             first prctls;
             first registers_general;
@@ -84,6 +86,7 @@ macro_rules! programs {
             first sessions;
             first settings;
             first sigactions;
+            first sigactions_default;
             first sigaltstack_none;
             first sigaltstack_used;
             first signal_masks;

@@ -8,6 +8,7 @@ use crate::images::{Committed, Outlet, Partial};
 use crate::memory::{self, Ahead, PageCount, PagesDump};
 use crate::options::After;
 use crate::plugins::{self, Hook, Plugins};
+use crate::restore::tree::Tree;
 use crate::task::lsm;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces, together};
 use crust_image::ImageKind;
@@ -346,6 +347,8 @@ fn look_at_all(
     })?;
     let tree: Vec<PstreeEntry> = looked.iter().map(|l| l.pstree.clone()).collect();
     cx.blockers.extend(foreign_session(&tree, opts));
+    let records = looked.iter().map(|l| (&l.pstree, l.cores.first().and_then(|(_, core)| core.tc.as_ref())));
+    cx.blockers.extend(Tree::check_shape(records).err());
     cx.blockers.extend(shared_objects(&looked));
     cx.blockers.extend(cx.files.take_blockers());
     cx.blockers.extend(cx.shared.check_sysv());

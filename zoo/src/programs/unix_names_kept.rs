@@ -26,6 +26,10 @@ pub(super) fn main() {
     zoo::must(std::fs::rename("not-yet", "ready"));
     let relative = zoo::must(UnixListener::bind("not-yet"));
     zoo::must(std::fs::rename("not-yet", "ready-too"));
+    // What supervisord does: the second name is there only if it was free.
+    let linked = zoo::must(UnixListener::bind("first.name"));
+    zoo::must(std::fs::hard_link("first.name", "second.name"));
+    zoo::must(std::fs::remove_file("first.name"));
     // A child in another root directory.
     zoo.fork("jailed", |mut zoo| {
         zoo::must(std::os::unix::fs::chroot("."));
@@ -54,7 +58,8 @@ pub(super) fn main() {
         let name = moved.local_addr().ok().and_then(|a| a.as_pathname().map(ToOwned::to_owned));
         zoo.eq("name of the one that moved", name, Some("not-yet".into()));
         zoo.ok("nothing at the first name", !std::path::Path::new("not-yet").exists());
-        for (listener, file) in [(&moved, "ready"), (&relative, "ready-too"), (&listener, "")] {
+        for (listener, file) in [(&moved, "ready"), (&relative, "ready-too"), (&linked, "second.name"), (&listener, "")]
+        {
             let client = match file {
                 "" => UnixStream::connect_addr(&hidden),
                 _ => UnixStream::connect(file),

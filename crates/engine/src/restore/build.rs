@@ -13,7 +13,9 @@ use crate::memory;
 use crate::task::timers::IdMode;
 use crate::task::{compat, creds, limits, lsm, odds, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
-use crust_image::proto::{CredsEntry, CrustProcessSettings, MmEntry, TaskCoreEntry, VmaEntry};
+use crust_image::proto::{
+    CoreEntry, CredsEntry, CrustProcessSettings, MmEntry, SignalQueueEntry, TaskCoreEntry, VmaEntry,
+};
 use crust_inject::arch::interp;
 use crust_inject::plan::{Arg, Expect, PlanId, Program};
 use crust_kernel::fork::{Fork, fork_as};
@@ -143,7 +145,7 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
         // Before anything is allocated, and before children are born, so that it is theirs, too.
         groups.enter(t.born_by.and_then(|b| group_set(tree, b)), group_set(tree, i))?;
     }
-    if i == 0 && tree.needs_subreaper {
+    if t.adopts {
         process::set_child_subreaper(true).during("prctl PR_SET_CHILD_SUBREAPER")?;
     }
     if i == 0 {
@@ -186,7 +188,10 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
             cx.arena.reached(i, Step::Leaving);
             process::exit_now(0)
         }
-        Fate::Zombie(status) => become_zombie(t, status),
+        Fate::Zombie(status) => {
+            reap_all(cx, &reap)?;
+            become_zombie(t, status)
+        }
         Fate::Alive | Fate::Stopped(_) => {}
     }
     reap_all(cx, &reap)?;
@@ -284,13 +289,20 @@ fn bear(cx: &mut Cx<'_>, i: usize, now: impl Fn(Birth) -> bool, reap: &mut Vec<i
 /// Forks a process that forks task `c` and exits, so that `c` falls to the subreaper. The one in between takes no id of the tree.
 fn bear_orphan(cx: &mut Cx<'_>, c: usize) -> Result<i32> {
     let taken = cx.tree.all_ids();
-    let free = (2..32768)
+    let mut free = (2..32768)
         .rev()
         .filter_map(NsTid::new)
-        .find(|id| taken.binary_search(id).is_err() && !std::path::Path::new(&format!("/proc/{id}")).exists())
-        .ok_or_else(|| Error::new(Kind::Taken, "no process id is free for a helper"))?;
-    // SAFETY: single-threaded, see `fork_task`.
-    match unsafe { fork_as(Some(free), 0) }.during("forking a helper")? {
+        .filter(|id| taken.binary_search(id).is_err() && !std::path::Path::new(&format!("/proc/{id}")).exists());
+    let forked = loop {
+        let id = free.next().ok_or_else(|| Error::new(Kind::Taken, "no process id is free for a helper"))?;
+        // SAFETY: single-threaded, see `fork_task`.
+        match unsafe { fork_as(Some(id), 0) } {
+            // Another task of the tree has taken it for a helper of its own.
+            Err(rustix::io::Errno::EXIST) => {}
+            done => break done.during("forking a helper")?,
+        }
+    };
+    match forked {
         Fork::Parent(id) => Ok(id.as_raw()),
         Fork::Child => {
             let failed = fork_task(cx, c, 0, 0);
@@ -423,7 +435,7 @@ fn live(cx: &mut Cx<'_>, i: usize) -> Result<Never> {
 fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[Changes]) -> Result<Boot> {
     let room = |task: &usize| {
         let filters = cx.duties.get(*task).and_then(Option::as_ref).map_or(0, |duty| cx.filters.room(duty));
-        cx.tree.tasks[*task].threads.len() as u64 * 16 * 1024 + filters
+        plan_room(&cx.tree.tasks[*task]) + filters
     };
     let program_room = 256 * 1024
         + images.mm.vmas.len() as u64 * 768
@@ -434,6 +446,28 @@ fn make_boot(cx: &Cx<'_>, i: usize, images: &memory::Images, twins: &[Changes]) 
     let boot = Boot { start: hole, len, arena: hole + PAGE, program: hole + PAGE + cx.arena.len() as u64 };
     map_boot(cx.arena, &boot, !twins.is_empty())?;
     Ok(boot)
+}
+
+/// Room for what a task's plan holds as often as the program wants: all else fits in the allowance for each thread.
+fn plan_room(t: &Task) -> u64 {
+    const THREAD: usize = 16 * 1024;
+    const SIGNAL: usize = 256;
+    const TIMER: usize = 512;
+    let waiting = |queue: Option<&SignalQueueEntry>| queue.map_or(0, |q| q.signals.len() * SIGNAL);
+    let thread = |core: &CoreEntry| {
+        let th = core.thread_core.as_ref();
+        let groups = th.and_then(|c| c.creds.as_ref()).map_or(0, |c| size_of_val(&c.groups[..]));
+        THREAD + groups + waiting(th.and_then(|c| c.signals_p.as_ref()))
+    };
+    let tc = t.core().and_then(|c| c.tc.as_ref());
+    let timers = tc.and_then(|tc| tc.timers.as_ref()).map_or(&[][..], |timers| &timers.posix);
+    // Where ids can only be counted up to, those below are made and deleted.
+    let timer_ids =
+        timers.iter().map(|timer| timer.it_id as usize + 1).max().unwrap_or(0).min(timers::COUNT_UP_LIMIT as usize);
+    let room = t.cores.iter().map(thread).sum::<usize>()
+        + waiting(tc.and_then(|tc| tc.signals_s.as_ref()))
+        + timers.len().max(timer_ids) * TIMER;
+    room as u64
 }
 
 /// Maps and fills the task's memory. The executable's descriptor comes with it.

@@ -109,8 +109,43 @@ pub(super) fn with_free<T>(id: NsTid, mut fork: impl FnMut() -> rustix::io::Resu
 
 /// The error for an id that was free when it was checked and is not when it is needed.
 pub(super) fn taken_meanwhile(id: NsTid) -> Error {
-    // A process that ended has its id until it is waited for; it may be gone by now.
-    let by = Holder::of(id).map_or_else(|| format!("{id}, by a process that is gone again"), |h| h.text());
-    let what = format!("an id that the tree needs was taken while the tree was being built: {by}");
-    Error::new(Kind::Taken, what).help("try again, or restore in a pid namespace of its own (`unshare -p`)")
+    let holder = Holder::of(id);
+    // An id is taken, too, while it is that of a session or a process group.
+    let member = if holder.is_none() { member_of(id) } else { None };
+    let again = "try again, or restore in a pid namespace of its own (`unshare -p`)";
+    let (by, help) = match (holder, member) {
+        (Some(holder), _) => (holder.text(), again),
+        (None, Some(member)) => {
+            let by = format!("{id} is the session or process group of {}", member.text());
+            (by, "end that process: it is no descendant of the root task, so the dump has left it")
+        }
+        // A process that ended has its id until it is waited for; it may be gone by now.
+        (None, None) => (format!("{id}, by a process that is gone again"), again),
+    };
+    Error::new(Kind::Taken, format!("an id that the tree needs was taken while the tree was being built: {by}"))
+        .help(help)
+}
+
+/// Some process in the session, or in the process group, that has this number.
+fn member_of(id: NsTid) -> Option<Holder> {
+    let is_member = |pid: &NsTid| {
+        let dir = HostTid::new(pid.as_raw()).and_then(|pid| ProcDir::open(pid).ok());
+        let stat = dir.and_then(|dir| dir.read("stat").ok()).and_then(|s| Stat::parse(&s));
+        stat.is_some_and(|s| s.session == id.as_raw() || s.pgrp == id.as_raw())
+    };
+    let names = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut pids = names.filter_map(|e| e.file_name().to_str()?.parse().ok().and_then(NsTid::new));
+    pids.find(is_member).and_then(Holder::of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_an_id_as_that_of_a_group_is_named() {
+        let group = NsTid::new(rustix::process::getpgrp().as_raw_nonzero().get()).expect("a group of this namespace");
+        assert!(member_of(group).is_some_and(|m| !m.comm.is_empty()));
+        assert!(member_of(NsTid::new(i32::MAX).expect("positive")).is_none());
+    }
 }

@@ -109,20 +109,8 @@ mod tests {
 
     fn task(pid: i32, ppid: i32, files_id: u32, fs_id: u32) -> Task {
         let id = NsTid::new(pid).expect("positive");
-        Task {
-            pid: id,
-            ppid,
-            pgid: 10,
-            sid: 10,
-            fate: Fate::Alive,
-            threads: vec![id],
-            cores: Vec::new(),
-            ids: TaskKobjIdsEntry { files_id, fs_id, ..Default::default() },
-            born_by: None,
-            birth: Birth::Plain,
-            bears: Vec::new(),
-            group_leader: None,
-        }
+        let ids = TaskKobjIdsEntry { files_id, fs_id, ..Default::default() };
+        Task { threads: vec![id], ids, ..Task::new(id, [ppid, 10, 10], Fate::Alive) }
     }
 
     #[test]

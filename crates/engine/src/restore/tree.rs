@@ -3,7 +3,7 @@
 use crate::images::Source;
 use crate::{Error, Kind, Object, Result, Stage};
 use crust_image::ImageKind;
-use crust_image::proto::{CoreEntry, PstreeEntry, TaskKobjIdsEntry};
+use crust_image::proto::{CoreEntry, PstreeEntry, TaskCoreEntry, TaskKobjIdsEntry};
 use crust_kernel::NsTid;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -51,9 +51,34 @@ pub(crate) struct Task {
     pub(crate) bears: Vec<usize>,
     /// Its process group's leader if that is another task of the tree.
     pub(crate) group_leader: Option<usize>,
+    /// It is a child subreaper in the end.
+    pub(crate) may_adopt: bool,
+    /// Some task is born as an orphan below it, so it must be one from its start on.
+    pub(crate) adopts: bool,
 }
 
 impl Task {
+    /// A task whose place in the tree is not known yet, with nothing in it; `relatives`: parent, group and session.
+    pub(crate) fn new(pid: NsTid, relatives: [i32; 3], fate: Fate) -> Self {
+        let [ppid, pgid, sid] = relatives;
+        Self {
+            pid,
+            ppid,
+            pgid,
+            sid,
+            fate,
+            threads: Vec::new(),
+            cores: Vec::new(),
+            ids: TaskKobjIdsEntry::default(),
+            born_by: None,
+            birth: Birth::Plain,
+            bears: Vec::new(),
+            group_leader: None,
+            may_adopt: false,
+            adopts: false,
+        }
+    }
+
     /// The leader's record.
     pub(crate) fn core(&self) -> Option<&CoreEntry> {
         self.cores.first()
@@ -78,8 +103,6 @@ pub(crate) struct Tree {
     pub(crate) tasks: Vec<Task>,
     /// The root's process group is the caller's (`--shell-job`).
     pub(crate) foreign_group: bool,
-    /// Some task is born as an orphan, so the root must adopt for a while.
-    pub(crate) needs_subreaper: bool,
 }
 
 const TASK_ALIVE: u32 = 1;
@@ -105,6 +128,20 @@ impl Tree {
         Self::plan(tasks, shell_job)
     }
 
+    /// The error if no restore could make processes with these relations again: a dump says so before anything is killed.
+    pub(crate) fn check_shape<'a>(
+        entries: impl Iterator<Item = (&'a PstreeEntry, Option<&'a TaskCoreEntry>)>,
+    ) -> Result<()> {
+        let task = |(e, tc): (&PstreeEntry, Option<&TaskCoreEntry>)| {
+            let fate = if tc.is_some_and(|tc| tc.task_state == TASK_DEAD) { Fate::Zombie(0) } else { Fate::Alive };
+            let relatives = [e.ppid, e.pgid, e.sid].map(|id| id as i32);
+            let may_adopt = tc.is_some_and(TaskCoreEntry::child_subreaper);
+            Ok(Task { may_adopt, ..Task::new(tid(e.pid, "pstree.img")?, relatives, fate) })
+        };
+        // Foreign sessions have an error of their own.
+        Self::plan(entries.map(task).collect::<Result<_>>()?, true).map(drop)
+    }
+
     /// Works out births and helpers for tasks in any order but root first.
     pub(crate) fn plan(tasks: Vec<Task>, shell_job: bool) -> Result<Self> {
         let bad = |what: String| Error::bad_image("pstree.img", what).at(Stage::Read);
@@ -126,7 +163,7 @@ impl Tree {
                 .help("restore with --shell-job: the tree then joins the session of this terminal")
                 .at(Stage::Check));
         }
-        let mut tree = Self { tasks, foreign_group, needs_subreaper: false };
+        let mut tree = Self { tasks, foreign_group };
         tree.link(&index, root_pid, root_sid)?;
         tree.groups(&mut index, root_pgid)?;
         tree.order()?;
@@ -150,32 +187,41 @@ impl Tree {
                 (parent, Birth::Plain)
             } else if p.sid == p.pid.as_raw() && parent != 0 && sid == inherited {
                 (parent, Birth::BeforeSetsid)
-            } else if ppid == root_pid || p.core().and_then(|c| c.tc.as_ref()).is_some_and(|tc| tc.child_subreaper()) {
-                if ppid != root_pid {
-                    let what = format!("task {pid} is an orphan of session {sid} below the subreaper {ppid}");
-                    return Err(Error::unsupported(what, "checkpoint the subreaper's tree by itself").at(Stage::Check));
-                }
-                self.needs_subreaper = true;
-                match index.get(&sid) {
-                    Some(&leader) if self.tasks[leader].is_live() => (leader, Birth::Orphan),
-                    Some(_) => return Err(bad(format!("task {pid} has the session of the zombie {sid}"))),
+            } else if ppid == root_pid || p.may_adopt {
+                self.tasks[parent].adopts = true;
+                let leader = match index.get(&sid).or_else(|| helpers.get(&sid)) {
+                    Some(&leader) => leader,
                     None => {
-                        let helper = match helpers.get(&sid) {
-                            Some(&h) => h,
-                            None => {
-                                let h = self.add_helper(sid, sid, sid, 0)?;
-                                helpers.insert(sid, h);
-                                h
-                            }
-                        };
-                        (helper, Birth::Orphan)
+                        let h = self.add_helper(sid, sid, sid, parent)?;
+                        helpers.insert(sid, h);
+                        h
                     }
-                }
+                };
+                (leader, Birth::Orphan)
             } else {
-                return Err(bad(format!("task {pid} is in session {sid}, which its parent {ppid} was never in")));
+                let what = format!("task {pid} is in session {sid}, which its parent {ppid} cannot have been in");
+                return Err(Error::unsupported(what, "end that task, or dump when it has ended").at(Stage::Check));
             };
             self.tasks[i].born_by = Some(bearer);
             self.tasks[i].birth = birth;
+        }
+        self.check_adoptions(index)
+    }
+
+    /// An orphan comes to the next subreaper above who bears it, which must be its parent.
+    fn check_adoptions(&self, index: &HashMap<i32, usize>) -> Result<()> {
+        for orphan in self.tasks.iter().filter(|t| t.birth == Birth::Orphan) {
+            let parent_of = |i: usize| index.get(&self.tasks[i].ppid).copied().filter(|_| i != 0);
+            let above = std::iter::successors(orphan.born_by.and_then(parent_of), |&i| parent_of(i));
+            let adopter =
+                above.take(self.tasks.len()).find(|&i| self.tasks[i].adopts).map(|i| self.tasks[i].pid.as_raw());
+            if adopter != Some(orphan.ppid) {
+                let what = format!(
+                    "task {} is an orphan of session {}, which its parent {} cannot have got from below",
+                    orphan.pid, orphan.sid, orphan.ppid
+                );
+                return Err(Error::unsupported(what, "end that task, or dump when it has ended").at(Stage::Check));
+            }
         }
         Ok(())
     }
@@ -208,20 +254,8 @@ impl Tree {
     fn add_helper(&mut self, pid: i32, pgid: i32, sid: i32, bearer: usize) -> Result<usize> {
         let pid = NsTid::new(pid)
             .ok_or_else(|| Error::bad_image("pstree.img", format!("{pid} is no session or process group id")))?;
-        self.tasks.push(Task {
-            pid,
-            ppid: self.tasks[bearer].pid.as_raw(),
-            pgid,
-            sid,
-            fate: Fate::Helper,
-            threads: Vec::new(),
-            cores: Vec::new(),
-            ids: TaskKobjIdsEntry::default(),
-            born_by: Some(bearer),
-            birth: Birth::Plain,
-            bears: Vec::new(),
-            group_leader: None,
-        });
+        let relatives = [self.tasks[bearer].pid.as_raw(), pgid, sid];
+        self.tasks.push(Task { born_by: Some(bearer), ..Task::new(pid, relatives, Fate::Helper) });
         Ok(self.tasks.len() - 1)
     }
 
@@ -297,25 +331,14 @@ fn read_task(src: &Source, e: &PstreeEntry) -> Result<Task> {
         TASK_DEAD | TASK_ZOMBIE => Fate::Zombie(tc.exit_code as i32),
         other => return Err(Error::bad_image(&name, format!("says task state {other}, which nobody knows"))),
     };
+    let may_adopt = tc.child_subreaper();
     let ids = if matches!(fate, Fate::Zombie(_)) {
         TaskKobjIdsEntry::default()
     } else {
         src.read_one(ImageKind::Ids, pid.as_raw() as u64)?
     };
-    Ok(Task {
-        pid,
-        ppid: e.ppid as i32,
-        pgid: e.pgid as i32,
-        sid: e.sid as i32,
-        fate,
-        threads,
-        cores,
-        ids,
-        born_by: None,
-        birth: Birth::Plain,
-        bears: Vec::new(),
-        group_leader: None,
-    })
+    let relatives = [e.ppid, e.pgid, e.sid].map(|id| id as i32);
+    Ok(Task { may_adopt, threads, cores, ids, ..Task::new(pid, relatives, fate) })
 }
 
 #[cfg(test)]
@@ -323,20 +346,7 @@ mod tests {
     use super::*;
 
     fn task(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Task {
-        Task {
-            pid: NsTid::new(pid).expect("positive"),
-            ppid,
-            pgid,
-            sid,
-            fate: Fate::Alive,
-            threads: vec![NsTid::new(pid).expect("positive")],
-            cores: Vec::new(),
-            ids: TaskKobjIdsEntry::default(),
-            born_by: None,
-            birth: Birth::Plain,
-            bears: Vec::new(),
-            group_leader: None,
-        }
+        Task::new(NsTid::new(pid).expect("positive"), [ppid, pgid, sid], Fate::Alive)
     }
 
     #[test]
@@ -346,7 +356,7 @@ mod tests {
         assert_eq!(tree.tasks[0].bears, [1]);
         assert_eq!(tree.tasks[1].bears, [2]);
         assert_eq!(tree.tasks[1].group_leader, Some(0));
-        assert!(!tree.needs_subreaper && tree.tasks.iter().all(|t| t.birth == Birth::Plain));
+        assert!(tree.tasks.iter().all(|t| t.birth == Birth::Plain && !t.adopts));
     }
 
     #[test]
@@ -359,7 +369,7 @@ mod tests {
     #[test]
     fn dead_session_leader_gets_a_helper() {
         let tree = Tree::plan(vec![task(10, 0, 10, 10), task(12, 10, 11, 11)], false).expect("plans");
-        assert!(tree.needs_subreaper);
+        assert!(tree.tasks[0].adopts);
         assert_eq!((tree.tasks[2].pid.as_raw(), tree.tasks[2].fate), (11, Fate::Helper));
         assert_eq!(
             (tree.tasks[1].born_by, tree.tasks[1].birth, tree.tasks[1].group_leader),
@@ -372,6 +382,24 @@ mod tests {
         let tree = Tree::plan(vec![task(10, 0, 10, 10), task(12, 10, 11, 10)], false).expect("plans");
         assert_eq!((tree.tasks[2].fate, tree.tasks[1].group_leader), (Fate::Helper, Some(2)));
         assert_eq!(tree.all_ids().iter().map(|i| i.as_raw()).collect::<Vec<_>>(), [10, 11, 12]);
+    }
+
+    #[test]
+    fn orphans_fall_to_the_next_subreaper_that_must_adopt() {
+        let subreaper = |t: Task| Task { may_adopt: true, ..t };
+        // 13's session leader 12 has died below the subreaper 11, and is a zombie, or gone.
+        for leader in [Some(Task { fate: Fate::Zombie(0), ..task(12, 11, 12, 12) }), None] {
+            let mut tasks = vec![task(10, 0, 10, 10), subreaper(task(11, 10, 10, 10)), task(13, 11, 12, 12)];
+            tasks.extend(leader);
+            let tree = Tree::plan(tasks, false).expect("plans");
+            let [root, middle, orphan, leader] = &tree.tasks[..] else { panic!("{tree:?}") };
+            assert_eq!((root.adopts, middle.adopts, orphan.birth), (false, true, Birth::Orphan));
+            assert_eq!((leader.pid.as_raw(), leader.ppid, orphan.born_by), (12, 11, Some(3)));
+        }
+        // The session of somebody beside it.
+        let beside = [task(12, 10, 12, 12), task(13, 11, 12, 12)];
+        let beside = [task(10, 0, 10, 10), subreaper(task(11, 10, 10, 10))].into_iter().chain(beside).collect();
+        assert!(Tree::plan(beside, false).expect_err("refused").to_string().contains("13"));
     }
 
     #[test]

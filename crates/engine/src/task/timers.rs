@@ -185,7 +185,7 @@ pub enum IdMode {
 }
 
 /// Above this id counting up takes too long to be meant seriously.
-const COUNT_UP_LIMIT: u32 = 20_000;
+pub(crate) const COUNT_UP_LIMIT: u32 = 20_000;
 
 /// Creates and arms all timers. Threads that timers signal must exist already. Arming comes last, so that little time is lost.
 ///

@@ -14,7 +14,7 @@ use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, FilePermsEntry, ScmEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
 use crust_kernel::sock_diag::{self, UnixSocket, option};
 use crust_kernel::unix_msg;
-use rustix::fs::{AtFlags, OFlags, Stat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use rustix::net::SocketAddrUnix;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -175,11 +175,15 @@ fn named(v: &FdView<'_>, s: &UnixSocket, entry: &mut UnixSkEntry) -> Result<()> 
     }
     let link = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = rustix::fs::readlink(link, Vec::new()).during("reading the name of a socket's file")?.into_bytes();
-    let there = is_it(rustix::fs::stat(link.as_slice()).ok());
-    let path = match link.strip_suffix(b" (deleted)") {
+    let mut there = is_it(rustix::fs::stat(link.as_slice()).ok());
+    let mut path = match link.strip_suffix(b" (deleted)") {
         Some(gone) if !there => gone.to_vec(),
         _ => link,
     };
+    if !there && stat.st_nlink > 0 {
+        path = linked_name(&path, is_it)?;
+        there = true;
+    }
     entry.deleted = (!there).then_some(true);
     let begin = if relative {
         path.strip_suffix(s.name.as_slice()).and_then(|dir| dir.strip_suffix(b"/")).map(<[u8]>::to_vec)
@@ -203,6 +207,29 @@ fn named(v: &FdView<'_>, s: &UnixSocket, entry: &mut UnixSkEntry) -> Result<()> 
         }
     }
     Ok(())
+}
+
+/// The name that a socket's file has since it was linked to it and lost the one it was bound to, as supervisord does. Only
+/// the directory is looked through in which it was made.
+fn linked_name(gone: &[u8], is_it: impl Fn(Option<Stat>) -> bool) -> Result<Vec<u8>> {
+    let at = gone.iter().rposition(|b| *b == b'/').map_or(0, |at| at + 1);
+    let (dir, _) = gone.split_at(at);
+    let entries = rustix::fs::openat(CWD, dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .and_then(rustix::fs::Dir::new);
+    for entry in entries.into_iter().flatten().flatten() {
+        let socket = matches!(entry.file_type(), FileType::Socket | FileType::Unknown);
+        let path = [dir, entry.file_name().to_bytes()].concat();
+        if socket && is_it(rustix::fs::lstat(path.as_slice()).ok()) {
+            return Ok(path);
+        }
+    }
+    Err(Error::unsupported(
+        format!(
+            "its file has another name than {}, to which it was bound, and none in that directory",
+            bind::shown(gone)
+        ),
+        "remove that other name, or move it into that directory",
+    ))
 }
 
 fn perms(stat: &Stat) -> FilePermsEntry {
