@@ -184,6 +184,7 @@ macro_rules! programs {
             apart vfork_ends;
             apart vfork_storm;
             refused refused_device;
+            refused refused_dnotify;
             refused refused_fd_high;
             refused refused_i386_code;
             refused refused_inotify_events;

@@ -114,6 +114,7 @@ mod pty_pair;
 mod raw_sockets;
 mod refused_bpf_program;
 mod refused_device;
+mod refused_dnotify;
 mod refused_fd_high;
 mod refused_i386_code;
 mod refused_inotify_events;

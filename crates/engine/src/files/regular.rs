@@ -56,6 +56,12 @@ pub(super) struct Seen<'a> {
 }
 
 pub(super) fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
+    let fown = v.fown()?;
+    if v.stat.st_mode & libc::S_IFMT == libc::S_IFDIR && fown.pid != 0 {
+        // That makes the caller the owner, and nothing else has use for one.
+        let help = "let the program close it before the dump, or watch with inotify";
+        return Err(Error::unsupported("a directory whose changes are signalled (F_NOTIFY) cannot be saved", help));
+    }
     let seen = Seen {
         link: &v.link,
         stat: &v.stat,
@@ -64,7 +70,7 @@ pub(super) fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<Fil
         flags: v.info.flags,
         // A position means nothing without reads and writes.
         pos: if v.is_o_path() { 0 } else { v.info.pos },
-        fown: v.fown()?,
+        fown,
         code: false,
     };
     let reg = dump_seen(&seen, v.target, id, out)?;
