@@ -55,6 +55,7 @@ macro_rules! programs {
             first mem_private;
             first mem_shared_devzero;
             first mem_shared_fork;
+            beyond mem_shared_hidden;
             first mem_shared_parts;
             first mem_twins;
             first nanosleep;

@@ -230,7 +230,7 @@ fn save(
     }
     let mut memory = MemoryWriter::new(&out);
     let mut looked = look_at_all(tree, &mut cx, &mut memory, opts, events)?;
-    show_files(&mut looked, &mut cx).at(Stage::Look)?;
+    show_segments(&mut looked, &mut cx).at(Stage::Look)?;
     fault::point(Stage::Look)?;
     clock.done("look");
 
@@ -509,14 +509,20 @@ impl<'a> MemoryWriter<'a> {
     }
 }
 
-/// Anonymous shared memory that descriptors lead to as well becomes the memory of a file everywhere.
-fn show_files(looked: &mut [Looked], cx: &mut Collected<'_>) -> Result<()> {
+/// Anonymous shared memory that descriptors lead to as well becomes the memory of a file everywhere. Of the other it is said how
+/// long it is, if nobody maps it to its end.
+fn show_segments(looked: &mut [Looked], cx: &mut Collected<'_>) -> Result<()> {
     for segment in cx.files.segments_with_files() {
         let id = cx.files.segment_file(segment)?;
         for mm in looked.iter_mut().filter_map(|l| l.mm.as_mut()) {
             mm.show_file(segment, id);
         }
         cx.shared.forget(segment);
+    }
+    for (segment, bytes) in cx.shared.longer_than_mapped() {
+        for mm in looked.iter_mut().filter_map(|l| l.mm.as_mut()) {
+            mm.show_length(segment, bytes);
+        }
     }
     Ok(())
 }

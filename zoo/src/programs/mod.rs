@@ -78,6 +78,7 @@ mod mem_mlock;
 mod mem_private;
 mod mem_shared_devzero;
 mod mem_shared_fork;
+mod mem_shared_hidden;
 mod mem_shared_parts;
 mod mem_twins;
 mod memfd;

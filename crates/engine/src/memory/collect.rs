@@ -73,6 +73,14 @@ impl Mm {
         }
     }
 
+    /// Says of a shared segment how long it is.
+    pub fn show_length(&mut self, segment: u64, bytes: u64) {
+        let of_it = |v: &&mut Vma| v.is(st::ANON_SHARED) && !v.is(st::SYSVIPC) && v.entry.shmid == segment;
+        for vma in self.vmas.iter_mut().filter(of_it) {
+            vma.entry.crust_segment_bytes = Some(bytes);
+        }
+    }
+
     /// The record with all mappings in it.
     pub fn record(&self) -> MmEntry {
         let mut entry = self.entry.clone();

@@ -62,6 +62,19 @@ impl std::ops::AddAssign for PageCount {
 }
 
 impl PagesDump {
+    /// No run of pages goes on over `at`.
+    pub(super) fn split_at(&mut self, at: u64) {
+        let end = |e: &PagemapEntry| e.vaddr + e.nr_pages() * PAGE_SIZE;
+        let Some(i) = self.entries.iter().position(|e| e.vaddr < at && at < end(e)) else { return };
+        let Some(first) = self.entries.get_mut(i) else { return };
+        let pages = (at - first.vaddr) / PAGE_SIZE;
+        let mut rest = *first;
+        (rest.vaddr, rest.nr_pages) = (at, Some(first.nr_pages() - pages));
+        rest.compat_nr_pages = rest.nr_pages() as u32;
+        (first.nr_pages, first.compat_nr_pages) = (Some(pages), pages as u32);
+        self.entries.insert(i + 1, rest);
+    }
+
     /// The pagemap image for these pages; `pages_id` is the number in the pages image's name.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct SharedMemory {
 struct Segment {
     /// Bytes, as far as anybody maps it.
     len: u64,
+    /// Bytes of all of it, as far as known: a mapping can grow again over what nobody maps now.
+    whole: u64,
     /// The segment itself, from /proc/PID/map_files, where we may open that.
     file: Option<OwnedFd>,
     /// Windows of some process, for reading without the file: start, end, offset.
@@ -72,7 +74,10 @@ impl SharedMemory {
                         )
                         .on(Object::Vma(pid, e.start, e.end)));
                     }
-                    v.insert(Segment { len: 0, file, mem, windows: Vec::new(), pid, is_sysv, huge })
+                    let stat = file.as_ref().map(rustix::fs::fstat).transpose();
+                    let stat = stat.during("asking for the length of shared memory")?;
+                    let whole = stat.map_or(0, |s| s.st_size as u64);
+                    v.insert(Segment { len: 0, whole, file, mem, windows: Vec::new(), pid, is_sysv, huge })
                 }
             };
             if (segment.is_sysv, segment.huge) != (is_sysv, huge) {
@@ -116,10 +121,15 @@ impl SharedMemory {
         // What nobody maps is content too, and its file ends where the program said, not at a page's end.
         for r in &records {
             if let Some(segment) = self.segments.get_mut(&u64::from(r.desc.id)).filter(|s| s.file.is_some()) {
-                segment.len = r.size;
+                (segment.len, segment.whole) = (r.size, r.size);
             }
         }
         if records.is_empty() { Ok(()) } else { out.put_all(ImageKind::IpcnsShm, sysv::HOST_IPC, &records) }
+    }
+
+    /// Segments that nobody maps to the end, and their lengths in bytes.
+    pub fn longer_than_mapped(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.segments.iter().filter(|(_, s)| s.whole > s.len).map(|(&id, s)| (id, s.whole))
     }
 
     /// Ids of all segments: the number in `pagemap-shmem-ID.img`.
@@ -134,7 +144,11 @@ impl SharedMemory {
     pub fn dump(&self, id: u64, out: &mut Outlet) -> Result<PagesDump> {
         let segment =
             self.segments.get(&id).ok_or_else(|| Error::new(Kind::Internal, format!("no shared segment {id}")))?;
-        dump::copy_segment(segment.file.as_ref(), segment.mem.as_ref(), &segment.windows, segment.len, segment.pid, out)
+        let (file, mem, len) = (segment.file.as_ref(), segment.mem.as_ref(), segment.whole.max(segment.len));
+        let mut dump = dump::copy_segment(file, mem, &segment.windows, len, segment.pid, out)?;
+        // CRIU's segment ends there, and it takes no run of pages that goes on.
+        dump.split_at(segment.len);
+        Ok(dump)
     }
 }
 
@@ -214,6 +228,10 @@ impl Segments {
                     .checked_add(vma.end - vma.start)
                     .filter(|&len| len <= super::TASK_SIZE)
                     .ok_or_else(|| Error::new(Kind::BadImage, "a shared mapping has an impossible offset"))?;
+                let len = len.max(vma.crust_segment_bytes());
+                if len > super::TASK_SIZE {
+                    return Err(Error::new(Kind::BadImage, "a shared segment is impossibly long"));
+                }
                 let reserve = vma.flags & libc::MAP_NORESERVE as u32 == 0;
                 if vma.status & st::SYSVIPC != 0 {
                     attached.insert(vma.shmid);
