@@ -163,7 +163,8 @@ const SYS_PTRACE: u32 = 19;
 const CHECKPOINT_RESTORE: u32 = 40;
 
 /// Becomes nobody, and keeps these capabilities.
-fn with_caps(command: &mut Command, caps: &'static [u32]) {
+fn with_caps(command: &mut Command, caps: &[u32]) {
+    let caps = caps.to_vec();
     let become_nobody = move || {
         let set = caps.iter().fold(0u64, |set, cap| set | 1 << cap);
         let header = [0x2008_0522_u32, 0];
@@ -187,7 +188,7 @@ fn with_caps(command: &mut Command, caps: &'static [u32]) {
 }
 
 impl Home {
-    fn with_caps(&self, args: &[&str], caps: &'static [u32]) -> Command {
+    fn with_caps(&self, args: &[&str], caps: &[u32]) -> Command {
         let mut command = Command::new(&self.crust);
         command.args(args).current_dir(&self.dir.0).env_clear().stdin(Stdio::null());
         with_caps(&mut command, caps);
@@ -264,4 +265,167 @@ fn two_capabilities_are_enough_on_the_host() {
     assert!(home.dir.sample_count() > before);
     assert!(field(pid, "Uid:").starts_with("65534"));
     assert_eq!(field(pid, "NSpid:"), pid.to_string());
+}
+
+/// Capabilities that may matter, as capabilities(7) numbers them. This machine may lack some altogether.
+const CAPS: [(&str, u32); 23] = [
+    ("CAP_CHOWN", 0),
+    ("CAP_DAC_OVERRIDE", 1),
+    ("CAP_DAC_READ_SEARCH", 2),
+    ("CAP_FOWNER", 3),
+    ("CAP_KILL", 5),
+    ("CAP_SETGID", 6),
+    ("CAP_SETUID", 7),
+    ("CAP_SETPCAP", 8),
+    ("CAP_NET_BIND_SERVICE", 10),
+    ("CAP_NET_ADMIN", 12),
+    ("CAP_NET_RAW", 13),
+    ("CAP_IPC_LOCK", 14),
+    ("CAP_SYS_CHROOT", 18),
+    ("CAP_SYS_PTRACE", SYS_PTRACE),
+    ("CAP_SYS_ADMIN", 21),
+    ("CAP_SYS_NICE", 23),
+    ("CAP_SYS_RESOURCE", 24),
+    ("CAP_SYS_TIME", 25),
+    ("CAP_LEASE", 28),
+    ("CAP_AUDIT_CONTROL", 30),
+    ("CAP_WAKE_ALARM", 35),
+    ("CAP_BPF", 39),
+    ("CAP_CHECKPOINT_RESTORE", CHECKPOINT_RESTORE),
+];
+
+/// A tree for the matrix: what makes it, between fork and exec.
+type Prepare = fn(&mut Command);
+
+fn someone_else(command: &mut Command) {
+    command.uid(1).gid(1);
+}
+
+/// Has the command do something as root, and be nobody's then.
+fn first(command: &mut Command, what: fn()) {
+    let prepare = move || {
+        what();
+        let nobody = NOBODY as libc::uid_t;
+        // SAFETY: system calls with numbers; no groups are read.
+        let ok = unsafe {
+            libc::setgroups(0, std::ptr::null()) == 0
+                && libc::setresgid(nobody, nobody, nobody) == 0
+                && libc::setresuid(nobody, nobody, nobody) == 0
+        };
+        if ok { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: system calls are all that happens in there, and in what the caller gives.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// A nice value, and descriptors that are kept over exec. Some of it took a privilege.
+fn with_descriptors(command: &mut Command) {
+    // SAFETY: system calls with numbers, and with an address that lives through the call.
+    first(command, || unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, -5);
+        libc::socket(libc::AF_INET, libc::SOCK_RAW, 1);
+        let low = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 317_u16.to_be(),
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes([127, 9, 8, 7]) },
+            sin_zero: [0; 8],
+        };
+        libc::bind(low, (&raw const address).cast(), size_of::<libc::sockaddr_in>() as u32);
+        libc::eventfd(3, 0);
+        libc::timerfd_create(libc::CLOCK_MONOTONIC, 0);
+        libc::epoll_create1(0);
+        libc::inotify_init1(0);
+    });
+}
+
+/// What `check --needs` says that crust lacks, for that step.
+fn lacks(home: &Home, args: &[&str], caps: &[u32], step: &str) -> Vec<String> {
+    use crust_image::json::Json;
+    let output = home.with_caps(&[&["check", "--needs", "--json"], args].concat(), caps).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let told = Json::parse("needs", &text).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+    let needs = told.get("needs").and_then(Json::as_array).unwrap();
+    let word = |need: &Json, key: &str| need.get(key).and_then(Json::as_str).map(str::to_owned);
+    let lacking = needs.iter().filter(|n| {
+        word(n, "for").as_deref() == Some(step)
+            && n.get("held").and_then(Json::as_bool) == Some(false)
+            && word(n, "without").is_none()
+    });
+    lacking.filter_map(|n| word(n, "privilege")).collect()
+}
+
+/// Compares what was said beforehand with what came; `said` is what crust wrote if it failed.
+fn compare(what: &str, planned: &[String], failed: Option<&str>, faults: &mut Vec<String>) {
+    match failed {
+        None if !planned.is_empty() => faults.push(format!("{what}: works, but {planned:?} was said to lack")),
+        Some(said) if planned.is_empty() => faults.push(format!("{what}: nothing was said to lack, but {said}")),
+        // What is lacked altogether the error lists.
+        Some(said)
+            if said.contains("that this process does not have: CAP_") && said.contains("nothing was created") => {}
+        Some(said) if said.matches("Error").count() == 0 || !planned.iter().any(|p| said.contains(p.as_str())) => {
+            faults.push(format!("{what}: {planned:?} was said to lack, and the error names none: {said}"));
+        }
+        _ => {}
+    }
+}
+
+fn matrix(name: &str, prepare: Prepare, faults: &mut Vec<String>) {
+    let home = Home::new("matrix");
+    let mut sample = Command::new(&home.crust);
+    sample.args(["demo-sample", &home.path("status"), &home.path("journal")]).current_dir("/").stdin(Stdio::null());
+    for file in ["status", "journal"] {
+        fs::write(home.dir.path(file), "").unwrap();
+        fs::set_permissions(home.dir.path(file), std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    }
+    prepare(&mut sample);
+    let mut sample = sample.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    home.goes_on();
+    let (pid, images) = (sample.id().to_string(), home.path("images"));
+    let failed = |output: Output| {
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        (!output.status.success()).then_some(said)
+    };
+    let held: u64 = u64::from_str_radix(&field(std::process::id() as i32, "CapPrm:"), 16).unwrap();
+    let all: Vec<u32> = CAPS.iter().map(|c| c.1).filter(|c| held & 1 << c != 0).collect();
+    let without = |cap: u32| all.iter().copied().filter(|&c| c != cap).collect::<Vec<u32>>();
+    let dump = ["dump", "--unprivileged", "-t", &pid, "-D", &images, "-o", "dump.log"];
+    for (cap, number) in CAPS {
+        let caps = without(number);
+        let planned = lacks(&home, &["--pid", &pid], &caps, "dump");
+        let dumped = home.with_caps(&[&dump[..], &["--leave-running"]].concat(), &caps).output().unwrap();
+        compare(&format!("{name}: dump without {cap}"), &planned, failed(dumped).as_deref(), faults);
+    }
+    good(&home.with_caps(&dump, &all).output().unwrap());
+    sample.wait().unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
+    let reap = || {
+        let wait = || rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
+        while wait().is_err_and(|e| e == rustix::io::Errno::INTR) {}
+    };
+    let restore = ["restore", "--unprivileged", "-d", "-D", &images, "-o", "restore.log"];
+    for (cap, number) in CAPS {
+        let caps = without(number);
+        let planned = lacks(&home, &["-D", &images], &caps, "restore");
+        let said = failed(home.with_caps(&restore, &caps).output().unwrap());
+        compare(&format!("{name}: restore without {cap}"), &planned, said.as_deref(), faults);
+        if said.is_none() {
+            // Its files change, so that the images of before are of no use.
+            home.dir.sample_goes_on(50);
+            good(&home.with_caps(&dump, &all).output().unwrap());
+            reap();
+        }
+    }
+}
+
+#[test]
+fn what_a_missing_capability_hinders_is_known_beforehand() {
+    if !rustix::process::geteuid().is_root() || !inside("what_a_missing_capability_hinders_is_known_beforehand") {
+        return;
+    }
+    let mut faults = Vec::new();
+    matrix("nobody's", |command| _ = command.uid(NOBODY).gid(NOBODY), &mut faults);
+    matrix("somebody else's", someone_else, &mut faults);
+    matrix("with descriptors", with_descriptors, &mut faults);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }

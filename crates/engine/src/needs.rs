@@ -130,6 +130,11 @@ impl Needs {
     fn dump(&mut self, own: &Own, pid: i32, creds: &CredsEntry, proc: &ProcDir) {
         let ours = (own.creds.uid, own.creds.gid);
         let theirs = [(creds.uid, creds.gid), (creds.euid, creds.egid), (creds.suid, creds.sgid)];
+        let owner = std::fs::metadata(format!("/proc/{}", proc.id())).map_or(creds.euid, |m| m.uid());
+        if owner != own.creds.fsuid {
+            let why = format!("its memory in /proc belongs to uid {owner}");
+            self.add(own, Step::Dump, Cap::DAC_OVERRIDE, Some(pid), why);
+        }
         let mut add = |why: String| {
             self.add(own, Step::Dump, Cap::SYS_PTRACE, Some(pid), why);
         };
@@ -140,7 +145,6 @@ impl Needs {
             add("has capabilities that we lack".into());
         }
         // Its files in /proc are root's then.
-        let owner = std::fs::metadata(format!("/proc/{}", proc.id())).map_or(creds.euid, |m| m.uid());
         if owner != creds.euid {
             add("may not be looked at by its own user (prctl PR_SET_DUMPABLE, or started with more rights)".into());
         }
@@ -161,25 +165,8 @@ impl Needs {
         let mut add = |cap: Cap, why: String| {
             self.add(own, Step::Restore, cap, task, why);
         };
-        let ids = |c: &CredsEntry| [c.uid, c.euid, c.suid];
-        let groups = |c: &CredsEntry| [c.gid, c.egid, c.sgid];
-        for want in &facts.creds {
-            if let Some(id) = [&ids(want)[..], &[want.fsuid]].concat().iter().find(|&id| !ids(&own.creds).contains(id))
-            {
-                add(Cap::SETUID, format!("becomes uid {id}"));
-                // Otherwise the first change of ids would take the rights that the next calls need.
-                add(Cap::SETPCAP, "keeps its capabilities while its ids change".into());
-            }
-            let gids = [&groups(want)[..], &[want.fsgid]].concat();
-            if let Some(id) = gids.iter().find(|&id| !groups(&own.creds).contains(id)) {
-                add(Cap::SETGID, format!("becomes gid {id}"));
-            }
-            if want.groups != own.creds.groups {
-                add(Cap::SETGID, "has other supplementary groups than we have".into());
-            }
-            if mask(&own.creds.cap_bnd) & !mask(&want.cap_bnd) != 0 {
-                add(Cap::SETPCAP, "has a smaller bounding set of capabilities".into());
-            }
+        for (cap, why) in facts.creds.iter().flat_map(|want| creds::needed(&own.creds, want)) {
+            add(cap, why);
         }
         let raised = limits::raised(facts.hard_limits.iter().copied(), own.hard_limits.iter().copied()).next();
         if let Some((name, want, have)) = raised {
@@ -216,7 +203,7 @@ impl Needs {
         // What nobody can give who does not have it himself.
         let lacking = facts.creds.iter().fold(0, |all, want| all | creds::lacking(&own.creds, want));
         if lacking != 0 {
-            let why = format!("has capabilities, or a bounding set, that we lack: {lacking:#x}");
+            let why = format!("has capabilities, or a bounding set, that we lack: {}", creds::names(lacking));
             self.add_named(Step::Restore, "those capabilities", false, task, why);
         }
         if facts.creds.iter().any(|want| creds::is_bound(&own.creds, want)) {
@@ -230,8 +217,10 @@ impl Needs {
         let why = "processes and threads get their ids back".to_owned();
         self.add_named(Step::Restore, "CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN", held, None, why);
         let why = "a time namespace, in which clocks go on from where they stood";
-        self.add(own, Step::Restore, Cap::SYS_ADMIN, None, why).without =
-            Some("the restore is refused only where clocks would go back");
+        for cap in [Cap::SYS_ADMIN, Cap::SYS_TIME] {
+            self.add(own, Step::Restore, cap, None, why).without =
+                Some("the restore is refused only where clocks would go back");
+        }
         for facts in all {
             self.restore(own, facts);
         }

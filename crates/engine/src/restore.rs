@@ -436,6 +436,7 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
     }
     for t in plan.tree.tasks.iter().filter(|t| t.is_live()) {
         let mut found = plan.dumper.as_ref().map_or_else(Vec::new, |d| namespaces::imaged(d, &t.ids));
+        let mut said = HashSet::new();
         for core in &t.cores {
             if core.mtype != regs::MTYPE {
                 let what = March::try_from(core.mtype).map_or("unknown", |march| march.as_str_name());
@@ -449,7 +450,9 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
             };
             found.extend(compat::check(core));
             found.extend(th.crust_settings.as_ref().and_then(settings::check));
-            found.extend(th.creds.as_ref().and_then(|want| creds::check(&plan.creds, want)));
+            // Threads mostly say the same.
+            let refused = th.creds.as_ref().map_or_else(Vec::new, |want| creds::check(&plan.creds, want));
+            found.extend(refused.into_iter().filter(|e| said.insert(e.to_string())));
             match &core.thread_info {
                 Some(info) => {
                     found.extend(regs::general(info).err().into_iter().chain(regs::check_fpu(&info.fpregs).err()))
@@ -610,7 +613,12 @@ fn plan_error(pid: NsTid, record: u64, value: i64) -> Error {
         return ids::taken_meanwhile(id).on(Object::Task(pid.as_raw())).at(Stage::Swap);
     }
     let error = if (-4095..0).contains(&value) {
-        Error::kernel(format!("{label} {args:x?}"), rustix::io::Errno::from_raw_os_error(-value as i32))
+        let error = Error::kernel(format!("{label} {args:x?}"), rustix::io::Errno::from_raw_os_error(-value as i32));
+        let missing = thread::takes(&label).filter(|_| error.kind() == Kind::Permission);
+        match missing {
+            Some(cap) => error.help(cap.remedy()),
+            None => error,
+        }
     } else {
         Error::new(Kind::Internal, format!("{label} {args:x?} gave {value:#x}"))
     };

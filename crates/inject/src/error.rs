@@ -99,8 +99,13 @@ impl Error {
             Kind::Died => "somebody killed the task meanwhile; try again if it is still there",
             Kind::Zombie => "its parent must wait for it; dump from the parent to save it as a zombie",
             Kind::Traced { .. } => "end the debugger or tracer first: a task has only one",
+            // Files in /proc are their owner's.
+            Kind::Permission if self.errno == Some(Errno::ACCESS) => {
+                "run as root or with CAP_DAC_OVERRIDE, or as the task's user inside its user namespace"
+            }
             Kind::Permission => {
-                "run as root, or as the task's user inside its user namespace; see also yama's ptrace_scope"
+                "run as root or with CAP_SYS_PTRACE, or as the task's user inside its user namespace; see also yama's \
+                 ptrace_scope"
             }
             Kind::Timeout => "raise --timeout; a thread in uninterruptible sleep (vfork, NFS) cannot be stopped",
             Kind::Unsupported => "see `crust check --pid` for what this task uses",

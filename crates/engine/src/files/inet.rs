@@ -8,6 +8,7 @@ use super::look::FdView;
 use super::restore::{FileImages, Opener, QueuedPacket};
 use super::table::Records;
 use super::{FdKind, sockopt, udp_data};
+use crate::task::creds::Cap;
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{
     CrustMembership, FdTypes, FileEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkPacketEntry, SkShutdown,
@@ -545,6 +546,8 @@ fn make(s: &InetSkEntry, cx: &Opener<'_>) -> Result<OwnedFd> {
         .map_err(|e| {
             if matches!(proto, ICMP | ICMPV6) && kind != libc::SOCK_RAW {
                 e.help("let our group make such sockets: /proc/sys/net/ipv4/ping_group_range")
+            } else if e.errno() == Some(Errno::PERM) {
+                e.help(Cap::NET_RAW.remedy())
             } else {
                 e
             }
@@ -628,6 +631,7 @@ fn bind(fd: &OwnedFd, s: &InetSkEntry) -> Result<()> {
             let err = Error::kernel("taking the address failed", e);
             match e {
                 Errno::ADDRINUSE => err.kind_is(Kind::Taken).help("stop the program that listens there"),
+                Errno::ACCESS => err.help(Cap::NET_BIND_SERVICE.remedy()),
                 Errno::ADDRNOTAVAIL => err.help("give this machine the address (ip address add)"),
                 _ => err,
             }

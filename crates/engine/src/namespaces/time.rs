@@ -2,7 +2,6 @@
 //!
 //! The image holds both clocks as the tree saw them. Restore makes a time namespace whose offsets bring them back, so that a
 //! program sees no jump, neither after minutes nor after a reboot. Linux 5.6.
-use crate::error::ResultExt;
 use crate::images::Source;
 use crate::{Error, Kind, Result};
 use crust_image::ImageKind;
@@ -87,26 +86,30 @@ pub fn enter(source: &Source) -> Result<Entered> {
     let offset = |image: &Timespec, id, ours: i128| nanos(image) - (now(id) - ours);
     let mono = offset(&image.monotonic, ClockId::Monotonic, ours.0);
     let boot = offset(&image.boottime, ClockId::Boottime, ours.1);
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let own = rustix::fs::open("/proc/self/ns/time", flags, Mode::empty());
-    let made = own.and_then(|own| process::unshare(libc::CLONE_NEWTIME).map(|()| own));
-    let own = match made {
-        Ok(own) => own,
-        Err(e) if mono <= ours.0 && boot <= ours.1 => {
-            log::info!("no time namespace ({e}): the tree's clocks jump forward by the time it was gone");
-            return Ok(Entered(None));
-        }
-        Err(e) => {
-            return Err(Error::kernel("the clocks of the image are ahead of this machine's, and no time namespace can be made", e)
-                .kind_is(Kind::Permission)
-                .help("restore as root or in a user namespace (CAP_SYS_ADMIN and CAP_SYS_TIME), or wait until this machine has been up as long"));
-        }
-    };
-    let entered = Entered(Some(own));
     let split = |n: i128| (n.div_euclid(NANOS), n.rem_euclid(NANOS));
     let ((ms, mn), (bs, bn)) = (split(mono), split(boot));
-    std::fs::write("/proc/self/timens_offsets", format!("monotonic {ms} {mn}\nboottime {bs} {bn}\n"))
-        .during("setting the clocks of the time namespace")?;
+    match make(&format!("monotonic {ms} {mn}\nboottime {bs} {bn}\n")) {
+        Ok(entered) => Ok(entered),
+        Err(e) if mono <= ours.0 && boot <= ours.1 => {
+            log::info!("no time namespace ({e}): the tree's clocks jump forward by the time it was gone");
+            Ok(Entered(None))
+        }
+        Err(e) => {
+            Err(Error::kernel("the clocks of the image are ahead of this machine's, and no time namespace can be made", e)
+                .kind_is(Kind::Permission)
+                .help("restore as root or in a user namespace (CAP_SYS_ADMIN and CAP_SYS_TIME), or wait until this machine has been up as long"))
+        }
+    }
+}
+
+/// The first takes CAP_SYS_ADMIN, the offsets CAP_SYS_TIME.
+fn make(offsets: &str) -> rustix::io::Result<Entered> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/proc/self/ns/time", flags, Mode::empty())?;
+    process::unshare(libc::CLONE_NEWTIME)?;
+    let entered = Entered(Some(own));
+    let offsets = std::fs::write("/proc/self/timens_offsets", offsets);
+    offsets.map_err(|e| rustix::io::Errno::from_io_error(&e).unwrap_or(rustix::io::Errno::IO))?;
     Ok(entered)
 }
 

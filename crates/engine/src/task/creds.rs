@@ -20,6 +20,57 @@ pub(crate) fn mask(words: &[u32]) -> u64 {
     u64::from(words.first().copied().unwrap_or(0)) | u64::from(words.get(1).copied().unwrap_or(0)) << 32
 }
 
+/// All that Linux 6.18 has, by number.
+const NAMES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+/// The names of a set of capabilities.
+pub(crate) fn names(mask: u64) -> String {
+    let name = |n: u32| NAMES.get(n as usize).map_or_else(|| format!("capability {n}"), |&name| name.to_owned());
+    (0..CAP_COUNT).filter(|n| mask & 1 << n != 0).map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// A capability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cap {
@@ -31,18 +82,29 @@ pub struct Cap {
 /// Those that dump and restore may need, for whoever asks beforehand and for those who refuse.
 #[allow(missing_docs, reason = "their names say it, and capabilities(7) what they are for")]
 impl Cap {
-    pub const SETGID: Self = Self { number: 6, name: "CAP_SETGID" };
-    pub const SETUID: Self = Self { number: 7, name: "CAP_SETUID" };
-    pub const SETPCAP: Self = Self { number: 8, name: "CAP_SETPCAP" };
-    pub const NET_BIND_SERVICE: Self = Self { number: 10, name: "CAP_NET_BIND_SERVICE" };
-    pub const NET_RAW: Self = Self { number: 13, name: "CAP_NET_RAW" };
-    pub const SYS_CHROOT: Self = Self { number: 18, name: "CAP_SYS_CHROOT" };
-    pub const SYS_PTRACE: Self = Self { number: 19, name: "CAP_SYS_PTRACE" };
-    pub const SYS_ADMIN: Self = Self { number: 21, name: "CAP_SYS_ADMIN" };
-    pub const SYS_NICE: Self = Self { number: 23, name: "CAP_SYS_NICE" };
-    pub const SYS_RESOURCE: Self = Self { number: 24, name: "CAP_SYS_RESOURCE" };
-    pub const AUDIT_CONTROL: Self = Self { number: 30, name: "CAP_AUDIT_CONTROL" };
-    pub const CHECKPOINT_RESTORE: Self = Self { number: 40, name: "CAP_CHECKPOINT_RESTORE" };
+    pub const DAC_OVERRIDE: Self = Self::new(1);
+    pub const SETGID: Self = Self::new(6);
+    pub const SETUID: Self = Self::new(7);
+    pub const SETPCAP: Self = Self::new(8);
+    pub const NET_BIND_SERVICE: Self = Self::new(10);
+    pub const NET_RAW: Self = Self::new(13);
+    pub const SYS_CHROOT: Self = Self::new(18);
+    pub const SYS_PTRACE: Self = Self::new(19);
+    pub const SYS_ADMIN: Self = Self::new(21);
+    pub const SYS_NICE: Self = Self::new(23);
+    pub const SYS_RESOURCE: Self = Self::new(24);
+    pub const SYS_TIME: Self = Self::new(25);
+    pub const AUDIT_CONTROL: Self = Self::new(30);
+    pub const CHECKPOINT_RESTORE: Self = Self::new(40);
+
+    const fn new(number: u32) -> Self {
+        Self { number, name: NAMES[number as usize] }
+    }
+
+    /// What to do if it is missing.
+    pub fn remedy(self) -> String {
+        format!("give crust {}", self.name)
+    }
 
     /// True if it is in the effective set.
     pub fn is_held(self, by: &CredsEntry) -> bool {
@@ -53,6 +115,35 @@ impl Cap {
 /// True if processes can be made with ids of our choice.
 pub fn may_choose_ids(own: &CredsEntry) -> bool {
     Cap::SYS_ADMIN.is_held(own) || Cap::CHECKPOINT_RESTORE.is_held(own)
+}
+
+/// What it takes to make `want` of `now`, each with the reason.
+pub fn needed(now: &CredsEntry, want: &CredsEntry) -> Vec<(Cap, String)> {
+    const NO_SETUID_FIXUP: u32 = 1 << 2;
+    let mut all = Vec::new();
+    let (uids, gids) = ([now.uid, now.euid, now.suid], [now.gid, now.egid, now.sgid]);
+    let uid = [want.uid, want.euid, want.suid, want.fsuid].into_iter().find(|id| !uids.contains(id));
+    let gid = [want.gid, want.egid, want.sgid, want.fsgid].into_iter().find(|id| !gids.contains(id));
+    if let Some(id) = uid {
+        all.push((Cap::SETUID, format!("becomes uid {id}")));
+        if now.secbits & NO_SETUID_FIXUP == 0 {
+            // Otherwise the first change of ids would take the rights that the next calls need.
+            all.push((Cap::SETPCAP, "keeps its capabilities while its ids change".to_owned()));
+        }
+    }
+    if let Some(id) = gid {
+        all.push((Cap::SETGID, format!("becomes gid {id}")));
+    }
+    if want.groups != now.groups {
+        all.push((Cap::SETGID, "has other supplementary groups than we have".to_owned()));
+    }
+    if uid.is_some() || gid.is_some() {
+        all.push((Cap::SYS_PTRACE, "is somebody else's when we give it its registers".to_owned()));
+    }
+    if mask(&now.cap_bnd) & !mask(&want.cap_bnd) != 0 {
+        all.push((Cap::SETPCAP, "has a smaller bounding set of capabilities".to_owned()));
+    }
+    all
 }
 
 /// Capabilities that nobody can give who does not have them himself.
@@ -169,18 +260,22 @@ pub fn plan(p: &mut Program, plan: PlanId, now: &CredsEntry, want: &CredsEntry) 
 }
 
 /// Why `want` cannot be reached from `now`, if it cannot: called before anything is created.
-pub fn check(now: &CredsEntry, want: &CredsEntry) -> Option<Error> {
+pub fn check(now: &CredsEntry, want: &CredsEntry) -> Vec<Error> {
+    let refused = |what: String, help: String| Error::new(Kind::Permission, what).help(help);
+    let mut all = Vec::new();
     let lacking = lacking(now, want);
     if lacking != 0 {
-        let what = format!("the image holds capabilities {lacking:#x} that this process does not have");
-        let help = "restore with more privileges (see `capsh --decode`), or in the user namespace of the dump";
-        return Some(Error::new(Kind::Permission, what).help(help));
+        let what = format!("the image holds capabilities that this process does not have: {}", names(lacking));
+        let help = "restore with more privileges, or in the user namespace of the dump";
+        all.push(refused(what, help.to_owned()));
     }
     if is_bound(now, want) {
         let what = "this process has no_new_privs set, and the task in the image has not";
-        return Some(Error::new(Kind::Permission, what).help("start crust without no_new_privs"));
+        all.push(refused(what.to_owned(), "start crust without no_new_privs".to_owned()));
     }
-    None
+    let missing = needed(now, want).into_iter().filter(|(cap, _)| !cap.is_held(now));
+    all.extend(missing.map(|(cap, why)| refused(format!("{why}: that takes {}", cap.name), cap.remedy())));
+    all
 }
 
 #[cfg(test)]
@@ -210,7 +305,20 @@ mod tests {
     fn more_than_we_have_is_refused_early() {
         let mut small = root();
         small.cap_prm = vec![0, 0];
-        assert_eq!(check(&small, &root()).expect("lacks").kind(), Kind::Permission);
-        assert!(check(&root(), &small).is_none());
+        let refused = check(&small, &root());
+        assert!(refused.iter().all(|e| e.kind() == Kind::Permission), "{refused:?}");
+        assert!(refused[0].to_string().contains("CAP_CHOWN, CAP_DAC_OVERRIDE, "), "{refused:?}");
+        assert!(check(&root(), &small).is_empty());
+    }
+
+    #[test]
+    fn other_ids_take_capabilities() {
+        let nobody = CredsEntry { uid: 7, euid: 7, suid: 7, fsuid: 7, groups: vec![4], ..root() };
+        let names = |now: &CredsEntry| needed(now, &nobody).into_iter().map(|(cap, _)| cap.name).collect::<Vec<_>>();
+        assert_eq!(names(&root()), ["CAP_SETUID", "CAP_SETPCAP", "CAP_SETGID", "CAP_SYS_PTRACE"]);
+        assert!(names(&nobody).is_empty());
+        let weak = CredsEntry { cap_eff: vec![!(1 << 7), 1], ..root() };
+        let refused = check(&weak, &nobody);
+        assert!(refused.len() == 1 && refused[0].to_string().contains("CAP_SETUID"), "{refused:?}");
     }
 }

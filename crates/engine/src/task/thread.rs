@@ -1,6 +1,7 @@
 //! What a thread or process has of its own besides registers, signals and credentials: name, ids in user memory, robust list,
 //! rseq, scheduling, personality, and the prctl settings.
 #![allow(unsafe_code, reason = "asks the C library where its rseq area is, and names the process")]
+use super::creds::Cap;
 use super::{compat, signals};
 use crate::error::ResultExt;
 use crate::{Error, Kind, Result};
@@ -166,4 +167,9 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
         p.syscall(plan, "setpriority", libc::SYS_setpriority, &args);
     }
     Ok(())
+}
+
+/// The capability that a step of a thread's plan takes, where the kernel refuses it.
+pub fn takes(label: &str) -> Option<Cap> {
+    matches!(label, "sched_setscheduler" | "sched_setattr" | "setpriority" | "ioprio_set").then_some(Cap::SYS_NICE)
 }
