@@ -8,7 +8,6 @@ use super::look::FdView;
 use super::restore::{FileImages, Opener, QueuedPacket};
 use super::table::Records;
 use super::{FdKind, sockopt, udp_data};
-use crate::task::creds::Cap;
 use crate::{Error, Kind, Result, ResultExt};
 use crust_image::proto::{
     CrustMembership, FdTypes, FileEntry, InetSkEntry, IpOptsEntry, IpOptsRawEntry, SkPacketEntry, SkShutdown,
@@ -547,7 +546,7 @@ fn make(s: &InetSkEntry, cx: &Opener<'_>) -> Result<OwnedFd> {
             if matches!(proto, ICMP | ICMPV6) && kind != libc::SOCK_RAW {
                 e.help("let our group make such sockets: /proc/sys/net/ipv4/ping_group_range")
             } else if e.errno() == Some(Errno::PERM) {
-                e.help(Cap::NET_RAW.remedy())
+                e.help("give crust CAP_NET_RAW")
             } else {
                 e
             }
@@ -631,7 +630,7 @@ fn bind(fd: &OwnedFd, s: &InetSkEntry) -> Result<()> {
             let err = Error::kernel("taking the address failed", e);
             match e {
                 Errno::ADDRINUSE => err.kind_is(Kind::Taken).help("stop the program that listens there"),
-                Errno::ACCESS => err.help(Cap::NET_BIND_SERVICE.remedy()),
+                Errno::ACCESS => err.help("give crust CAP_NET_BIND_SERVICE"),
                 Errno::ADDRNOTAVAIL => err.help("give this machine the address (ip address add)"),
                 _ => err,
             }
