@@ -23,7 +23,10 @@ pub(super) fn main() {
     ];
     zoo::must(remove_file("both/gone"));
     while zoo.gap() {
-        zoo.eq("nothing happened while we were away", zoo::watches::seen(&fd), vec![]);
+        let mut away = zoo::watches::seen(&fd);
+        // A dump that lets us run has read the deleted file.
+        away.retain(|(watch, _)| *watch != watches[3]);
+        zoo.eq("nothing happened while we were away", away, vec![]);
         zoo::must(write(format!("both/dir/{}", zoo.round()), ""));
         drop(zoo::must(File::open("both/below")));
         zoo::must(write("both/above", "changed"));
