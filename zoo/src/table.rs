@@ -135,6 +135,7 @@ macro_rules! programs {
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";
             beyond memfd;
+            beyond memfd_exec;
             beyond mptcp_listen;
             beyond mqueue;
             beyond multicast;

@@ -82,6 +82,7 @@ mod mem_shared_hidden;
 mod mem_shared_parts;
 mod mem_twins;
 mod memfd;
+mod memfd_exec;
 mod mptcp_listen;
 mod mqueue;
 mod multicast;

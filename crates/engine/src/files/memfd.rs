@@ -175,28 +175,45 @@ fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {
     e.memfd.as_ref().map(|m| u64::from(m.inode_id))
 }
 
+/// A memfd made for the tree.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// What memfd_create(2) returned. It does not count as open for writing, as anything opened later does: such a file can be
+    /// executed.
+    pub(super) held: OwnedFd,
+    /// The process that made it, and has not given that to the program yet.
+    maker: Option<u32>,
+}
+
+impl Made {
+    /// The held descriptor's file, for whoever made it and asks first.
+    fn original(&mut self) -> rustix::io::Result<Option<OwnedFd>> {
+        if self.maker != Some(std::process::id()) {
+            return Ok(None);
+        }
+        self.maker = None;
+        let fd = rustix::io::fcntl_dupfd_cloexec(&self.held, 0)?;
+        rustix::fs::seek(&fd, SeekFrom::Start(0))?;
+        Ok(Some(fd))
+    }
+}
+
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
     let mut opened = Vec::new();
-    let mut fresh = None;
     for e in entries {
         let r = cx.body(e, e.memfd.as_ref())?;
-        if let std::collections::hash_map::Entry::Vacant(_) = cx.state.memfds.entry(r.inode_id) {
+        if !cx.state.memfds.contains_key(&r.inode_id) {
             let made = make(r.inode_id, cx)?;
-            let held = cx.hold(made)?;
-            cx.state.memfds.insert(r.inode_id, held);
-            fresh = Some(r.inode_id);
+            let made = Made { held: cx.hold(made)?, maker: Some(std::process::id()) };
+            cx.state.memfds.insert(r.inode_id, made);
         }
-        let base = cx.state.memfds.get(&r.inode_id).map_or(-1, AsRawFd::as_raw_fd);
-        // What memfd_create(2) returned does not count as open for writing, as anything opened later does: such a file
-        // can be executed.
-        let made_it = |id: &mut u32| *id == r.inode_id && r.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
-        let fd = match (fresh.take_if(made_it), cx.state.memfds.get(&r.inode_id)) {
-            (Some(_), Some(held)) => {
-                let fd = rustix::io::fcntl_dupfd_cloexec(held, 0).during("handing out a memfd")?;
-                rustix::fs::seek(&fd, SeekFrom::Start(0)).during("setting the position")?;
-                fd
-            }
-            _ => cx.reopen_number(base, r.flags)?,
+        let made = cx.state.memfds.get_mut(&r.inode_id);
+        let base = made.as_ref().map_or(-1, |made| made.held.as_raw_fd());
+        let writes = r.flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
+        let original = made.filter(|_| writes).map_or(Ok(None), Made::original).during("handing out a memfd")?;
+        let fd = match original {
+            Some(fd) => fd,
+            None => cx.reopen_number(base, r.flags)?,
         };
         if r.pos != 0 {
             rustix::fs::seek(&fd, SeekFrom::Start(r.pos)).during("setting the position")?;

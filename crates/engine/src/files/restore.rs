@@ -71,7 +71,7 @@ pub(super) struct OpenState {
     pub(super) unix: Vec<unix::Waiting>,
     pub(super) ghosts: HashMap<u32, super::ghost::Made>,
     /// Memfds made again, by inode id, to open them through.
-    pub(super) memfds: HashMap<u32, OwnedFd>,
+    pub(super) memfds: HashMap<u32, super::memfd::Made>,
     pub(super) inherited: HashMap<String, OwnedFd>,
     /// For tasks that are gone; in the root task alone.
     stand_ins: Vec<procfs::StandIn>,
@@ -493,7 +493,7 @@ impl FileImages {
         let entries = self.tables.get(&table).cloned().unwrap_or_default();
         kept.extend(self.state.shared.values().map(AsRawFd::as_raw_fd));
         kept.extend(self.state.inherited.values().map(AsRawFd::as_raw_fd));
-        kept.extend(self.state.memfds.values().map(AsRawFd::as_raw_fd));
+        kept.extend(self.state.memfds.values().map(|made| made.held.as_raw_fd()));
         kept.extend(self.state.ghosts.values().map(|g| g.fd.as_raw_fd()));
         close_all_but(kept)?;
 
