@@ -211,6 +211,7 @@ macro_rules! programs {
             refused refused_thread_files;
             refused refused_time_for_children;
             refused refused_traced;
+            refused refused_unix_reset;
             refused refused_unix_waiting;
             refused refused_userfaultfd;
             refused refused_vfork;

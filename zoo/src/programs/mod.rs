@@ -141,6 +141,7 @@ mod refused_tcp_waiting;
 mod refused_thread_files;
 mod refused_time_for_children;
 mod refused_traced;
+mod refused_unix_reset;
 mod refused_unix_waiting;
 mod refused_userfaultfd;
 mod refused_vfork;

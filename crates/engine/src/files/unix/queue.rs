@@ -59,6 +59,13 @@ pub(super) fn look(v: &FdView<'_>, s: &UnixSocket, sent: Option<u32>) -> Result<
         return Ok(Vec::new());
     }
     let is_stream = i32::from(s.kind) == libc::SOCK_STREAM;
+    if polled[0].revents().contains(PollFlags::ERR) {
+        // Looking at messages would take it away. A stream's bytes come before it.
+        if !is_stream {
+            return Err(lost("an error (the other end was closed with messages unread)"));
+        }
+        log::warn!("{v:?}: the error that waits in the socket (its other end was closed with bytes unread) is lost");
+    }
     let waiting = if is_stream {
         rustix::io::ioctl_fionread(fd).during("asking how much waits in a socket")? as usize
     } else {
