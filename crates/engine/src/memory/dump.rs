@@ -726,3 +726,27 @@ fn merge_entry(all: &mut Vec<PagemapEntry>, entry: PagemapEntry) {
         _ => all.push(entry),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_split_where_it_must_not_go_on() {
+        let run = |page: u64, pages: u64| PagemapEntry {
+            vaddr: page * PAGE_SIZE,
+            compat_nr_pages: pages as u32,
+            nr_pages: Some(pages),
+            ..PagemapEntry::default()
+        };
+        let split = |at: u64| {
+            let mut dump = PagesDump { entries: vec![run(0, 2), run(3, 4)], ..PagesDump::default() };
+            dump.split_at(at * PAGE_SIZE);
+            dump.entries
+        };
+        assert_eq!(split(5), [run(0, 2), run(3, 2), run(5, 2)]);
+        for at in [0, 2, 3, 7, 9] {
+            assert_eq!(split(at), [run(0, 2), run(3, 4)], "page {at}");
+        }
+    }
+}

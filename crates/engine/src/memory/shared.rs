@@ -147,7 +147,7 @@ impl SharedMemory {
         let (file, mem, len) = (segment.file.as_ref(), segment.mem.as_ref(), segment.whole.max(segment.len));
         let mut dump = dump::copy_segment(file, mem, &segment.windows, len, segment.pid, out)?;
         // CRIU's segment ends there, and it takes no run of pages that goes on.
-        dump.split_at(segment.len);
+        dump.split_at(segment.len.next_multiple_of(PAGE_SIZE));
         Ok(dump)
     }
 }
