@@ -304,9 +304,23 @@ fn postgres_open_transaction() {
     fn commits(room: &mut Room, _: Proc) -> Outcome {
         feed(room, "pg/commands", "COMMIT; SELECT count(*) FROM kept \\g part\n\\! mv part committed\n")?;
         match room.await_file("pg/committed", &[])?.trim() {
-            "3" => Ok(()),
+            "3" => stop(room),
             other => Err(format!("{other} rows are committed")),
         }
+    }
+    /// In good order: it has a segment of System V shared memory, which would outlive the room.
+    fn stop(room: &mut Room) -> Outcome {
+        const PID: &str = "pg/data/postmaster.pid";
+        let pid = room.read(PID).lines().next().and_then(|pid| pid.parse().ok());
+        room.kill(Proc(pid.ok_or("postmaster.pid has no pid")?), libc::SIGINT)?;
+        let end = Instant::now() + step_limit();
+        while room.dir.join(PID).exists() {
+            if Instant::now() > end {
+                return Err(format!("the server does not end; processes: {:#?}", room.ps()));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
     // The server refuses to be root's, and its user may be unable to reach the room by its own path. Its shared memory must not
     // stay where all see it when the room ends.
