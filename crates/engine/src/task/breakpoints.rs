@@ -11,7 +11,7 @@ const CONTROL: usize = 7;
 /// A bit for each breakpoint and whether it is of this task or all tasks.
 const ON: u64 = 0xff;
 
-/// The registers of a stopped thread, those of [`SAVED`]; none if no breakpoint is on.
+/// The registers of a stopped thread (DR0 to DR3, DR6, DR7); none if no breakpoint is on.
 ///
 /// # Errors
 /// The thread is gone.
