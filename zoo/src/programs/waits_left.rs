@@ -204,6 +204,7 @@ const WAITS: [Wait; 17] = [
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
+    let mut late_before = Vec::new();
     loop {
         let (begun, ended) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
         let from = Instant::now();
@@ -231,14 +232,18 @@ pub(super) fn main() {
         });
         // The whole time again would be BEFORE too long. On a busy machine the gap itself may be.
         let late = WHOLE.max(back) + BEFORE.mul_f32(0.8);
-        let is_right = |got, errno, took| {
-            let over = got == 0 || (got == -1 && matches!(errno, Some(libc::ETIMEDOUT | libc::EAGAIN)));
-            over && took >= WHOLE && took <= late
-        };
+        let is_over = |got, errno| got == 0 || (got == -1 && matches!(errno, Some(libc::ETIMEDOUT | libc::EAGAIN)));
         let ended = ended.into_inner().unwrap_or_default();
-        let faults = ended.into_iter().filter(|&(_, got, errno, took)| !is_right(got, errno, took));
+        // How long a thread sleeps already cannot be known if it ran just then: that happens once, not always to one.
+        let late_now: Vec<&str> = ended.iter().filter(|end| end.3 > late).map(|end| end.0).collect();
+        let faults = ended.into_iter().filter(|&(name, got, errno, took)| {
+            !is_over(got, errno) || took < WHOLE || (late_now.contains(&name) && late_before.contains(&name))
+        });
         let faults =
             faults.map(|(name, got, errno, took)| format!("{name} returned {got}, errno {errno:?} after {took:?}"));
-        zoo.eq("waits that did not end in time", faults.collect(), Vec::<String>::new());
+        let faults: Vec<String> = faults.collect();
+        zoo.ok("most of them end in time", late_now.len() <= 1);
+        late_before = late_now;
+        zoo.eq("waits that did not end in time", faults, Vec::<String>::new());
     }
 }
