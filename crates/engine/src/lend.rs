@@ -101,7 +101,7 @@ fn one(w: &Lent, deadline: Deadline) -> Option<()> {
     }
     ptrace::resume_to_syscall(w.tid, 0).ok()?;
     expect(w.tid, Stop::Syscall, deadline)?;
-    let left = w.left.saturating_sub(w.at.elapsed()).max(LEAST);
+    let left = w.left.saturating_sub(w.at.elapsed()).max(wait::LEAST);
     let lent = loan.give(left);
     backoff.reset();
     let mut done = ptrace::resume_to_syscall(w.tid, 0).is_err();
@@ -119,9 +119,6 @@ fn one(w: &Lent, deadline: Deadline) -> Option<()> {
     loan.take_back();
     lent
 }
-
-/// No limit is to become none at all.
-const LEAST: Duration = Duration::from_micros(1);
 
 /// True if the thread sleeps in its call, so that the kernel has taken the limit.
 fn sleeps(proc: &ProcDir, w: &Lent) -> bool {

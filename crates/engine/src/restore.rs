@@ -147,19 +147,7 @@ fn restore_with(
         plugins.tell(Hook::ResumeDevicesLate, p.pid.as_raw()).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     }
     in_time()?;
-    // As CRIU has it, a refusal from here on is only logged.
-    for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
-        if let Err(e) = events.notify(event, Some(pid), None) {
-            log::error!("{} failed: {e}", event.script_name());
-        }
-    }
-    let stop = finish::to_stop(&plan.tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
-    // A thread that is to end first could not in a frozen group.
-    let late = ready.has_to_end();
-    if let Some(groups) = groups.as_mut().filter(|_| !late) {
-        groups.set_late();
-    }
-    ready.release(&stop).map_err(|e| e.at(Stage::Resume))?;
+    let_run(ready, &plan.tree, groups.as_mut(), pid, opts, events)?;
     guard.disarm();
     if let Some(mut groups) = groups {
         groups.set_late();
@@ -181,6 +169,30 @@ fn restore_with(
         restoring: clock.started.elapsed(),
         phases: clock.phases,
     })
+}
+
+/// Lets the tree go, which is complete.
+fn let_run(
+    ready: finish::Ready,
+    tree: &Tree,
+    groups: Option<&mut Groups>,
+    pid: i32,
+    opts: &Options,
+    events: &mut dyn Events,
+) -> Result<()> {
+    // As CRIU has it, a refusal from here on is only logged.
+    for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
+        if let Err(e) = events.notify(event, Some(pid), None) {
+            log::error!("{} failed: {e}", event.script_name());
+        }
+    }
+    let stop = finish::to_stop(tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
+    // A thread that is to end first could not in a frozen group.
+    let late = ready.has_to_end();
+    if let Some(groups) = groups.filter(|_| !late) {
+        groups.set_late();
+    }
+    ready.release(&stop).map_err(|e| e.at(Stage::Resume))
 }
 
 fn in_time(opts: &Options, deadline: Instant) -> Result<()> {

@@ -174,12 +174,33 @@ fn demonstrate(show: &Show) -> Result<Exit> {
     let me = rustix::process::getpid();
     rustix::process::set_child_subreaper(Some(me)).during("becoming a subreaper")?;
 
+    let service = start_service(show, &mut stage)?;
+    let pid = start_sample(show, &mut stage)?;
+    let images = crate::commands::open_dir(&stage.images())?;
+    let frozen = checkpoint(show, &stage, pid, &images)?;
+    must_be_gone(show, &mut stage, pid)?;
+    restore(show, &mut stage, pid, &images)?;
+    goes_on(show, &mut stage, pid, &frozen)?;
+    end(service, Signal::TERM);
+    match wait(service)? {
+        Some(0) => {}
+        other => return Err(Error::new(Kind::Internal, format!("the service ended with {other:?}"))),
+    }
+    stage.service = None;
+    show.done();
+    Ok(Exit::Good)
+}
+
+fn start_service(show: &Show, stage: &mut Stage) -> Result<HostTid> {
     show.title("1  A service that sleeps until it is called");
     let service = activator::start(&stage.socket(), &stage.dir.join("service.log")).during("listening")?;
     stage.service = Some(service);
     show.fact("socket", &stage.socket().display().to_string());
     show.fact("held by", &format!("a small activator, pid {service}; {} does not run yet", "crust service"));
+    Ok(service)
+}
 
+fn start_sample(show: &Show, stage: &mut Stage) -> Result<HostTid> {
     show.title("2  A program at work");
     // Not waited for by this handle: its pid is all we keep.
     let sample = Command::new("/proc/self/exe")
@@ -197,20 +218,25 @@ fn demonstrate(show: &Show) -> Result<Exit> {
     let before = stage.status(|s| s.count >= 20_000 && s.rounds >= 20)?;
     show.fact("pid", &format!("{pid}, 5 threads, a pipe with a letter in it, an open file, a timer, 16 MiB it hashes"));
     show.progress(&before);
+    Ok(pid)
+}
 
+/// What the sample said last.
+fn checkpoint(show: &Show, stage: &Stage, pid: HostTid, images: &OwnedFd) -> Result<Status> {
     show.title("3  Checkpoint, by the first request the service ever gets");
-    let images = crate::commands::open_dir(&stage.images())?;
     let mut seen = Vec::new();
     let start = Instant::now();
-    let mut client = connect(&stage)?;
-    let mut opts = stage.opts(&images, "dump.log");
+    let mut client = connect(stage)?;
+    let mut opts = stage.opts(images, "dump.log");
     opts.pid = Some(pid.as_raw());
-    client.dump(opts, |n| note(&mut seen, start, n.script)).map_err(|e| told(&stage, "dump.log", &e))?;
+    client.dump(opts, |n| note(&mut seen, start, n.script)).map_err(|e| told(stage, "dump.log", &e))?;
     let took = start.elapsed();
     show.fact("events", &steps(&seen));
     show.table(&stage.phases("dump.log"), took, "request until reply, with the start of the service");
-    let frozen = last(&stage)?;
+    last(stage)
+}
 
+fn must_be_gone(show: &Show, stage: &mut Stage, pid: HostTid) -> Result<()> {
     show.title("4  Gone");
     let status = wait(pid)?;
     stage.sample = None;
@@ -220,14 +246,17 @@ fn demonstrate(show: &Show) -> Result<Exit> {
     }
     show.fact("pid", &format!("{pid} was killed and does not exist any more"));
     show.fact("images", &sizes(&stage.images())?);
+    Ok(())
+}
 
+fn restore(show: &Show, stage: &mut Stage, pid: HostTid, images: &OwnedFd) -> Result<()> {
     show.title("5  Restore");
     let mut seen = Vec::new();
     let start = Instant::now();
-    let mut client = connect(&stage)?;
-    let opts = stage.opts(&images, "restore.log");
+    let mut client = connect(stage)?;
+    let opts = stage.opts(images, "restore.log");
     let restored =
-        client.restore(opts, |n| note(&mut seen, start, n.script)).map_err(|e| told(&stage, "restore.log", &e))?;
+        client.restore(opts, |n| note(&mut seen, start, n.script)).map_err(|e| told(stage, "restore.log", &e))?;
     let took = start.elapsed();
     stage.sample = HostTid::new(restored);
     show.fact("events", &steps(&seen));
@@ -235,11 +264,15 @@ fn demonstrate(show: &Show) -> Result<Exit> {
     if restored != pid.as_raw() {
         return Err(Error::new(Kind::Internal, format!("pid {pid} came back as {restored}")));
     }
+    Ok(())
+}
 
+/// The sample goes on from what it said last, and ends well.
+fn goes_on(show: &Show, stage: &mut Stage, pid: HostTid, frozen: &Status) -> Result<()> {
     show.title("6  Alive, and knows nothing of it");
     let after = stage.status(|s| s.count > frozen.count + 20_000 && s.rounds > frozen.rounds + 4)?;
-    show.fact("pid", &format!("{restored}, the same"));
-    show.progress(&frozen);
+    show.fact("pid", &format!("{pid}, the same"));
+    show.progress(frozen);
     show.progress(&after);
     if !after.is_right() || after.ticks <= frozen.ticks {
         return Err(Error::new(Kind::Internal, format!("the sample came back wrong: {after:?}")));
@@ -251,14 +284,7 @@ fn demonstrate(show: &Show) -> Result<Exit> {
         other => return Err(Error::new(Kind::Internal, format!("the sample ended with {other:?}"))),
     }
     stage.sample = None;
-    end(service, Signal::TERM);
-    match wait(service)? {
-        Some(0) => {}
-        other => return Err(Error::new(Kind::Internal, format!("the service ended with {other:?}"))),
-    }
-    stage.service = None;
-    show.done();
-    Ok(Exit::Good)
+    Ok(())
 }
 
 fn connect(stage: &Stage) -> Result<Client> {

@@ -55,8 +55,6 @@ const PROCESSES_TOGETHER: usize = 64;
 /// A wait that has slept for less begins anew: it costs no more than that, and loops of short waits never come near what
 /// [`MAY_RUN`] cannot tell.
 const WORTH: Duration = Duration::from_millis(500);
-/// What is left of a wait that is over by now, but was not when its thread was stopped.
-const LEAST: Duration = Duration::from_micros(1);
 /// What a thread runs from its wait to its stop, at most. A thread that ran longer may have ended its wait and begun another.
 const MAY_RUN: Duration = Duration::from_millis(1);
 
@@ -276,7 +274,7 @@ impl Wait {
             },
         };
         // The clocks that the images have go on while the tree stands still.
-        Some(whole.saturating_sub(self.slept? + self.looked.elapsed()).max(LEAST))
+        Some(whole.saturating_sub(self.slept? + self.looked.elapsed()).max(wait::LEAST))
     }
 
     /// What has to be lent to the call, so that it ends in time when the thread is let go.

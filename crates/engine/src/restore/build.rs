@@ -681,28 +681,9 @@ fn plan_twin(cx: &Cx<'_>, p: &mut Program, main: PlanId, changes: &Changes, boot
 /// What a process does for itself once its memory, descriptors and signal actions are there, up to the barrier.
 fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boot, mm: &MmEntry) -> Result<()> {
     let t = &cx.tree.tasks[i];
-    let control = boot.arena;
-    let arrived = control + std::mem::offset_of!(super::arena::Control, arrived) as u64;
-    let go = control + std::mem::offset_of!(super::arena::Control, go) as u64;
-    let unfiltered = control + std::mem::offset_of!(super::arena::Control, unfiltered) as u64;
-    let filter = control + std::mem::offset_of!(super::arena::Control, filter) as u64;
-    let duty = cx.duties.get(i).and_then(Option::as_ref);
-    let parted = control + std::mem::offset_of!(super::arena::Control, parted) as u64;
-    let never = control + std::mem::offset_of!(super::arena::Control, never) as u64;
-    let Meeting { live: n, filtered, parting } = cx.meeting;
     let tc = task_record(t)?;
     let plans: Vec<PlanId> = std::iter::once(main).chain(t.threads.iter().skip(1).map(|_| p.plan("thread"))).collect();
-
-    let table = cx.sharing.files.with(i);
-    if !table.is_empty() {
-        // Every one of them has closed its executable.
-        let meeting = boot.arena + cx.arena.meeting_offset(cx.sharing.files.first(i));
-        p.barrier(main, meeting, table.len() as u32, meeting, table.len() as u32);
-    }
-    if cx.sharing.files.first(i) == i {
-        let services = [cx.files.first_service_fd().into(), u32::MAX.into(), 0.into()];
-        p.syscall(main, "close_range", libc::SYS_close_range, &services);
-    }
+    plan_last_files(cx, p, main, i, boot);
     thread::plan_process(p, main, tc, mm.thp_disabled(), &cx.own);
     if let Some(settings) = &tc.crust_settings {
         settings::plan_process(p, main, settings);
@@ -716,11 +697,55 @@ fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boo
     if let Some(timers) = &tc.timers {
         timers::plan(p, main, timers, cx.timer_ids)?;
     }
+    plan_threads(cx, p, &plans, i, boot, tc)?;
+    if let Some(duty) = cx.duties.get(i).and_then(Option::as_ref) {
+        cx.filters.plan(p, &plans, duty);
+    }
+    for (k, core) in t.cores.iter().enumerate() {
+        let plan = plans[k];
+        if let Some(want) = core.thread_core.as_ref().and_then(|c| c.creds.as_ref()) {
+            creds::plan(p, plan, &cx.creds, want);
+        }
+        if k == 0 {
+            plan_ties(cx, p, plan, i, mm);
+        }
+        plan_arrival(cx, p, plan, Task::parting_signal(k, core), boot);
+        error_path(p, plan, cx.arena.plan_failure_offset(i), boot.arena);
+    }
+    Ok(())
+}
+
+/// Closes what is ours in a table of descriptors, once everybody who has it needs that no more.
+fn plan_last_files(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boot) {
+    let table = cx.sharing.files.with(i);
+    if !table.is_empty() {
+        // Every one of them has closed its executable.
+        let meeting = boot.arena + cx.arena.meeting_offset(cx.sharing.files.first(i));
+        p.barrier(main, meeting, table.len() as u32, meeting, table.len() as u32);
+    }
+    if cx.sharing.files.first(i) == i {
+        let services = [cx.files.first_service_fd().into(), u32::MAX.into(), 0.into()];
+        p.syscall(main, "close_range", libc::SYS_close_range, &services);
+    }
+}
+
+/// Settings, pending signals and limits, which a thread with seccomp filters or less rights might not set.
+fn plan_threads(
+    cx: &Cx<'_>,
+    p: &mut Program,
+    plans: &[PlanId],
+    i: usize,
+    boot: &Boot,
+    tc: &TaskCoreEntry,
+) -> Result<()> {
+    let t = &cx.tree.tasks[i];
+    let word = |offset: usize| boot.arena + offset as u64;
+    let unfiltered = word(std::mem::offset_of!(super::arena::Control, unfiltered));
+    let filter = word(std::mem::offset_of!(super::arena::Control, filter));
     for (k, (&tid, core)) in t.threads.iter().zip(&t.cores).enumerate() {
         let plan = plans[k];
         thread::plan_thread(p, plan, core, tid, &cx.own)?;
-        let th = core.thread_core.as_ref();
-        if let Some(queue) = th.and_then(|c| c.signals_p.as_ref()) {
+        if let Some(queue) = core.thread_core.as_ref().and_then(|c| c.signals_p.as_ref()) {
             signals::plan_queue(p, plan, queue, t.pid.as_raw(), Some(tid.as_raw()))?;
         }
         if k == 0 {
@@ -729,47 +754,41 @@ fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boo
             }
             limits::plan(p, plan, tc.rlimits.as_ref(), &cx.own.limits);
         }
-        if duty.is_some() {
-            p.barrier(plan, unfiltered, filtered, filter, 1);
+        if cx.duties.get(i).is_some_and(Option::is_some) {
+            p.barrier(plan, unfiltered, cx.meeting.filtered, filter, 1);
         }
-    }
-    if let Some(duty) = duty {
-        cx.filters.plan(p, &plans, duty);
-    }
-    for (k, core) in t.cores.iter().enumerate() {
-        let plan = plans[k];
-        let th = core.thread_core.as_ref();
-        if let Some(want) = th.and_then(|c| c.creds.as_ref()) {
-            creds::plan(p, plan, &cx.creds, want);
-        }
-        if k == 0 {
-            if let Some(dumpable) = mm.dumpable {
-                let value = i32::from(dumpable == 1);
-                p.syscall(plan, "PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), value.into()]);
-            }
-            // A change of credentials forgets the parent's death signal.
-            let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
-            p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
-            // A parent that died in between sent nothing.
-            let parent = parent_id();
-            if i != 0 || !cx.opts.restore_sibling {
-                let expect = Expect::Equals(parent as u64);
-                p.syscall_expect(plan, "getppid", libc::SYS_getppid, &[], expect);
-            }
-        }
-        match Task::parting_signal(k, core) {
-            None => p.barrier(plan, arrived, n, never, 1),
-            // Seized by the coordinator, the thread needs no tie to its parent any more but its own.
-            Some(signal) => {
-                p.barrier(plan, arrived, n, go, 1);
-                let args = [libc::PR_SET_PDEATHSIG.into(), signal.into()];
-                p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
-                p.barrier(plan, parted, parting, never, 1);
-            }
-        }
-        error_path(p, plan, cx.arena.plan_failure_offset(i), control);
     }
     Ok(())
+}
+
+/// What a change of credentials takes from the first thread of a process.
+fn plan_ties(cx: &Cx<'_>, p: &mut Program, plan: PlanId, i: usize, mm: &MmEntry) {
+    if let Some(dumpable) = mm.dumpable {
+        let value = i32::from(dumpable == 1);
+        p.syscall(plan, "PR_SET_DUMPABLE", libc::SYS_prctl, &[libc::PR_SET_DUMPABLE.into(), value.into()]);
+    }
+    // A change of credentials forgets the parent's death signal.
+    let args = [libc::PR_SET_PDEATHSIG.into(), libc::SIGKILL.into()];
+    p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+    // A parent that died in between sent nothing.
+    let parent = parent_id();
+    if i != 0 || !cx.opts.restore_sibling {
+        p.syscall_expect(plan, "getppid", libc::SYS_getppid, &[], Expect::Equals(parent as u64));
+    }
+}
+
+/// The barrier at which the coordinator takes over. `parting`: the thread's own signal at its parent's death.
+fn plan_arrival(cx: &Cx<'_>, p: &mut Program, plan: PlanId, parting: Option<u32>, boot: &Boot) {
+    let word = |offset: usize| boot.arena + offset as u64;
+    let arrived = word(std::mem::offset_of!(super::arena::Control, arrived));
+    let never = word(std::mem::offset_of!(super::arena::Control, never));
+    let Meeting { live, parting: parted_threads, .. } = cx.meeting;
+    let Some(signal) = parting else { return p.barrier(plan, arrived, live, never, 1) };
+    // Seized by the coordinator, the thread needs no tie to its parent any more but its own.
+    p.barrier(plan, arrived, live, word(std::mem::offset_of!(super::arena::Control, go)), 1);
+    let args = [libc::PR_SET_PDEATHSIG.into(), signal.into()];
+    p.syscall(plan, "PR_SET_PDEATHSIG", libc::SYS_prctl, &args);
+    p.barrier(plan, word(std::mem::offset_of!(super::arena::Control, parted)), parted_threads, never, 1);
 }
 
 const FORK_OF_TWIN: &str = "clone3 of a task";

@@ -66,6 +66,9 @@ pub enum After {
     Lent,
 }
 
+/// What is left of a wait that is over by now, but was not when its thread was stopped: no limit is to become none at all.
+pub const LEAST: Duration = Duration::from_micros(1);
+
 const FUTEX_COMMAND: u64 = 0x7f;
 const FUTEX_WAIT: u64 = 0;
 const FUTEX_WAIT_BITSET: u64 = 9;

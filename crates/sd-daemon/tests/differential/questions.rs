@@ -125,6 +125,10 @@ fn unix_names(dir: &Scratch) -> Vec<(String, Vec<u8>)> {
     ]
 }
 
+fn path(p: &str) -> CString {
+    CString::new(p).unwrap()
+}
+
 /// All kinds of descriptors this kernel and these rights allow.
 fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
     let mut zoo = Zoo::default();
@@ -135,26 +139,41 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
         libc::mkfifo(fifo.as_ptr(), 0o600);
         libc::symlink(fifo.as_ptr(), link.as_ptr());
     }
-    let dev = |p: &str| CString::new(p).unwrap();
+    add_files(&mut zoo, dir, [&file, &fifo, &link, &gone]);
+    add_objects(&mut zoo);
+    add_unix(&mut zoo, &names);
+    add_others(&mut zoo);
 
+    let long_path = path(&format!("{}/{}", dir.0.display(), "x".repeat(300)));
+    let below_file = dir.path("file/below");
+    let mut paths = vec![file, fifo, link, gone, below_file, long_path, dir.path("sock"), dir.path("")];
+    paths.extend(["", "/", "/dev/null", "/dev/zero", "/dev/ptmx", "/proc/self/stat", "/nonexistent/x"].map(path));
+    (zoo, paths, names_asked(names))
+}
+
+fn add_files(zoo: &mut Zoo, dir: &Scratch, [file, fifo, link, gone]: [&CString; 4]) {
     zoo.number("closed", 900);
     zoo.number("negative", -1);
     zoo.number("very negative", i32::MIN);
-    zoo.add("regular file", open(&file, libc::O_RDWR | libc::O_CREAT));
-    zoo.add("deleted file", open(&gone, libc::O_RDWR | libc::O_CREAT));
+    zoo.add("regular file", open(file, libc::O_RDWR | libc::O_CREAT));
+    zoo.add("deleted file", open(gone, libc::O_RDWR | libc::O_CREAT));
     std::fs::remove_file(dir.0.join("gone")).unwrap();
-    zoo.add("fifo", open(&fifo, libc::O_RDWR));
-    zoo.add("fifo for reading", open(&fifo, libc::O_RDONLY | libc::O_NONBLOCK));
+    zoo.add("fifo", open(fifo, libc::O_RDWR));
+    zoo.add("fifo for reading", open(fifo, libc::O_RDONLY | libc::O_NONBLOCK));
     zoo.add("directory", open(&CString::new(dir.0.as_os_str().as_bytes()).unwrap(), libc::O_RDONLY));
-    for (what, p) in [("file", &file), ("fifo", &fifo), ("symbolic link", &link)] {
+    for (what, p) in [("file", file), ("fifo", fifo), ("symbolic link", link)] {
         zoo.add(format!("{what}, O_PATH"), open(p, libc::O_PATH | libc::O_NOFOLLOW));
     }
     for p in ["/dev/null", "/dev/zero", "/dev/ptmx", "/proc/self/stat", "/proc/self/ns/net", "/sys/kernel/notes"] {
-        zoo.add(p, open(&dev(p), libc::O_RDONLY | libc::O_NOCTTY));
+        zoo.add(p, open(&path(p), libc::O_RDONLY | libc::O_NOCTTY));
     }
     let (r, w) = std::io::pipe().unwrap();
     zoo.add("pipe, reading end", Ok(r.into()));
     zoo.add("pipe, writing end", Ok(w.into()));
+}
+
+/// Those that are no files.
+fn add_objects(zoo: &mut Zoo) {
     // SAFETY: these take no pointers, or NUL-terminated or zeroed ones that live through the call.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
@@ -180,6 +199,9 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
         );
         libc::mq_unlink(other.as_ptr());
     }
+}
+
+fn add_unix(zoo: &mut Zoo, names: &[(String, Vec<u8>)]) {
     let kinds = [("stream", libc::SOCK_STREAM), ("dgram", libc::SOCK_DGRAM), ("seqpacket", libc::SOCK_SEQPACKET)];
     for (what, kind) in kinds {
         zoo.add(format!("unix {what}"), socket(libc::AF_UNIX, kind));
@@ -190,7 +212,7 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
         for fd in pair {
             zoo.add(format!("unix {what} pair"), checked(fd.into()));
         }
-        for (name_what, name) in &names {
+        for (name_what, name) in names {
             for listen in [false, true] {
                 if listen && kind == libc::SOCK_DGRAM {
                     continue;
@@ -209,6 +231,10 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
             }
         }
     }
+}
+
+/// Sockets of other families.
+fn add_others(zoo: &mut Zoo) {
     for at in ["127.0.0.1:0", "[::1]:0", "[::]:0", "0.0.0.0:0"] {
         zoo.add(format!("tcp {at}, listening"), std::net::TcpListener::bind(at).map(Into::into));
         zoo.add(format!("udp {at}"), std::net::UdpSocket::bind(at).map(Into::into));
@@ -230,11 +256,10 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
     }
     // SAFETY: no pointers.
     zoo.add("raw", checked(unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 1) }.into()));
+}
 
-    let long_path = CString::new(format!("{}/{}", dir.0.display(), "x".repeat(300))).unwrap();
-    let below_file = dir.path("file/below");
-    let mut paths = vec![file, fifo, link, gone, below_file, long_path, dir.path("sock"), dir.path("")];
-    paths.extend(["", "/", "/dev/null", "/dev/zero", "/dev/ptmx", "/proc/self/stat", "/nonexistent/x"].map(dev));
+/// The names of unix sockets, and those that [`add_unix`] made of them.
+fn names_asked(names: Vec<(String, Vec<u8>)>) -> Vec<Vec<u8>> {
     let mut asked: Vec<Vec<u8>> = names.into_iter().map(|(_, n)| n).filter(|n| !n.is_empty()).collect();
     for n in asked.clone() {
         for kind in [1u8, 2, 5] {
@@ -247,7 +272,7 @@ fn make(dir: &Scratch) -> (Zoo, Vec<CString>, Vec<Vec<u8>>) {
             }
         }
     }
-    (zoo, paths, asked)
+    asked
 }
 
 /// Asks both everything about everything.

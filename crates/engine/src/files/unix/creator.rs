@@ -53,14 +53,21 @@ fn become_user(peer: CrustPeerCred) -> Result<()> {
     kfd::set_thread_uids(u32::MAX, peer.uid).during("taking the user of a socket's creator")
 }
 
-/// By a child with that id, which shares our descriptors.
+/// By a child with that id, which shares our descriptors and ends with us: whoever ends us when the restore takes too long also
+/// ends what it waits for.
 fn as_stand_in(peer: CrustPeerCred, act: &impl Fn() -> Result<()>) -> Result<()> {
     let pid = i32::try_from(peer.pid).ok().and_then(NsTid::new);
     let pid = pid.ok_or_else(|| Error::bad_image("files.img", format!("a socket of the process {}", peer.pid)))?;
+    let act_as_child = || {
+        become_user(peer)?;
+        // Becoming another user takes that back.
+        process::set_parent_death_signal(libc::SIGKILL).during("prctl PR_SET_PDEATHSIG")?;
+        act()
+    };
     // SAFETY: sockets are made in a process with a single thread; the child leaves at once.
     let child = match unsafe { fork_as(Some(pid), libc::CLONE_FILES as u64) }.during("forking a stand-in")? {
         Fork::Parent(child) => child,
-        Fork::Child => process::exit_now(i32::from(become_user(peer).and_then(|()| act()).is_err())),
+        Fork::Child => process::exit_now(i32::from(act_as_child().is_err())),
     };
     let child = Pid::from_raw(child.as_raw()).ok_or_else(|| Error::new(Kind::Internal, "no id"))?;
     loop {

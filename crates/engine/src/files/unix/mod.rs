@@ -92,6 +92,20 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         entry.name.push(0); // as CRIU has it
         named(v, &s, &mut entry)?;
     }
+    connection(&s, &mut entry)?;
+    out.rights_wait |= v.info.number::<u32>("scm_fds").unwrap_or(0) != 0;
+    if state != LISTEN && !out.running {
+        waiting(v, &s, id, out)?;
+    }
+    out.unix_seen.push((ino, entry.peer, v.object()));
+    for client in s.pending.iter().filter(|_| state == LISTEN) {
+        out.unix_seen.push((ino, *client, v.object()));
+    }
+    Ok(FileEntry { usk: Some(entry.into()), ..FileEntry::default() })
+}
+
+/// Whom a socket is connected to that was not accepted yet.
+fn connection(s: &UnixSocket, entry: &mut UnixSkEntry) -> Result<()> {
     if s.listener != 0 {
         if s.backlog != 0 {
             return Err(Error::unsupported(
@@ -101,33 +115,36 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         }
         // As CRIU has it: the connection leads to the listener itself.
         entry.peer = s.listener;
-    } else if state == ESTABLISHED && s.peer == 0 && i32::from(s.kind) != libc::SOCK_DGRAM && s.shutdown != 3 {
+    } else if entry.state == ESTABLISHED && s.peer == 0 && i32::from(s.kind) != libc::SOCK_DGRAM && s.shutdown != 3 {
         return Err(Error::unsupported(
             "a unix socket is connected to one that is not accepted yet, in another network namespace",
             "try again when the connection was accepted",
         ));
     }
-    out.rights_wait |= v.info.number::<u32>("scm_fds").unwrap_or(0) != 0;
-    if state != LISTEN && !out.running {
-        let sent = out.unix.as_ref().and_then(|all| all.get(&s.peer)).filter(|o| o.peer == ino).map(|o| o.backlog);
-        for packet in queue::look(v, &s, sent)? {
-            let scm = match packet.rights.is_empty() {
-                true => Vec::new(),
-                false => vec![ScmEntry { r#type: libc::SCM_RIGHTS as u32, rights: Vec::new() }],
-            };
-            if !packet.rights.is_empty() {
-                let (pid, ns_pid, fd) = (v.target.pid, v.target.ns_pid, v.carrier());
-                out.under_way.push_back(UnderWay { packet: out.packets.len(), pid, ns_pid, fd, files: packet.rights });
-            }
-            let length = packet.bytes.len() as u32;
-            out.packets.push((SkPacketEntry { id_for: id, length, scm, crust_from: None }, packet.bytes));
+    Ok(())
+}
+
+/// The messages that wait in a socket, with the files they carry.
+fn waiting(v: &FdView<'_>, s: &UnixSocket, id: u32, out: &mut Records<'_>) -> Result<()> {
+    let sent = out
+        .unix
+        .as_ref()
+        .and_then(|all| all.get(&s.peer))
+        .filter(|o| o.peer == v.stat.st_ino as u32)
+        .map(|o| o.backlog);
+    for packet in queue::look(v, s, sent)? {
+        let scm = match packet.rights.is_empty() {
+            true => Vec::new(),
+            false => vec![ScmEntry { r#type: libc::SCM_RIGHTS as u32, rights: Vec::new() }],
+        };
+        if !packet.rights.is_empty() {
+            let (pid, ns_pid, fd) = (v.target.pid, v.target.ns_pid, v.carrier());
+            out.under_way.push_back(UnderWay { packet: out.packets.len(), pid, ns_pid, fd, files: packet.rights });
         }
+        let length = packet.bytes.len() as u32;
+        out.packets.push((SkPacketEntry { id_for: id, length, scm, crust_from: None }, packet.bytes));
     }
-    out.unix_seen.push((ino, entry.peer, v.object()));
-    for client in s.pending.iter().filter(|_| state == LISTEN) {
-        out.unix_seen.push((ino, *client, v.object()));
-    }
-    Ok(FileEntry { usk: Some(entry.into()), ..FileEntry::default() })
+    Ok(())
 }
 
 fn fresh(v: &FdView<'_>) -> Result<UnixSocket> {
