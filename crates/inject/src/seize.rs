@@ -150,6 +150,12 @@ fn rseq_abort_ip(section: &[u8; 32], ip: u64) -> Option<u64> {
     (ip.wrapping_sub(start) < length).then_some(abort)
 }
 
+/// True for a task that the calling thread traces.
+fn is_ours(error: &Error) -> bool {
+    let me = rustix::thread::gettid().as_raw_pid();
+    matches!(error.kind(), Kind::Traced { tracer, .. } if *tracer == me)
+}
+
 /// A process whose threads were asked to stop.
 #[derive(Debug)]
 #[must_use = "dropping it waits for its threads to stop and lets them run again"]
@@ -203,6 +209,8 @@ pub struct SeizedProcess {
     pub(crate) deadline: Deadline,
     pub(crate) options: Options,
     pub(crate) leader_is_zombie: bool,
+    /// A thread that was traced is gone: after an exec it may be traced still, under the leader's id.
+    lost: bool,
     dir: Option<Arc<ProcDir>>,
     pub(crate) mem: Option<RemoteMem>,
     pub(crate) site: Option<Site>,
@@ -258,6 +266,7 @@ impl SeizedProcess {
             deadline,
             options,
             leader_is_zombie: false,
+            lost: false,
             dir: None,
             mem: None,
             site: None,
@@ -316,9 +325,10 @@ impl SeizedProcess {
             Err(Errno::NOENT | Errno::SRCH) => return Err(Error::new(Kind::Gone, self.pid, "no such process")),
             Err(errno) => return Err(Error::call(self.pid, "listing its threads", errno)),
         };
-        let known: std::collections::HashSet<HostTid> = self.threads.iter().map(|t| t.tid).collect();
+        // An exec makes the kernel list the leader's id twice.
+        let mut known: std::collections::HashSet<HostTid> = self.threads.iter().map(|t| t.tid).collect();
         let mut new = false;
-        for tid in tids.into_iter().filter(|t| !known.contains(t)) {
+        for tid in tids.into_iter().filter(|t| known.insert(*t)) {
             if tid == self.pid && self.leader_is_zombie {
                 continue;
             }
@@ -329,27 +339,33 @@ impl SeizedProcess {
 
     /// Seizes and interrupts one thread; false if it is dead or dying.
     fn seize_thread(&mut self, tid: HostTid) -> Result<bool> {
-        /// An exec kills threads and moves an id to another task: what is refused now may be there a moment later.
+        /// An exec kills threads and moves an id to another task: what is refused now may be there a moment later. So may
+        /// a leader that we let go just as an exec of another thread killed it.
         const TRIES: u32 = 5;
         for left in (0..TRIES).rev() {
             match ptrace::seize(tid, self.options) {
-                Ok(()) => {
-                    self.threads.push(SeizedThread::new(tid));
-                    return match ptrace::interrupt(tid) {
-                        // ESRCH: ended just now; collecting will see it.
-                        Ok(()) | Err(Errno::SRCH) => Ok(true),
-                        Err(errno) => Err(Error::call(tid, "interrupting it", errno)),
-                    };
-                }
+                Ok(()) => return self.interrupt_new(tid),
                 Err(Errno::SRCH) => return Ok(false),
                 Err(errno) => match self.refused(tid, errno) {
                     Ok(()) => return Ok(false),
-                    Err(e) if left == 0 || *e.kind() != Kind::Permission => return Err(e),
+                    // A thread of ours made an exec while the leader was ending, and has its id now.
+                    Err(e) if self.lost && tid == self.pid && is_ours(&e) => return self.interrupt_new(tid),
+                    Err(e) if left == 0 || *e.kind() != Kind::Permission && !is_ours(&e) => return Err(e),
                     Err(_) => std::thread::sleep(Duration::from_micros(200)),
                 },
             }
         }
         Ok(false)
+    }
+
+    /// Adds a thread that has just become ours.
+    fn interrupt_new(&mut self, tid: HostTid) -> Result<bool> {
+        self.threads.push(SeizedThread::new(tid));
+        match ptrace::interrupt(tid) {
+            // ESRCH: ended just now; collecting will see it.
+            Ok(()) | Err(Errno::SRCH) => Ok(true),
+            Err(errno) => Err(Error::call(tid, "interrupting it", errno)),
+        }
     }
 
     /// Finds out why a seize was refused. `Ok`: the thread is dead or dying, go on without it.
@@ -393,7 +409,12 @@ impl SeizedProcess {
             let lost = self.await_stops()?;
             // Only now, when all that are known stand still, can no new one appear behind the look's back.
             let complete = !lost && (self.all_counted()? || !self.rescan()?);
-            if complete && self.read_all()? {
+            // Seen as the zombie that an exec is about to put away: the thread that did it has its id next.
+            let replaced = self.threads.is_empty() && self.leader_is_zombie;
+            if replaced {
+                self.leader_is_zombie = false;
+                std::thread::sleep(Duration::from_micros(200));
+            } else if complete && self.read_all()? {
                 break;
             }
             if self.deadline.expired() {
@@ -480,9 +501,12 @@ impl SeizedProcess {
             pauses += 1;
             if vanished || pauses.is_multiple_of(ASK_AGAIN) {
                 // In an exec a thread takes the leader's id; an interrupt sent to its old id at that moment is lost.
-                for thread in self.threads.iter().filter(|t| t.stopped.is_none() && !t.gone) {
+                for thread in self.threads.iter_mut().filter(|t| t.stopped.is_none() && !t.gone) {
                     match ptrace::interrupt(thread.tid) {
-                        Ok(()) | Err(Errno::SRCH) => {}
+                        Ok(()) => {}
+                        // Not traced by us any more: the id of a leader that was, with a thread that was not yet. If it
+                        // is our child besides, waiting for it does not tell.
+                        Err(Errno::SRCH) => thread.gone = true,
                         Err(errno) => return Err(Error::call(thread.tid, "interrupting it", errno)),
                     }
                 }
@@ -496,7 +520,13 @@ impl SeizedProcess {
         }
         let before = self.threads.len();
         self.threads.retain(|t| !t.gone);
-        Ok(self.threads.len() != before)
+        let lost = self.threads.len() != before;
+        if lost {
+            self.lost = true;
+            // The one that is gone may have become the leader.
+            self.leader_is_zombie = false;
+        }
+        Ok(lost)
     }
 
     fn did_not_stop(&self, tid: HostTid) -> Error {

@@ -1,6 +1,6 @@
 //! What borrowing promises, without kills: each function is one promise.
 use crate::shared::Word;
-use crate::{Tally, Target, tracer};
+use crate::{Parts, Tally, Target, tracer};
 use crust_inject::plan::{Expect, Program};
 use crust_inject::{CrashSafety, Kind, SeizedProcess};
 use crust_kernel::ptrace::{self, Options};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 type Test = (&'static str, fn(&Path));
 
-pub(crate) fn all(dir: &Path) {
+pub(crate) fn all(dir: &Path, parts: &mut Parts) {
     let tests: [Test; 15] = [
         ("costs", costs),
         ("many threads", many_threads),
@@ -30,9 +30,10 @@ pub(crate) fn all(dir: &Path) {
         ("kill", kill),
     ];
     for (name, test) in tests {
-        let start = Instant::now();
-        test(dir);
-        println!("ok {name} ({:.0} ms)", start.elapsed().as_secs_f64() * 1e3);
+        parts.run(name, || {
+            test(dir);
+            Some(true)
+        });
     }
 }
 
@@ -187,7 +188,7 @@ fn churn(dir: &Path) {
 
 fn exec(dir: &Path) {
     let target = Target::start("exec", dir).unwrap();
-    for _ in 0..150 {
+    for _ in 0..500 {
         let mut process = seize(&target);
         let tid = process.threads()[0].tid();
         let mut remote = process.borrow_thread(tid).unwrap();

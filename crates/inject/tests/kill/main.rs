@@ -70,6 +70,41 @@ impl Drop for Target {
     }
 }
 
+/// The parts of this test, told apart as the standard runner does: each is named with its outcome, and `--exact NAME...`
+/// runs those alone.
+struct Parts {
+    exact: Option<Vec<String>>,
+    passed: usize,
+    failed: usize,
+    ignored: usize,
+}
+
+impl Parts {
+    fn new(args: &[String]) -> Self {
+        let exact = args.iter().any(|a| a == "--exact");
+        let names = args.iter().skip(1).filter(|a| !a.starts_with('-')).cloned().collect();
+        Self { exact: exact.then_some(names), passed: 0, failed: 0, ignored: 0 }
+    }
+
+    /// Runs a part; it fails by panicking or by what it returns, and is left out by returning nothing.
+    fn run(&mut self, name: &str, part: impl FnOnce() -> Option<bool>) {
+        let name = format!("kill::{}", name.replace(' ', "_"));
+        if self.exact.as_ref().is_some_and(|only| !only.contains(&name)) {
+            return;
+        }
+        let start = Instant::now();
+        let passed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(part)).unwrap_or(Some(false));
+        let (count, outcome) = match passed {
+            Some(true) => (&mut self.passed, "ok"),
+            Some(false) => (&mut self.failed, "FAILED"),
+            None => (&mut self.ignored, "ignored"),
+        };
+        *count += 1;
+        println!("   ({:.0} ms)", start.elapsed().as_secs_f64() * 1e3);
+        println!("test {name} ... {outcome}");
+    }
+}
+
 struct TempDir(PathBuf);
 
 impl Drop for TempDir {
@@ -448,6 +483,7 @@ fn main() {
     let seed = number("CRUST_SEED").unwrap_or(u64::from(std::process::id()));
     let mut random = Random(seed);
     println!("{kills} random kills, seed {seed}");
+    let mut parts = Parts::new(&args);
     // Name, share of the random kills, and whether every boundary is tried.
     let plan: [(&'static str, u64, bool); 14] = [
         ("counter", 12, true),
@@ -466,7 +502,7 @@ fn main() {
         ("java", 4, false),
     ];
     if only.is_empty() || only.split(',').any(|o| o == "features") {
-        features::all(&dir);
+        features::all(&dir, &mut parts);
     }
     let mut results = Vec::new();
     for (name, share, boundaries) in plan {
@@ -474,9 +510,12 @@ fn main() {
             continue;
         }
         let start = Instant::now();
-        if let Some(tally) = run_target(name, (kills * share).div_ceil(100), boundaries, &dir, &mut random) {
+        parts.run(name, || {
+            let tally = run_target(name, (kills * share).div_ceil(100), boundaries, &dir, &mut random)?;
+            let bad = tally.bad();
             results.push((name, tally, start.elapsed()));
-        }
+            Some(bad == 0)
+        });
     }
     println!(
         "target           kills boundary  lost stuck corrupt EINTR oversleep     time  kills by phase {:?}",
@@ -506,7 +545,9 @@ fn main() {
         sum.kills, sum.boundary, sum.lost, sum.refused
     );
     drop(guard);
-    if sum.lost > 0 {
-        std::process::exit(1);
+    let result = if parts.failed == 0 { "ok" } else { "FAILED" };
+    println!("test result: {result}. {} passed; {} failed; {} ignored", parts.passed, parts.failed, parts.ignored);
+    if parts.failed > 0 {
+        std::process::exit(101);
     }
 }
