@@ -133,8 +133,11 @@ impl Source {
         bytes
             .try_reserve_exact(len as usize)
             .map_err(|_| Error::bad_image(name, format!("no memory for {len} bytes")))?;
-        bytes.resize(len as usize, 0);
-        file.read_exact(&mut bytes).map_err(|e| failed(&e, name))?;
+        // The room is not written twice.
+        let read = file.by_ref().take(len).read_to_end(&mut bytes).map_err(|e| failed(&e, name))?;
+        if read as u64 != len {
+            return Err(failed(&std::io::ErrorKind::UnexpectedEof.into(), name));
+        }
         self.compare_length(name, len);
         Ok(Some(bytes))
     }

@@ -6,17 +6,24 @@ use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::maps::{self, Mapping};
 use crust_kernel::{HostTid, mman};
 
-/// Sorts ranges and joins those that touch or overlap.
-pub fn merged(mut ranges: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
-    ranges.sort_unstable();
-    let mut out: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+/// Sorts ranges and joins those that touch or overlap. What comes in order is joined as it comes.
+pub fn merged(ranges: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
+    let mut all: Vec<(u64, u64)> = Vec::new();
     for (start, end) in ranges {
-        match out.last_mut() {
-            Some(last) if start <= last.1 => last.1 = last.1.max(end),
-            _ => out.push((start, end)),
+        match all.last_mut() {
+            Some(last) if (last.0..=last.1).contains(&start) => last.1 = last.1.max(end),
+            _ => all.push((start, end)),
         }
     }
-    out
+    all.sort_unstable();
+    all.dedup_by(|next, last| {
+        let joins = next.0 <= last.1;
+        if joins {
+            last.1 = last.1.max(next.1);
+        }
+        joins
+    });
+    all
 }
 
 /// True if `start..end` meets none of the merged ranges.
@@ -73,7 +80,7 @@ pub fn busy(own: &[Mapping]) -> Vec<(u64, u64)> {
         b"[stack]" => (m.end.saturating_sub(STACK + GAP).min(m.start), m.end),
         _ => (m.start, m.end),
     });
-    merged(ranges.collect())
+    merged(ranges)
 }
 
 /// The kernel's own mappings of a process: the vDSO's data, in one or more parts, and its code.

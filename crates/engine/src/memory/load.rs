@@ -282,7 +282,7 @@ impl Images {
     /// Ranges that the process occupies, for whoever looks for a hole: sorted and merged.
     pub fn occupied(&self) -> Vec<(u64, u64)> {
         let ranges = self.mm.vmas.iter().filter(|v| v.end <= super::TASK_SIZE).map(|v| (v.start, v.end));
-        super::layout::merged(ranges.collect())
+        super::layout::merged(ranges)
     }
 }
 

@@ -49,8 +49,8 @@ pub struct StageOptions {
 
 /// One mapping on its way.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    vma: VmaEntry,
+struct Place<'a> {
+    vma: &'a VmaEntry,
     /// Where it stands now.
     at: u64,
     /// Its protection now.
@@ -61,8 +61,8 @@ struct Place {
 
 /// Memory that stands ready; [`Staged::plan`] says what is left to do.
 #[derive(Debug)]
-pub struct Staged {
-    places: Vec<Place>,
+pub struct Staged<'a> {
+    places: Vec<Place<'a>>,
     /// Parking lot.
     hole: Option<(u64, u64)>,
     /// Room for the vDSO on its way.
@@ -71,7 +71,7 @@ pub struct Staged {
     given: Special,
     wanted: Special,
     is_32bit: bool,
-    mm: crust_image::proto::MmEntry,
+    mm: &'a crust_image::proto::MmEntry,
     exe: Option<OwnedFd>,
     /// Bytes filled from images.
     pub filled_bytes: u64,
@@ -82,15 +82,15 @@ pub struct Staged {
 ///
 /// # Errors
 /// With the mapping and the reason. The process is of no use then but to report.
-pub fn stage(
+pub fn stage<'a>(
     source: &Source,
-    images: &Images,
+    images: &'a Images,
     segments: &Segments,
     files: &mut dyn MapFiles,
     keep: &[(u64, u64)],
     held: &Held,
     options: StageOptions,
-) -> Result<Staged> {
+) -> Result<Staged<'a>> {
     let own = layout::own()?;
     let mut busy = layout::busy(&own);
     busy.extend_from_slice(keep);
@@ -108,14 +108,14 @@ pub fn stage(
         }
         let held = held.whole(vma);
         let prot = held.map_or(vma.prot, |h| h.prot);
-        places.push(Place { vma: *vma, at: vma.start, prot, ready: held.is_some() });
+        places.push(Place { vma, at: vma.start, prot, ready: held.is_some() });
     }
     let mut parked = 0;
     for place in places.iter_mut().filter(|p| !p.ready) {
         if options.park_all || !layout::is_free(&busy, place.vma.start, place.vma.end) {
             place.at = 0;
             // Room to keep the position inside a huge page, and a distance for stacks that grow.
-            parked += (place.vma.end - place.vma.start).next_multiple_of(HUGE_PAGE) + HUGE_PAGE + grain(&place.vma);
+            parked += (place.vma.end - place.vma.start).next_multiple_of(HUGE_PAGE) + HUGE_PAGE + grain(place.vma);
         }
     }
     let vdso_room = given.span().map_or(0, |(_, len)| len.next_multiple_of(HUGE_PAGE));
@@ -129,7 +129,7 @@ pub fn stage(
         hole = Some((start, start + len));
         let mut at = start + vdso_room;
         for place in places.iter_mut().filter(|p| p.at == 0) {
-            let grain = grain(&place.vma);
+            let grain = grain(place.vma);
             place.at = at.next_multiple_of(grain) + place.vma.start % grain;
             at = (place.at + (place.vma.end - place.vma.start)).next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
         }
@@ -141,11 +141,10 @@ pub fn stage(
         given,
         wanted,
         is_32bit: options.is_32bit,
-        mm: images.mm.clone(),
+        mm: &images.mm,
         exe: None,
         filled_bytes: held.bytes,
     };
-    staged.mm.vmas.clear();
     staged.map_all(source, images, segments, files)?;
     staged.fill(source, images, options.threads)?;
     staged.finish(images)?;
@@ -183,11 +182,11 @@ fn make_writable(at: u64, len: u64) -> rustix::io::Result<()> {
     unsafe { mman::mprotect(at, len, libc::PROT_READ | libc::PROT_WRITE) }
 }
 
-impl Staged {
+impl<'a> Staged<'a> {
     fn map_all(
         &mut self,
         source: &Source,
-        images: &Images,
+        images: &'a Images,
         segments: &Segments,
         files: &mut dyn MapFiles,
     ) -> Result<()> {
@@ -206,7 +205,7 @@ impl Staged {
             }
             let filled = extents.get(extent).is_some_and(|e| e.start < vma.end);
             let len = vma.end - vma.start;
-            if is_plain(&vma) {
+            if is_plain(vma) {
                 let (together, end) = self.neighbours(i);
                 if together > 1 {
                     self.map_together(i, together, end - vma.start, extents, extent)?;
@@ -215,28 +214,28 @@ impl Staged {
                 }
             }
             // Private memory must be writable while it is filled; `finish` puts the protection right.
-            let prot = if filled && is_private(&vma) { vma.prot | WRITE | libc::PROT_READ as u32 } else { vma.prot };
+            let prot = if filled && is_private(vma) { vma.prot | WRITE | libc::PROT_READ as u32 } else { vma.prot };
             let kept = libc::MAP_GROWSDOWN | libc::MAP_NORESERVE;
             let mut flags = vma.flags & kept as u32 | MAP_FIXED_NOREPLACE;
             let fail = |e: Errno, what: &str| {
-                if hugetlb::is(&vma) && e != Errno::EXIST {
-                    return hugetlb::no_room(e, &vma).on(on(&vma));
+                if hugetlb::is(vma) && e != Errno::EXIST {
+                    return hugetlb::no_room(e, vma).on(on(vma));
                 }
-                let error = Error::kernel(format!("{what} failed"), e).on(on(&vma));
+                let error = Error::kernel(format!("{what} failed"), e).on(on(vma));
                 if e == Errno::EXIST { error.kind_is(Kind::Internal) } else { error }
             };
-            if is(&vma, st::AIORING) {
-                aio::make(source, images, &vma, at).map_err(|e| e.on(on(&vma)))?;
+            if is(vma, st::AIORING) {
+                aio::make(source, images, vma, at).map_err(|e| e.on(on(vma)))?;
                 self.places[i].prot = libc::PROT_READ as u32 | WRITE;
                 i += 1;
                 continue;
-            } else if is(&vma, st::ANON_SHARED) {
-                segments.place(&vma, at).map_err(|e| e.on(on(&vma)))?;
+            } else if is(vma, st::ANON_SHARED) {
+                segments.place(vma, at).map_err(|e| e.on(on(vma)))?;
                 self.places[i].prot = libc::PROT_READ as u32 | WRITE;
                 i += 1;
                 continue;
-            } else if is(&vma, st::ANON_PRIVATE) {
-                flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::bits(&vma);
+            } else if is(vma, st::ANON_PRIVATE) {
+                flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::bits(vma);
                 flags |= if vma.flags & MAP_DROPPABLE != 0 { MAP_DROPPABLE } else { libc::MAP_PRIVATE as u32 };
                 // SAFETY: FIXED_NOREPLACE takes only what is free.
                 unsafe { mman::mmap(at, len, prot as i32, flags as i32, None, 0) }
@@ -244,16 +243,16 @@ impl Staged {
             } else if vma.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0 {
                 let key = (vma.shmid, vma.fdflags.unwrap_or(0));
                 if last_file.as_ref().is_none_or(|(id, flags, _)| (*id, *flags) != key) {
-                    last_file = Some((key.0, key.1, files.open(&vma).map_err(|e| e.on(on(&vma)))?));
+                    last_file = Some((key.0, key.1, files.open(vma).map_err(|e| e.on(on(vma)))?));
                 }
                 let fd = last_file.as_ref().map(|(.., fd)| fd.as_fd());
-                flags |= if is(&vma, st::FILE_SHARED) { libc::MAP_SHARED as u32 } else { libc::MAP_PRIVATE as u32 };
+                flags |= if is(vma, st::FILE_SHARED) { libc::MAP_SHARED as u32 } else { libc::MAP_PRIVATE as u32 };
                 // SAFETY: FIXED_NOREPLACE takes only what is free.
                 unsafe { mman::mmap(at, len, prot as i32, flags as i32, fd, vma.pgoff) }
                     .map_err(|e| fail(e, "mapping a file"))?;
             } else {
                 return Err(
-                    Error::new(Kind::BadImage, format!("a mapping of unknown sort ({:#x})", vma.status)).on(on(&vma))
+                    Error::new(Kind::BadImage, format!("a mapping of unknown sort ({:#x})", vma.status)).on(on(vma))
                 );
             }
             self.places[i].prot = prot;
@@ -268,7 +267,7 @@ impl Staged {
         let mut end = vma.end;
         let next = |p: &&Place| {
             let fits =
-                !p.ready && is_plain(&p.vma) && p.vma.start == end && p.at.wrapping_sub(at) == p.vma.start - vma.start;
+                !p.ready && is_plain(p.vma) && p.vma.start == end && p.at.wrapping_sub(at) == p.vma.start - vma.start;
             if fits {
                 end = p.vma.end;
             }
@@ -292,8 +291,7 @@ impl Staged {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | MAP_FIXED_NOREPLACE as i32;
         let fail = |e: Errno, vma: &VmaEntry| Error::kernel("mapping memory failed", e).on(on(vma));
         // SAFETY: FIXED_NOREPLACE takes only what is free.
-        unsafe { mman::mmap(at, len, libc::PROT_NONE, flags, None, 0) }
-            .map_err(|e| fail(e, &self.places[first].vma))?;
+        unsafe { mman::mmap(at, len, libc::PROT_NONE, flags, None, 0) }.map_err(|e| fail(e, self.places[first].vma))?;
         let mut open: Vec<(u64, u64)> = Vec::new();
         for place in &mut self.places[first..first + count] {
             let vma = place.vma;
@@ -313,7 +311,7 @@ impl Staged {
         }
         // From the end: the kernel cuts pieces off the end of a large mapping with less work than off its beginning.
         for (start, end) in open.into_iter().rev() {
-            make_writable(start, end - start).map_err(|e| fail(e, &self.places[first].vma))?;
+            make_writable(start, end - start).map_err(|e| fail(e, self.places[first].vma))?;
         }
         Ok(())
     }
@@ -327,7 +325,7 @@ impl Staged {
                 next += 1;
             }
             for place in self.places[next..].iter().take_while(|p| p.vma.start < e.end) {
-                let vma = &place.vma;
+                let vma = place.vma;
                 if place.ready || !is_private(vma) {
                     continue;
                 }
@@ -352,7 +350,7 @@ impl Staged {
         for (i, place) in self.places.iter().enumerate() {
             let Place { vma, at, .. } = *place;
             let len = vma.end - vma.start;
-            let fail = |e: Errno, what: &str| Error::kernel(format!("{what} failed"), e).on(on(&vma));
+            let fail = |e: Errno, what: &str| Error::kernel(format!("{what} failed"), e).on(on(vma));
             // Mappings of the same protection side by side take one call, made for the first of them.
             let joins = |a: &Place, b: &Place| {
                 a.vma.end == b.vma.start
@@ -360,8 +358,8 @@ impl Staged {
                     && a.vma.prot == b.vma.prot
                     && a.prot != a.vma.prot
                     && b.prot != b.vma.prot
-                    && is_plain(&a.vma)
-                    && is_plain(&b.vma)
+                    && is_plain(a.vma)
+                    && is_plain(b.vma)
             };
             let led = i > 0 && joins(&self.places[i - 1], place);
             if place.prot != vma.prot && !led {
@@ -378,7 +376,7 @@ impl Staged {
                 bits &= bits - 1;
                 if DROPS.contains(&advice) {
                     return Err(
-                        Error::new(Kind::BadImage, format!("advice {advice} would drop the content")).on(on(&vma))
+                        Error::new(Kind::BadImage, format!("advice {advice} would drop the content")).on(on(vma))
                     );
                 }
                 // SAFETY: memory mapped by this stage; advice that drops content was refused above.
@@ -398,7 +396,7 @@ impl Staged {
         }
         for named in &images.mm.crust_names {
             let Ok(name) = std::ffi::CString::new(named.name.as_slice()) else { continue };
-            for place in self.places.iter().filter(|p| p.vma.start < named.end && p.vma.end > named.start) {
+            for place in self.within(named.start, named.end) {
                 let start = named.start.max(place.vma.start);
                 let end = named.end.min(place.vma.end);
                 if let Err(e) = mman::set_name(place.at + (start - place.vma.start), end - start, &name) {
@@ -408,12 +406,9 @@ impl Staged {
             }
         }
         for guard in images.mm.vmas.iter().filter(|v| v.status & st::GUARD != 0) {
-            for place in &self.places {
+            for place in self.within(guard.start, guard.end) {
                 let start = guard.start.max(place.vma.start);
                 let end = guard.end.min(place.vma.end);
-                if start >= end {
-                    continue;
-                }
                 // SAFETY: memory mapped by this stage; a guard region has no content.
                 unsafe { mman::madvise(place.at + (start - place.vma.start), end - start, mman::MADV_GUARD_INSTALL) }
                     .map_err(|e| {
@@ -423,6 +418,12 @@ impl Staged {
             }
         }
         Ok(())
+    }
+
+    /// The mappings that have a part of `start..end`.
+    fn within(&self, start: u64, end: u64) -> impl Iterator<Item = &Place<'a>> {
+        let first = self.places.partition_point(|p| p.vma.end <= start);
+        self.places[first..].iter().take_while(move |p| p.vma.start < end)
     }
 
     /// Opens the executable, unless this process has the same one already: then there is nothing to set.
@@ -436,7 +437,7 @@ impl Staged {
     /// Ranges the plan must leave alone beside `keep`: what stands at its place, and the parking lot.
     fn standing(&self, keep: &[(u64, u64)]) -> Vec<(u64, u64)> {
         let in_place = self.places.iter().filter(|p| p.at == p.vma.start).map(|p| (p.vma.start, p.vma.end));
-        layout::merged(in_place.chain(self.hole).chain(keep.iter().copied()).collect())
+        layout::merged(in_place.chain(self.hole).chain(keep.iter().copied()))
     }
 
     /// Adds the rest to `plan`: clear the address space except `keep`, move what is parked, put the vDSO where the program
@@ -491,7 +492,7 @@ impl Staged {
     }
 
     fn plan_mm(self, program: &mut Program, plan: PlanId) {
-        let mm = &self.mm;
+        let mm = self.mm;
         let auxv: Vec<u8> = mm.mm_saved_auxv.iter().flat_map(|w| w.to_le_bytes()).collect();
         let vector: Option<DataRef> = (!auxv.is_empty()).then(|| program.data(&auxv));
         let words = [

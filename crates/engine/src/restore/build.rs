@@ -471,13 +471,13 @@ fn plan_room(t: &Task) -> u64 {
 }
 
 /// Maps and fills the task's memory. The executable's descriptor comes with it.
-fn build_memory(
+fn build_memory<'a>(
     cx: &mut Cx<'_>,
     i: usize,
-    images: &memory::Images,
+    images: &'a memory::Images,
     boot: &Boot,
     twins: &[Changes],
-) -> Result<(memory::Staged, Option<RawFd>)> {
+) -> Result<(memory::Staged<'a>, Option<RawFd>)> {
     let first_service = cx.files.first_service_fd();
     let boot_range = [(boot.start, boot.start + boot.len)];
     let park_all = cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some();
@@ -633,7 +633,7 @@ fn write_plan(
     cx: &Cx<'_>,
     i: usize,
     boot: &Boot,
-    staged: memory::Staged,
+    staged: memory::Staged<'_>,
     mm: &MmEntry,
     twins: &[Changes],
 ) -> Result<Program> {
