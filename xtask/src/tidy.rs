@@ -56,8 +56,11 @@ const SHARED: [&str; 14] = [
 const JOURNEYS: [&str; 3] = ["crates/engine/src/restore/", "crates/engine/src/dump/", "crates/engine/src/check/"];
 
 /// Kinds of descriptors that may use another kind's module, with the reason.
-const KIND_USES: [(&str, &str, &str); 2] =
-    [("fifo", "pipe", "a fifo's content is a pipe's"), ("fifo", "regular", "a fifo has a path like a file")];
+const KIND_USES: [(&str, &str, &str); 3] = [
+    ("fifo", "pipe", "a fifo's content is a pipe's"),
+    ("fifo", "regular", "a fifo has a path like a file"),
+    ("tun", "regular", "an open device has a path like a file"),
+];
 
 /// Checks every file that git tracks.
 ///

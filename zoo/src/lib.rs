@@ -18,6 +18,7 @@ pub mod rights;
 pub mod storms;
 pub mod sys;
 mod table;
+pub mod tuns;
 pub mod watches;
 mod zoo;
 pub use zoo::{Seat, Zoo};

@@ -334,6 +334,24 @@ pub fn ioctl_set(fd: i32, request: u64, value: i32) -> io::Result<()> {
     cvt(unsafe { libc::ioctl(fd, request, &raw const value) }).map(drop)
 }
 
+/// An ioctl whose argument is the number itself.
+///
+/// # Errors
+/// As ioctl(2).
+pub fn ioctl_number(fd: i32, request: u64, value: i32) -> io::Result<()> {
+    // SAFETY: the programs use this for requests that take a number.
+    cvt(unsafe { libc::ioctl(fd, request, libc::c_long::from(value)) }).map(drop)
+}
+
+/// An ioctl of a network device: reads and writes an ifreq at most.
+///
+/// # Errors
+/// As the kernel says.
+pub fn ioctl_device(fd: i32, request: u64, room: &mut [u8; 40]) -> io::Result<()> {
+    // SAFETY: the zoo uses this for operations on an int or an ifreq, which is as long as `room`.
+    cvt(unsafe { libc::ioctl(fd, request, room.as_mut_ptr()) }).map(drop)
+}
+
 /// ioctl that writes one i32.
 ///
 /// # Errors

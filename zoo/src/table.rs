@@ -143,6 +143,7 @@ macro_rules! programs {
             beyond overlay_deleted "--link-remap";
             beyond packet_sockets;
             beyond pidfd;
+            beyond pidfd_outside;
             beyond pipe_packets;
             beyond pipe_spliced;
             beyond proc_files;
@@ -163,6 +164,7 @@ macro_rules! programs {
             beyond tcp_listen;
             beyond timerfd;
             beyond timerfd_clocks;
+            beyond tun;
             beyond udp_places;
             beyond udp_shut;
             beyond udp_waiting;
@@ -200,7 +202,6 @@ macro_rules! programs {
             refused refused_mqueue;
             refused refused_overlay_link;
             refused refused_perf;
-            refused refused_pidfd_outside;
             refused refused_pidfd_thread;
             refused refused_shared_mm;
             refused refused_seccomp_listener;

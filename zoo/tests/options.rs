@@ -7,7 +7,7 @@ use std::time::Instant;
 use zoo::harness::{
     Case, End, Outcome, Proc, Room, Tool, check_round, expect_gone, expect_no_images, finish, skipped, step_limit,
 };
-use zoo::queues;
+use zoo::{queues, tuns};
 
 /// Runs a test with a program that waits for its first round.
 fn with(program: &'static str, test: impl FnOnce(&Case, &mut Room, Proc, &Tool) -> Outcome) {
@@ -215,6 +215,39 @@ fn a_file_of_another_size_is_refused() {
 }
 
 #[test]
+fn a_log_may_grow_and_what_is_excepted_may_differ() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        write(room, "log", "be")?;
+        restore_fails(room, tool, &[], "the file had 5 bytes at the dump, now it has 2")?;
+        says(room, &[&format!("--file-validation-except={}", room.dir.join("log").display())])?;
+        write(room, "held", "rotated")?;
+        let dir = room.dir.display().to_string();
+        let except = |name: &str| format!("--file-validation-except={dir}/{name}");
+        restore_fails(room, tool, &[&except("log")], "the file had 5 bytes at the dump, now it has 7")?;
+        // Another's line behind its own.
+        write(room, "log", "begun and more")?;
+        restores(room, tool, &[&except("held")], None)?;
+        sees(room, 1, "rotated")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
+fn all_below_an_excepted_directory_may_differ() {
+    with("held_file", |case, room, root, tool| {
+        dump(case, room, root, tool, &[])?;
+        write(room, "log", "")?;
+        write(room, "held", "rotated")?;
+        let elsewhere = format!("--file-validation-except={}-not", room.dir.display());
+        restore_fails(room, tool, &[&elsewhere], "the file had 5 bytes at the dump, now it has ")?;
+        restores(room, tool, &[&format!("--file-validation-except={}", room.dir.display())], None)?;
+        sees(room, 1, "rotated")?;
+        finish(room, root, 2)
+    });
+}
+
+#[test]
 fn a_program_of_another_build_is_refused() {
     with("held_file", |case, room, root, tool| {
         dump(case, room, root, tool, &[])?;
@@ -289,6 +322,68 @@ fn links_made_for_a_dump_go_with_its_restore() {
         expect(room, 1, "after the restore")?;
         check_round(room, 2)?;
         finish(room, root, 3)
+    });
+}
+
+/// Names of the program's devices: one that ends with it, and two others.
+fn devices(room: &Room) -> [String; 3] {
+    let text = room.read("devices");
+    let mut names = text.split_whitespace().map(str::to_owned);
+    [(); 3].map(|()| names.next().unwrap_or_default())
+}
+
+#[test]
+fn a_network_device_stays_until_its_program_is_back() {
+    with("tun", |case, room, root, tool| {
+        let [ends, ..] = devices(room);
+        let expect = |stays: Option<bool>, when: &str| match tuns::flags(&ends).map(|f| f & tuns::IFF_PERSIST != 0) {
+            found if found == stays => Ok(()),
+            found => Err(format!("the device stays ({found:?}) {when}")),
+        };
+        let fault = [("CRUST_FAULT", "commit")];
+        if case.try_dump(room, root, tool, "images.fault", &[], &fault)? == 0 {
+            return Err("the dump did not fail at its commit".to_owned());
+        }
+        expect(Some(false), "after a dump that failed")?;
+        case.dump(room, root, tool, "images.runs", &["--leave-running"], &[])?;
+        expect(Some(false), "after a dump that left the program running")?;
+        check_round(room, 1)?;
+        dump(case, room, root, tool, &[])?;
+        expect(Some(true), "after the dump")?;
+        let images = room.dir.join("images");
+        restore_fails(room, tool, &["--pidfile", &images.join("files.img").display().to_string()], "pid file")?;
+        expect(Some(true), "after a restore that failed")?;
+        restores(room, tool, &[], None)?;
+        expect(Some(false), "after the restore")?;
+        check_round(room, 2)?;
+        finish(room, root, 3)?;
+        expect(None, "after the program's end")
+    });
+}
+
+#[test]
+fn a_network_device_that_is_gone_is_named_with_what_makes_it() {
+    with("tun", |case, room, root, tool| {
+        let [ends, stays, queues] = devices(room);
+        dump(case, room, root, tool, &[])?;
+        let tap = tuns::IFF_TAP | tuns::IFF_NO_PI | tuns::IFF_VNET_HDR | tuns::IFF_MULTI_QUEUE;
+        for (name, flags) in [(&ends, tuns::IFF_TUN | tuns::IFF_NO_PI), (&stays, tuns::IFF_TUN), (&queues, tap)] {
+            let gone = tuns::attach(name, flags).and_then(|fd| tuns::stay(&fd, false));
+            gone.map_err(|e| format!("{name}: {e}"))?;
+        }
+        // One of another sort in the place of the first.
+        let other = tuns::attach(&ends, tuns::IFF_TAP).map_err(|e| e.to_string())?;
+        restore_fails(room, tool, &[], &format!("network device {stays}: the tun or tap device that the program"))?;
+        says(
+            room,
+            &[
+                &format!("ip tuntap add dev {stays} mode tun pi user 65534"),
+                &format!("ip tuntap add dev {queues} mode tap vnet_hdr multi_queue"),
+                &format!("network device {ends}: the device has other flags"),
+            ],
+        )?;
+        drop(other);
+        Ok(())
     });
 }
 

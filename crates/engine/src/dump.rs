@@ -242,7 +242,7 @@ fn save(
         out.put_one(ImageKind::Cgroup, 0, &groups).at(Stage::Write)?;
     }
     write_clocks(tree, &out).map_err(|e| e.at(Stage::Write))?;
-    let (links, memfds) = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
+    let (changed, memfds) = cx.files.finish(&out).map_err(|e| e.at(Stage::Write))?;
     memory.shared += memfds;
     memory.report(report);
     fault::point(Stage::Write)?;
@@ -256,7 +256,6 @@ fn save(
     }
     fault::point(Stage::Commit)?;
     let committed = out.commit(!opts.no_sync).map_err(|e| e.at(Stage::Commit))?;
-    links.keep();
     report.image_bytes = committed.image_bytes();
     report.tasks = looked.len();
     report.threads = looked.iter().filter(|l| l.mm.is_some()).map(|l| l.cores.len()).sum();
@@ -267,6 +266,7 @@ fn save(
         }
         return Err(e);
     }
+    changed.keep();
     if opts.after != After::Kill
         && let Err(e) = events.notify(Event::NetworkUnlock, Some(opts.pid), None)
     {

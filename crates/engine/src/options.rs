@@ -158,6 +158,8 @@ pub struct Options {
     pub mntns_compat_mode: bool,
     pub file_validation: FileValidation,
     pub skip_file_rwx_check: bool,
+    /// Files that are taken as they are at restore, or directories of such, as absolute paths (`--file-validation-except`).
+    pub unvalidated: Vec<PathBuf>,
     pub unprivileged: bool,
     pub orphan_pts_master: bool,
     pub pidfile: Option<PathBuf>,

@@ -104,6 +104,7 @@ fn restore_with(
     let pid = plan.tree.tasks[0].pid.as_raw();
     let masters =
         plan.files.offer_masters(opts, events).map_err(|e| e.at(Stage::Build).state("nothing was created"))?;
+    plan.files.find_outside().map_err(|e| e.at(Stage::Build).state("nothing was created"))?;
     let arena = Arena::new(plan.tree.tasks.len())?;
     let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
     plan.source.dismiss();
@@ -134,6 +135,7 @@ fn restore_with(
     if let Some(path) = &opts.pidfile {
         write_pidfile(path, pid)?;
     }
+    let devices = plan.files.kept_devices().map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     plan.files.set_late_owners().map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     let processes = processes(&plan, &arena)?;
     let part = || {
@@ -155,6 +157,7 @@ fn restore_with(
     }
     segments.keep();
     plan.files.remove_links();
+    devices.let_go();
     clock.done("resume");
     if let Err(e) = events.notify(Event::PostResume { pid }, Some(pid), None) {
         log::error!("post-resume failed: {e}");

@@ -34,6 +34,7 @@ pub mod sock_diag;
 pub mod sockopt;
 pub mod sysv;
 pub mod tty;
+pub mod tun;
 pub mod unix_msg;
 pub mod unshare;
 pub mod writeback;

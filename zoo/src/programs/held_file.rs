@@ -1,7 +1,8 @@
-//! A file, an executable and a device node held open, for tests of what the restore does with files that changed meanwhile or
+//! A file, a log that is only written, an executable and a device node held open, for tests of what the restore does with files that changed meanwhile or
 //! are given to it. Tells what it reads.
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, open};
 use std::fs::File;
+use std::io::{Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
@@ -14,6 +15,8 @@ pub(super) fn main() {
     zoo.tell("key", &format!("file[{mount:x}:{:x}]", zoo::must(file.metadata()).ino()));
     zoo::must(std::fs::copy("/bin/sh", "program"));
     zoo.tell("at", &format!("task {}, fd {}", zoo::sys::getpid(), file.as_raw_fd()));
+    let mut log = zoo::must(File::create("log"));
+    zoo::must(log.write_all(b"begun"));
     let program = zoo::must(File::open("program"));
     let node = mknodat(rustix::fs::CWD, "node", FileType::CharacterDevice, Mode::from_raw_mode(0o600), makedev(1, 5));
     let node = node.and_then(|()| open("node", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()));
@@ -22,6 +25,7 @@ pub(super) fn main() {
         let mut text = [0; 64];
         let len = file.read_at(&mut text, 0).unwrap_or(0);
         zoo.tell(&format!("seen.{}", zoo.round()), &String::from_utf8_lossy(&text[..len]));
+        zoo.eq("the log's position", log.stream_position().ok(), Some(5));
         zoo.eq("the program is there", program.read_at(&mut text, 0).ok(), Some(64));
         if let Some(node) = &node {
             let mut zeros = [1; 8];

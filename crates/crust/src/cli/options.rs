@@ -270,6 +270,9 @@ pub(crate) static OPTIONS: &[OptionDef] = &[
         };
         Ok(())
     }, "how restore recognises files: filesize or buildid (default)"),
+    value("file-validation-except", None, "PATH", Restore, In::Resources, file_validation_except,
+        "take this file, or those below this directory, with any size and build id (a log that grew or was rotated); \
+         may be repeated").ours(),
     flag("skip-file-rwx-check", None, Restore, In::Resources, |s, on| s.engine.skip_file_rwx_check = on,
         "accept files whose permissions changed"),
     flag("allow-uprobes", None, Dump, In::Resources, |s, on| s.engine.allow_uprobes = on,
@@ -646,6 +649,11 @@ fn plugin(s: &mut Settings, v: &OsStr) -> Result<(), String> {
         _ => text.to_owned(),
     };
     s.engine.plugins.push(address);
+    Ok(())
+}
+
+fn file_validation_except(s: &mut Settings, v: &OsStr) -> Result<(), String> {
+    s.engine.unvalidated.push(std::path::absolute(v).map_err(|e| e.to_string())?);
     Ok(())
 }
 

@@ -171,6 +171,10 @@ fn fields(o: &mut Opts, s: &mut Settings) -> Result<()> {
         return Err(bad(format!("crust_plugins: {name} is neither an absolute path nor an abstract name behind `@`")));
     }
     e.plugins.append(&mut o.crust_plugins);
+    e.unvalidated.extend(o.crust_file_validation_except.drain(..).map(|p| path(&p)));
+    if let Some(relative) = e.unvalidated.iter().find(|path| !path.is_absolute()) {
+        return Err(bad(format!("crust_file_validation_except: {} is no absolute path", relative.display())));
+    }
     cgroups(o, s)?;
     old_forms(o, s);
     let e = &mut s.engine;

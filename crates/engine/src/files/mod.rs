@@ -36,6 +36,7 @@ mod table;
 mod timerfd;
 mod tty;
 mod tty_data;
+mod tun;
 pub mod twin;
 mod udp_data;
 mod unix;
@@ -44,7 +45,7 @@ mod watch;
 pub use fs::PathLink;
 pub use look::Known;
 pub use restore::{FileImages, TaskFiles};
-pub use table::{FileTable, MadeLinks};
+pub use table::{Changed, FileTable};
 
 use crate::Result;
 use crust_image::proto::{FdTypes, FileEntry};
@@ -94,6 +95,7 @@ static KINDS: &[&FdKind] = &[
     &bpfmap::KIND,
     &memfd::KIND,
     &mqueue::KIND,
+    &tun::KIND,
     &regular::KIND,
 ];
 

@@ -1,6 +1,8 @@
-//! Descriptors of processes (pidfd_open(2)): of tasks of the tree, of its zombies, and of tasks that ended long ago.
+//! Descriptors of processes (pidfd_open(2)): of tasks of the tree, of its zombies, of tasks that ended long ago, and of processes
+//! that are not in the tree.
 //!
-//! A living task is found by its id. For one that is gone a child is born and ends in its place, before the tree is there.
+//! A living task is found by its id; that a process outside of the tree still has its id is known by when it started. For one
+//! that is gone a child is born and ends in its place, before the tree is there.
 #![allow(unsafe_code, reason = "a stand-in for a task that ended is forked")]
 use super::look::FdView;
 use super::restore::{FileImages, Opener};
@@ -11,10 +13,11 @@ use crust_image::proto::{FdTypes, FileEntry, PidfdEntry};
 use crust_kernel::fork::{Fork, fork_as};
 use crust_kernel::notify::{pidfd_exit_status, pidfd_open};
 use crust_kernel::process;
-use crust_kernel::{Backoff, Deadline};
+use crust_kernel::procfs::{ProcDir, Stat};
+use crust_kernel::{Backoff, Deadline, HostTid};
 use rustix::io::Errno;
 use rustix::process::{Pid, WaitOptions};
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -26,8 +29,8 @@ const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
 /// How long a task that is being built may take to appear.
 const BIRTH: Duration = Duration::from_secs(600);
 
-/// A pidfd whose task must be in the tree: the task here, and where the descriptor was seen.
-pub(super) type Awaited = (i32, Object);
+/// A pidfd of a task that lives, or waits for its parent: the file's id, the task here, and where the descriptor was seen.
+pub(super) type Awaited = (u32, i32, Object);
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let odd = || Error::new(Kind::Internal, "fdinfo of a pidfd has an unknown form");
@@ -42,13 +45,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     }
     let mut crust_exit_status = None;
     if pid > 0 {
-        if v.info.flags & PIDFD_THREAD != 0 && !leads(pid) {
-            return Err(Error::unsupported(
-                format!("this descriptor belongs to thread {pid}, not to a process (PIDFD_THREAD)"),
-                "close it before the dump",
-            ));
-        }
-        out.pidfds.push((pid, v.object()));
+        out.pidfds.push((id, pid, v.object()));
     } else {
         crust_exit_status = pidfd_exit_status(v.copy());
     }
@@ -59,14 +56,21 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         nspid,
         fown: v.fown()?,
         crust_exit_status,
+        crust_start: None,
     };
     Ok(FileEntry { pidfd: Some(Box::new(pidfd)), ..FileEntry::default() })
 }
 
-/// False for a thread that leads no process. Threads have directories below /proc too.
-fn leads(pid: i32) -> bool {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    crust_kernel::procfs::Status::new(text).number("Tgid").is_none_or(|leader| leader == i64::from(pid))
+/// The process that a thread belongs to.
+fn leader(tid: i32) -> Option<i32> {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).ok()?;
+    crust_kernel::procfs::Status::new(text).number("Tgid").and_then(|pid| i32::try_from(pid).ok())
+}
+
+/// When a process, or a thread, started.
+fn start_of(pid: i32) -> Option<u64> {
+    let proc = ProcDir::open(HostTid::new(pid)?).ok()?;
+    Stat::parse(&proc.read("stat").ok()?).map(|stat| stat.start_time)
 }
 
 impl FileTable<'_> {
@@ -75,20 +79,36 @@ impl FileTable<'_> {
         self.records().tasks.insert(pid);
     }
 
-    /// Processes behind pidfds must come back with the tree.
+    /// Processes behind pidfds come back with the tree, or are others that live on.
     pub(super) fn check_pidfds(&mut self) -> Vec<Error> {
         let r = self.records();
-        let tasks: &BTreeSet<i32> = &r.tasks;
-        let outside = |(pid, object): &Awaited| {
-            (!tasks.contains(pid)).then(|| {
-                Error::unsupported(
-                    format!("this descriptor belongs to process {pid}, which is not in the tree"),
-                    "dump from a common parent, or close the descriptor before the dump",
-                )
-                .on(object.clone())
-            })
-        };
-        std::mem::take(&mut r.pidfds).iter().filter_map(outside).collect()
+        let mut errors = Vec::new();
+        let mut outside = BTreeMap::new();
+        for (id, pid, object) in std::mem::take(&mut r.pidfds) {
+            if r.tasks.contains(&pid) {
+                continue;
+            }
+            match (leader(pid), start_of(pid)) {
+                (Some(process), _) if process != pid && r.tasks.contains(&process) => errors.push(
+                    Error::unsupported(
+                        format!("this descriptor belongs to thread {pid}, not to a process (PIDFD_THREAD)"),
+                        "close it before the dump",
+                    )
+                    .on(object),
+                ),
+                (Some(_), Some(start)) => drop(outside.insert(id, start)),
+                _ => errors.push(
+                    Error::new(Kind::TargetChanged, format!("process {pid}, which is not in the tree, ends"))
+                        .on(object),
+                ),
+            }
+        }
+        for file in r.files.iter_mut().filter(|_| !outside.is_empty()) {
+            if let Some(pidfd) = &mut file.pidfd {
+                pidfd.crust_start = outside.get(&file.id).copied();
+            }
+        }
+        errors
     }
 }
 
@@ -100,14 +120,15 @@ fn group(e: &FileEntry, images: &FileImages) -> Option<u64> {
     }
 }
 
-/// True for a descriptor of a task that ended: made before any task of the tree exists, whose id could be taken.
+/// True for a descriptor of a task that ended: made before any task of the tree exists, whose id could be taken. A process
+/// outside of the tree may have ended meanwhile.
 pub(super) fn must_be_early(entry: &FileEntry) -> bool {
-    entry.pidfd.as_ref().is_some_and(|p| p.nspid < 0)
+    entry.pidfd.is_some() && !must_be_late(entry)
 }
 
 /// True for a descriptor of a task of the tree: opened when that task has been born, by each table for itself.
 pub(super) fn must_be_late(entry: &FileEntry) -> bool {
-    entry.pidfd.as_ref().is_some_and(|p| p.nspid >= 0)
+    entry.pidfd.as_ref().is_some_and(|p| p.nspid >= 0 && p.crust_start.is_none())
 }
 
 fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>> {
@@ -115,15 +136,21 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut stand_in = None;
     for e in entries {
         let r = cx.body(e, e.pidfd.as_ref())?;
-        let flags = r.flags & (PIDFD_THREAD | libc::O_NONBLOCK as u32);
-        let fd = if r.nspid < 0 {
-            let pid = match stand_in {
-                Some(pid) => pid,
-                None => *stand_in.insert(bear(r.crust_exit_status)?),
-            };
-            pidfd_open(pid.as_raw_nonzero().get(), flags).during("pidfd_open for a task that ended")?
-        } else {
-            born(r.nspid, flags)?
+        let flags = flags_of(r);
+        let living = match r.crust_start {
+            Some(_) => cx.inherited(&key(e.id))?,
+            None if r.nspid >= 0 => Some(born(r.nspid, flags)?),
+            None => None,
+        };
+        let fd = match living {
+            Some(fd) => fd,
+            None => {
+                let pid = match stand_in {
+                    Some(pid) => pid,
+                    None => *stand_in.insert(bear(r.crust_exit_status)?),
+                };
+                pidfd_open(pid.as_raw_nonzero().get(), flags).during("pidfd_open for a task that ended")?
+            }
         };
         cx.settle(&fd, r.flags, &r.fown)?;
         opened.push((e.id, fd));
@@ -132,6 +159,49 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
         while matches!(rustix::process::waitpid(Some(pid), WaitOptions::empty()), Err(Errno::INTR)) {}
     }
     Ok(opened)
+}
+
+/// Flags to open it with.
+fn flags_of(r: &PidfdEntry) -> u32 {
+    r.flags & (PIDFD_THREAD | libc::O_NONBLOCK as u32)
+}
+
+/// Under which name the descriptor of a process outside of the tree is given.
+fn key(id: u32) -> String {
+    format!("pidfd[{id}]")
+}
+
+impl FileImages {
+    /// Finds the processes outside of the tree that descriptors are for. To be called in the coordinator: a task of the tree has
+    /// its own clocks, and would see other times.
+    ///
+    /// # Errors
+    /// A descriptor cannot be opened.
+    pub fn find_outside(&mut self) -> Result<()> {
+        let mut given = Vec::new();
+        for (id, r) in self.files().iter().filter_map(|(id, f)| Some((*id, f.pidfd.as_deref()?))) {
+            let Some(start) = r.crust_start else { continue };
+            match outside(r.nspid, start, flags_of(r))? {
+                Some(fd) => given.push((key(id), fd)),
+                None => log::warn!(
+                    "process {}, which a descriptor of the program is for, ended after the dump; how is not known",
+                    r.nspid
+                ),
+            }
+        }
+        given.into_iter().try_for_each(|(key, fd)| self.give(key, &fd))
+    }
+}
+
+/// The descriptor of a process that is not in the tree, unless it ended.
+fn outside(pid: i32, start: u64, flags: u32) -> Result<Option<OwnedFd>> {
+    let fd = match pidfd_open(pid, flags) {
+        // A thread that ended leaves its id to others.
+        Err(Errno::SRCH | Errno::NOENT | Errno::INVAL) => return Ok(None),
+        other => other.during(&format!("pidfd_open for process {pid}"))?,
+    };
+    // Whoever has the id when the descriptor is there is whom it is for.
+    Ok((start_of(pid) == Some(start)).then_some(fd))
 }
 
 /// The descriptor of a task that is being built beside us: it appears in its own time.
@@ -160,5 +230,21 @@ fn bear(status: Option<i32>) -> Result<Pid> {
             }
             process::exit_now((status >> 8) & 0xff)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_known_by_when_it_started() {
+        let own = std::process::id() as i32;
+        let start = start_of(own).expect("we live");
+        assert!(outside(own, start, 0).expect("found").is_some());
+        assert!(outside(own, start + 1, 0).expect("asked").is_none());
+        // An id that no process can have.
+        assert!(outside(1 << 29, start, 0).expect("asked").is_none());
+        assert_eq!(leader(own), Some(own));
     }
 }

@@ -14,6 +14,7 @@ use crust_kernel::maps::Mapping;
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 
 pub(super) static KIND: FdKind = FdKind { name: "regular file", fd_type: FdTypes::Reg, recognise, dump, group, open };
 
@@ -551,26 +552,39 @@ pub(super) fn check<'a>(
             );
         }
     };
-    let shown = |mode: u32| format!("{mode:o}");
+    let octal = |mode: u32| format!("{mode:o}");
     if let Some(mode) = reg.mode {
         let mask = if opts.skip_file_rwx_check { libc::S_IFMT } else { libc::S_IFMT | 0o7777 };
         if stat.st_mode & mask != mode & mask {
             return problem(
                 Error::new(
                     Kind::Kernel,
-                    format!("the file's mode was {}, now it is {}", shown(mode), shown(stat.st_mode)),
+                    format!("the file's mode was {}, now it is {}", octal(mode), octal(stat.st_mode)),
                 )
                 .help("set the mode back, or pass `--skip-file-rwx-check` if only permissions differ"),
             );
         }
     }
-    if let Some(size) = reg.size
-        && stat.st_size as u64 != size
-    {
-        return problem(
-            Error::new(Kind::Kernel, format!("the file had {size} bytes at the dump, now it has {}", stat.st_size))
-                .help("put the file back as it was at the dump"),
-        );
+    let shown = std::path::Path::new(std::ffi::OsStr::from_bytes(&reg.name));
+    if opts.unvalidated.iter().any(|except| shown.starts_with(except)) {
+        return;
+    }
+    if let Some(size) = reg.size {
+        let now = stat.st_size as u64;
+        // What follows the end that it knew is nothing to a program that only writes.
+        if now > size && reg.flags & OFlags::ACCMODE.bits() == OFlags::WRONLY.bits() {
+            log::warn!(
+                "{name}: the file had {size} bytes at the dump, now it has {now}; the program only writes to it"
+            );
+        } else if now != size {
+            return problem(
+                Error::new(Kind::Kernel, format!("the file had {size} bytes at the dump, now it has {now}")).help(
+                    format!(
+                        "put the file back as it was at the dump, or take it as it is: --file-validation-except={name}"
+                    ),
+                ),
+            );
+        }
     }
     if opts.file_validation == FileValidation::BuildId && !reg.build_id.is_empty() {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;

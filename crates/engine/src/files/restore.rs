@@ -150,10 +150,7 @@ impl FileImages {
         if let Some(bytes) = source.read(&name)? {
             let mut reader = Reader::open_named(&name, &bytes, ImageKind::Files)?;
             while let Some(entry) = reader.next::<FileEntry>()? {
-                let id = entry.id;
-                if images.files.insert(id, entry).is_some() {
-                    return Err(Error::bad_image("files.img", format!("two files have id {id}")));
-                }
+                images.add_file(entry)?;
             }
         }
         images.root = tasks.first().map_or(0, |t| t.pid);
@@ -225,6 +222,23 @@ impl FileImages {
         images.plan(tasks)?;
         images.plan_carried(&rights_in_order);
         Ok(images)
+    }
+
+    /// Takes up a record. An open /dev/net/tun has two with one id: that of its path, and its own.
+    fn add_file(&mut self, entry: FileEntry) -> Result<()> {
+        let id = entry.id;
+        let both = match self.files.get(&id) {
+            None => entry,
+            Some(path) if path.reg.is_some() && path.tunf.is_none() && entry.tunf.is_some() => {
+                FileEntry { reg: path.reg.clone(), ..entry }
+            }
+            Some(tun) if tun.tunf.is_some() && tun.reg.is_none() && entry.reg.is_some() => {
+                FileEntry { reg: entry.reg, ..tun.clone() }
+            }
+            Some(_) => return Err(Error::bad_image("files.img", format!("two files have id {id}"))),
+        };
+        self.files.insert(id, both);
+        Ok(())
     }
 
     /// Sorts files into units and finds out which tables use each.
@@ -380,6 +394,7 @@ impl FileImages {
                 regular::check(reg, self, opts, &mut asked, &mut errors);
             }
             super::mqueue::check(entry, &mut errors);
+            errors.extend(super::tun::check(entry));
             errors.extend(super::plugged::check(entry, plugins));
             if errors.len() > before
                 && let Some(holder) = self.holder_of(*id)

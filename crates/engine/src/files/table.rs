@@ -89,11 +89,13 @@ pub(super) struct Records<'o> {
     pub(super) bpf_maps: super::bpfmap::Maps,
     /// Memfd ids by device and inode.
     pub(super) memfd_of: HashMap<(u64, u64), u32>,
-    /// Processes of the tree, and those behind pidfds.
+    /// Processes of the tree, and pidfds of whoever lives.
     pub(super) tasks: BTreeSet<i32>,
     pub(super) pidfds: Vec<super::pidfd::Awaited>,
     /// Who is told of a message in a queue, and where the queue was seen.
     pub(super) mqueues: Vec<(i32, Object)>,
+    /// Network devices that would end with the program.
+    pub(super) tun_devices: super::tun::Devices,
     /// Watched files whose name was not found.
     pub(super) watched: Vec<super::watch::Watched>,
     /// The program's mounts, and files found by searching.
@@ -286,6 +288,7 @@ impl<'o> FileTable<'o> {
             tasks: BTreeSet::new(),
             pidfds: Vec::new(),
             mqueues: Vec::new(),
+            tun_devices: super::tun::Devices::default(),
             watched: Vec::new(),
             mounts: None,
             irmap: None,
@@ -543,8 +546,9 @@ impl<'o> FileTable<'o> {
     ///
     /// # Errors
     /// The blockers, all in one error; or the image directory cannot be written.
-    pub fn finish(mut self, out: &Partial) -> Result<(MadeLinks, PageCount)> {
-        let links = MadeLinks(std::mem::take(&mut self.records.links_made));
+    pub fn finish(mut self, out: &Partial) -> Result<(Changed, PageCount)> {
+        let links = std::mem::take(&mut self.records.links_made);
+        let mut changed = Changed { links, devices: super::tun::Kept::default() };
         if let Some(e) = Error::all(self.take_blockers()) {
             return Err(e);
         }
@@ -595,7 +599,8 @@ impl<'o> FileTable<'o> {
         for ghost in &r.ghosts {
             ghost.write(out)?;
         }
-        Ok((links, pages))
+        changed.devices = r.tun_devices.keep(r.opts)?;
+        Ok((changed, pages))
     }
 }
 
@@ -661,21 +666,26 @@ impl<'t> Glancer<'t, '_> {
     }
 }
 
-/// Names that `--link-remap` made for files without one. Dropped, it removes them again.
-#[must_use = "dropping it removes the links that the images refer to"]
+/// What a dump changed outside of its images: names that `--link-remap` made for files without one, and network devices that
+/// stay when the program is gone. Dropped, it undoes that.
+#[must_use = "dropping it undoes what the images count on"]
 #[derive(Debug, Default)]
-pub struct MadeLinks(Vec<Vec<u8>>);
+pub struct Changed {
+    links: Vec<Vec<u8>>,
+    devices: super::tun::Kept,
+}
 
-impl MadeLinks {
-    /// Leaves the links where they are: the images are committed.
+impl Changed {
+    /// Leaves all as it is: the images are committed.
     pub fn keep(mut self) {
-        self.0.clear();
+        self.links.clear();
+        std::mem::take(&mut self.devices).leave();
     }
 }
 
-impl Drop for MadeLinks {
+impl Drop for Changed {
     fn drop(&mut self) {
-        for path in &self.0 {
+        for path in &self.links {
             if let Err(e) = rustix::fs::unlink(path.as_slice()) {
                 log::warn!("the link {} stays: {e}", String::from_utf8_lossy(path));
             }
