@@ -66,7 +66,7 @@ pub struct Version {
     pub git: Option<String>,
 }
 
-/// What the server can do on its kernel.
+/// What the kernel offers of what later versions will use; a server may refuse it still.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Features {
@@ -135,7 +135,7 @@ impl Crust {
         self.ask(message(RequestType::Check, None), |_| Answer::Go).map(drop)
     }
 
-    /// What the server can do besides.
+    /// What the kernel offers besides.
     ///
     /// # Errors
     /// The server cannot be reached.

@@ -340,14 +340,13 @@ fn fields_for_root() {
     let (images, sleeper) = (mine(), own_sleeper());
     fs::write(there("mine/conf"), "action-script /bin/true\n").unwrap();
     type Change<'a> = &'a dyn Fn(&mut Opts);
-    let set: [(&str, Change<'_>); 7] = [
+    let set: [(&str, Change<'_>); 6] = [
         ("config_file is for root", &|o| o.config_file = Some(there("mine/conf").to_str().unwrap().into())),
         ("exec_cmd is for root", &|o| o.exec_cmd = vec![b"/bin/sh".to_vec()]),
         ("lsm_profile is for root", &|o| o.lsm_profile = Some("apparmor:unconfined".into())),
         ("lsm_mount_context is for root", &|o| o.lsm_mount_context = Some("x".into())),
         ("only in swrk", &|o| o.rst_sibling = Some(true)),
         ("only in swrk", &|o| o.inherit_fd = vec![crust_rpc::InheritFd { key: "x".into(), fd: 0 }]),
-        ("pidfd_store_sk is not supported", &|o| o.pidfd_store_sk = Some(0)),
     ];
     for (said, change) in set {
         for kind in [RequestType::Dump, RequestType::Restore] {

@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpai
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -119,14 +120,21 @@ fn a_daemon_is_ready_when_its_starter_ends() {
     let raw = rustix::process::Pid::from_raw(pid.parse().unwrap()).unwrap();
     rustix::process::kill_process(raw, rustix::process::Signal::TERM).unwrap();
     let start_of_wait = Instant::now();
-    // Both go when it ends, one after the other.
-    while dir.path("s").exists() || dir.path("pid").exists() {
+    while dir.path("s").exists() || Path::new("/proc").join(&pid).exists() {
         assert!(start_of_wait.elapsed() < Duration::from_secs(60));
         std::thread::sleep(Duration::from_millis(5));
     }
-    // An old pid file may belong to one that still runs.
+    // Its pid file is for whoever stopped it to remove.
+    assert_eq!(fs::read_to_string(dir.path("pid")).unwrap(), pid);
+    // An old one may belong to a service that still runs.
     fs::write(dir.path("pid"), "1").unwrap();
     assert_eq!(start_service(&dir, &["-d", "--address", "s", "--pidfile", "pid"]).code(), Some(1));
+    // Not so if its process is gone.
+    fs::write(dir.path("pid"), i32::MAX.to_string()).unwrap();
+    let mut next = start_service(&dir, &["--address", "s", "--pidfile", "pid"]);
+    assert!(connect(&dir.path("s")).version().is_ok());
+    assert_ne!(fs::read_to_string(dir.path("pid")).unwrap(), i32::MAX.to_string());
+    assert_eq!(stop(&mut next), Some(0));
 }
 
 #[test]

@@ -2,9 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 mod common;
 
-use common::{Dir, failure, opts, request, send_raw, swrk};
+use common::{CRUST, Dir, failure, opts, request, send_raw, swrk};
 use crust_rpc::{Error, Features, Opts, RequestType};
 use std::fs;
+use std::process::Command;
 
 #[test]
 fn version_and_features_and_their_exit_codes() {
@@ -18,6 +19,17 @@ fn version_and_features_and_their_exit_codes() {
     let none = client.feature_check(Features::default()).unwrap();
     assert_eq!(none, Features { mem_track: Some(false), lazy_pages: Some(false), pidfd_store: Some(false) });
     assert_eq!(process.code(), Some(0));
+
+    // What `check --feature` says, which clients ask as well.
+    let (mut client, _process) = swrk(&dir, &[]);
+    let all = Features { mem_track: Some(true), lazy_pages: Some(true), pidfd_store: Some(true) };
+    let can = client.feature_check(all).unwrap();
+    for (name, answer) in
+        [("mem_dirty_track", can.mem_track), ("uffd-noncoop", can.lazy_pages), ("pidfd_store", can.pidfd_store)]
+    {
+        let said = Command::new(CRUST).args(["check", "--feature", name]).output().unwrap();
+        assert_eq!(said.status.success(), answer == Some(true), "{name}");
+    }
 
     let (mut client, mut process) = swrk(&dir, &[]);
     let mut without = request(RequestType::FeatureCheck, None);
@@ -266,6 +278,11 @@ fn a_check_without_opts_opens_nothing() {
     let o = Opts { images_dir_fd: Some(-1), log_file: Some(b"a/b".to_vec()), ..Opts::default() };
     let f = failure(client.call(request(RequestType::Check, Some(o)), |_| true));
     assert!(f.message.unwrap().contains("No subdirs are allowed in log_file name"));
+
+    let (mut client, _process) = swrk(&dir, &[]);
+    let o = Opts { images_dir_fd: Some(-1), log_file: Some(b"check.log".to_vec()), ..Opts::default() };
+    let f = failure(client.call(request(RequestType::Check, Some(o)), |_| true));
+    assert!(f.message.unwrap().contains("neither images_dir_fd nor images_dir is set"), "a log needs a place");
 }
 
 #[test]

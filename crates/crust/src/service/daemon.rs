@@ -6,6 +6,7 @@ use crate::cli::Invocation;
 use crate::cli::settings::Settings;
 use crate::exit::Exit;
 use crate::{cli, commands, logging};
+use crust_engine::cleanup::{self, Found};
 use crust_engine::{Error, Kind, OnObject, Result, ResultExt};
 use crust_kernel::fork::{Fork, fork};
 use crust_kernel::peer::peer_cred;
@@ -100,7 +101,6 @@ struct Service {
     signals: OwnedFd,
     workers: BTreeMap<i32, Client>,
     log_file: Option<PathBuf>,
-    pidfile: Option<PathBuf>,
     times: Times,
     restorer: Option<PathBuf>,
     idle_timeout: Option<Duration>,
@@ -199,7 +199,6 @@ fn start(mut s: Settings) -> Result<Started> {
         signals: signals::signal_fd(&SIGNALS).during("waiting for signals")?,
         workers: BTreeMap::new(),
         log_file: s.log_file.filter(|f| f != Path::new("-")).and_then(|f| std::path::absolute(f).ok()),
-        pidfile: s.engine.pidfile.and_then(|f| std::path::absolute(f).ok()),
         times,
         restorer: s.restore_via,
         idle_timeout: s.idle_timeout,
@@ -240,8 +239,12 @@ fn as_request(e: Error) -> Error {
     e.kind_is(Kind::BadRequest)
 }
 
-/// A pid file must be new: whoever left an old one may still run.
+/// A pid file must be new: whoever left an old one may still run. One whose process is gone makes way: a service leaves
+/// its own behind, for whoever stopped it to remove.
 fn create_pidfile(path: &Path) -> Result<std::fs::File> {
+    if let Some(Found { removed: Some(done), .. }) = cleanup::pidfile(path, false) {
+        done?;
+    }
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -358,7 +361,6 @@ impl Service {
     fn end_idle(self) -> Exit {
         log::info!("idle: ending until the next connection");
         tell(&[NotifyState::Stopping, NotifyState::status("Idle, waiting for the next connection")]);
-        self.remove_pidfile();
         Exit::Good
     }
 
@@ -506,14 +508,6 @@ impl Service {
         tell(&[NotifyState::Ready]);
     }
 
-    fn remove_pidfile(&self) {
-        if let Some(file) = &self.pidfile
-            && let Err(e) = std::fs::remove_file(file)
-        {
-            log::debug!("{}: {e}", file.display());
-        }
-    }
-
     /// Running requests go on to their end for the stop time and roll back then; workers without one end at once.
     /// None is left with a frozen tree.
     fn stop(mut self, signal: i32) -> Exit {
@@ -524,7 +518,6 @@ impl Service {
         if let Err(e) = self.close_listener() {
             log::warn!("the listening socket cannot be closed yet: {e}");
         }
-        self.remove_pidfile();
         for pid in self.workers.keys().filter_map(|pid| Pid::from_raw(*pid)) {
             if let Err(e) = kill_process(pid, Signal::TERM) {
                 log::debug!("worker {}: {e}", pid.as_raw_pid());

@@ -64,12 +64,6 @@ pub(super) fn job(
         };
     }
     let caller_itself = dumps && opts.pid.is_none_or(|pid| pid == 0);
-    if opts.pidfd_store_sk.is_some() {
-        return Err(Error::unsupported(
-            "pidfd_store_sk is not supported yet",
-            "leave it out: FEATURE_CHECK says that pidfd_store is not there",
-        ));
-    }
     let status_fd = opts.status_fd.map(|fd| peer.descriptor(fd)).transpose()?;
 
     // What default.conf says about these is not the same as what the request's own file says.
@@ -362,15 +356,9 @@ pub(super) fn check_log(opts: &Opts, peer: &Peer, mode: WorkerMode) -> Result<()
         return Ok(());
     }
     let mut settings = Settings { log_level: opts.log_level.unwrap_or(logging::DEFAULT_LEVEL), ..Settings::default() };
-    let has_dir =
-        opts.images_dir_fd.is_some_and(|fd| fd >= 0) || opts.work_dir_fd.is_some() || opts.images_dir.is_some();
-    if has_dir {
-        let work_only =
-            Opts { images_dir_fd: opts.images_dir_fd.filter(|f| *f >= 0).or(opts.work_dir_fd), ..opts.clone() };
-        directories(&work_only, &mut settings, peer, None)?;
-        open_log(opts, &mut settings, None)?;
-    }
-    Ok(())
+    let work_only = Opts { images_dir_fd: opts.images_dir_fd.filter(|f| *f >= 0).or(opts.work_dir_fd), ..opts.clone() };
+    directories(&work_only, &mut settings, peer, None)?;
+    open_log(opts, &mut settings, None)
 }
 
 #[cfg(test)]

@@ -26,12 +26,6 @@ const FIRST_REQUEST: Duration = Duration::from_secs(30);
 /// The largest request of an ordinary user; known clients send a few KiB.
 const MAX_REQUEST_OF_USER: usize = 64 << 10;
 
-/// The kernel may well have the feature; what the caller wants to know is whether a pre-dump would work.
-const CAN_PRE_DUMP: bool = false;
-/// Likewise for lazy pages, and for pidfds kept from one pre-dump to the next.
-const CAN_BE_LAZY: bool = false;
-const CAN_STORE_PIDFDS: bool = false;
-
 /// Whose request it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
@@ -420,7 +414,8 @@ fn version() -> Response {
     response
 }
 
-/// All three are always present; true where asked for and there.
+/// All three are always present; true where asked for and the kernel has it, as `check --feature` says it. Pre-dumps and
+/// lazy pages are refused by name, however the kernel is.
 fn features(request: &Request) -> Result<Response> {
     let asked = request.features.ok_or_else(|| bad("the request names no features"))?;
     let has = |asked: Option<bool>, names: &[&str]| {
@@ -428,9 +423,9 @@ fn features(request: &Request) -> Result<Response> {
     };
     let mut response = reply(RequestType::FeatureCheck);
     response.features = Some(Features {
-        mem_track: Some(CAN_PRE_DUMP && has(asked.mem_track, &["mem_dirty_track"]) == Some(true)),
-        lazy_pages: Some(CAN_BE_LAZY && has(asked.lazy_pages, &["uffd", "uffd-noncoop"]) == Some(true)),
-        pidfd_store: Some(CAN_STORE_PIDFDS && has(asked.pidfd_store, &["pidfd_store"]) == Some(true)),
+        mem_track: has(asked.mem_track, &["mem_dirty_track"]),
+        lazy_pages: has(asked.lazy_pages, &["uffd", "uffd-noncoop"]),
+        pidfd_store: has(asked.pidfd_store, &["pidfd_store"]),
     });
     Ok(response)
 }

@@ -22,6 +22,8 @@ const SW_FEATURES_AT: usize = 464;
 const KNOWN: u64 = 0b10_1111_1111 & !(1 << 8);
 
 /// The protection keys' register.
+/// The upper halves of the vector registers.
+const AVX: u32 = 2;
 const PKRU: u32 = 9;
 
 /// (component number, offset, bytes) of the extended components that the format knows and this CPU has. Asked once: under a
@@ -188,11 +190,11 @@ fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
             UserX86XsaveEntry { xstate_bv, cet: Some(UserX86CetEntry { cet: 0, ssp: 0 }), ..Default::default() };
         for &(component, at, len) in components() {
             // Of a component in its initial state there is nothing to keep, and CRIU looks at the bit as well. Not so the
-            // protection keys' register, which the kernel keeps elsewhere.
-            let is_kept = component == PKRU || xstate_bv & (1 << component) != 0;
+            // protection keys' register, which the kernel keeps elsewhere. CRIU's core dumps want the second in any case.
+            let is_kept = matches!(component, AVX | PKRU) || xstate_bv & (1 << component) != 0;
             let Some(bytes) = x.get(at..at + len).filter(|_| is_kept) else { continue };
             match component {
-                2 => entry.ymmh_space = words32(bytes),
+                AVX => entry.ymmh_space = words32(bytes),
                 3 => entry.bndreg_state = words64(bytes),
                 4 => entry.bndcsr_state = words64(bytes),
                 5 => entry.opmask_reg = words64(bytes),
@@ -320,7 +322,7 @@ pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
         if let Some(e) = &f.xsave {
             for &(component, at, len) in components() {
                 let bytes = match component {
-                    2 => bytes32(&e.ymmh_space),
+                    AVX => bytes32(&e.ymmh_space),
                     3 => bytes64(&e.bndreg_state),
                     4 => bytes64(&e.bndcsr_state),
                     5 => bytes64(&e.opmask_reg),
@@ -372,9 +374,15 @@ mod tests {
     fn a_component_in_its_initial_state_takes_no_room() {
         let mut x = sample();
         x[512..520].copy_from_slice(&3u64.to_le_bytes());
+        for &(_, at, len) in components().iter().filter(|c| c.0 == AVX) {
+            x[at..at + len].fill(0); // as the kernel shows a component in its initial state
+        }
         let entry = fpregs(&x).expect("converts");
         let kept = entry.xsave.as_ref().expect("extended state");
-        assert_eq!((kept.xstate_bv, kept.ymmh_space.len(), kept.zmm_upper.len()), (3, 0, 0));
+        assert_eq!((kept.xstate_bv, kept.opmask_reg.len(), kept.zmm_upper.len()), (3, 0, 0));
+        // But `crit core-dump` asks for these whatever their state is.
+        let avx = components().iter().find(|c| c.0 == AVX).map_or(0, |c| c.2 / 4);
+        assert_eq!(kept.ymmh_space, vec![0; avx]);
         let back = xstate(&entry, &x);
         assert_eq!(back[512..520], 3u64.to_le_bytes());
         for &(component, at, len) in components().iter().filter(|c| c.0 != PKRU) {
