@@ -1,8 +1,10 @@
 //! SIGKILL at random moments. Of a dump: its tree runs on unchanged, or is whole on disk. Of a restore: nothing stays, or all
 //! of it runs. Of a task under construction: a clean error, and nothing stays.
 //!
+//! SIGTERM and SIGINT at random moments: a dump or restore is rolled back and says so, or is as complete as any other.
+//!
 //! Ten programs, single processes, trees and hundreds of threads. `CRUST_KILLS=1000` is the number of kills of each
-//! sort over all of them (a few by default).
+//! sort over all of them (a few by default), `CRUST_CANCELS=1000` that of cancels.
 use std::time::{Duration, Instant};
 use zoo::harness::{
     Case, End, Outcome, Proc, Room, Tool, check_round, expect_empty, expect_gone, finish, rule, skipped, step_limit,
@@ -10,14 +12,31 @@ use zoo::harness::{
 
 const PROGRAMS: u32 = 10;
 
-/// Kills for one program.
-fn kills() -> u32 {
-    let all: u32 = std::env::var("CRUST_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
-    all.div_ceil(PROGRAMS)
+/// What is sent at random moments, how often to one program, and where that is said.
+#[derive(Clone, Copy)]
+struct Shots {
+    what: &'static str,
+    times: u32,
+}
+
+impl Shots {
+    fn kills() -> Self {
+        Self::of("kill", "CRUST_KILLS", 60)
+    }
+
+    fn cancels() -> Self {
+        Self::of("cancel", "CRUST_CANCELS", 40)
+    }
+
+    fn of(what: &'static str, knob: &str, all: u32) -> Self {
+        let all = std::env::var(knob).ok().and_then(|n| n.parse().ok()).unwrap_or(all);
+        Self { what, times: all.div_ceil(PROGRAMS) }
+    }
 }
 
 /// Runs `body` on a program that has just become ready, unless the list of skips has it.
-fn on(program: &'static str, what: &str, body: impl FnOnce(&mut Crash<'_>) -> Outcome) {
+fn on(program: &'static str, shots: Shots, body: impl FnOnce(&mut Crash<'_>) -> Outcome) {
+    let Shots { what, times } = shots;
     let (case, tool) = (Case::new(program), Tool::ours());
     let route = format!("{}-{what}", tool.name);
     if let Some(rule) = rule(program, &route) {
@@ -26,12 +45,12 @@ fn on(program: &'static str, what: &str, body: impl FnOnce(&mut Crash<'_>) -> Ou
     let Some((room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
     let mounts = room.mounts();
     let mut crash =
-        Crash { case: &case, tool: &tool, room, root, round: 1, dice: Dice::new(), hits: 0, tries: 0, mounts };
+        Crash { case: &case, tool: &tool, room, root, round: 1, dice: Dice::new(), times, hits: 0, tries: 0, mounts };
     let outcome = body(&mut crash).and_then(|()| finish(&mut crash.room, root, crash.round));
     let outcome = outcome.and_then(|()| {
-        let met = format!("zoo: {program} {what}: {} of {} kills met the tool at work\n", crash.hits, crash.tries);
+        let met = format!("zoo: {program} {what}: {} of {} {what}s met the tool at work\n", crash.hits, crash.tries);
         drop(std::io::Write::write_all(&mut std::io::stderr(), met.as_bytes()));
-        if crash.hits == 0 { Err("no kill met the tool at work".to_owned()) } else { Ok(()) }
+        if crash.hits == 0 { Err(format!("no {what} met the tool at work")) } else { Ok(()) }
     });
     crash.room.close(outcome).unwrap_or_else(|text| panic!("{program}: {text}"));
 }
@@ -45,9 +64,11 @@ struct Crash<'a> {
     /// The round the program is ready for.
     round: u32,
     dice: Dice,
-    /// Kills that met the tool at work.
+    /// Kills or cancels to come, at least.
+    times: u32,
+    /// Those that met the tool at work.
     hits: u32,
-    /// Kills so far.
+    /// Those so far.
     tries: u32,
     mounts: String,
 }
@@ -56,7 +77,7 @@ impl Crash<'_> {
     /// True while there is another kill to come: all of them, and more as long as none met the tool at work.
     fn goes_on(&mut self, n: u32) -> bool {
         const MORE: u32 = 60;
-        let on = n < kills() || (self.hits == 0 && n < kills() + MORE);
+        let on = n < self.times || (self.hits == 0 && n < self.times + MORE);
         self.tries += u32::from(on);
         on
     }
@@ -64,7 +85,7 @@ impl Crash<'_> {
     /// How long kill `n` waits. One run was measured; if that was a slow one all kills may come too late, so the later
     /// ones come earlier and earlier.
     fn wait_of(&mut self, whole: Duration, n: u32) -> Duration {
-        let late = n.saturating_sub(kills()) / 4;
+        let late = n.saturating_sub(self.times) / 4;
         whole.mul_f64(self.dice.roll() / f64::from(1_u32 << late))
     }
 
@@ -128,6 +149,37 @@ impl Crash<'_> {
         if now == self.mounts { Ok(()) } else { Err(format!("mounts were\n{}\nand are\n{now}", self.mounts)) }
     }
 
+    /// The log of a tool that failed tells why, and how it ended.
+    fn expect_said(&self, log: &str, why: &str, end: &str) -> Outcome {
+        let said = self.room.read(log);
+        let told = said.contains(why) && said.contains(end);
+        if told { Ok(()) } else { Err(format!("{log} does not say {why:?} and {end:?}")) }
+    }
+
+    /// Of a dump that failed there is nothing.
+    fn expect_no_images(&self, images: &str) -> Outcome {
+        let dir = std::fs::read_dir(self.room.dir.join(images)).map_err(|e| e.to_string())?;
+        let left: Vec<_> = dir.flatten().map(|e| e.file_name()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{images} holds {left:?}")) }
+    }
+
+    /// Asks a tool to end after `wait`, by SIGTERM or SIGINT, and tells how it ended.
+    fn cancel(&mut self, tool: Proc, n: u32, wait: Duration) -> Result<End, String> {
+        std::thread::sleep(wait);
+        // It may have ended by itself.
+        drop(self.room.kill(tool, if n % 4 < 2 { libc::SIGTERM } else { libc::SIGINT }));
+        self.room.wait(tool, step_limit())
+    }
+
+    /// Restores a tree that is gone, and lets it check itself.
+    fn bring_back(&mut self, before: &[String], images: &str) -> Outcome {
+        self.case.restore(&mut self.room, self.tool, images)?;
+        match self.settle(before, false)? {
+            Found::All => Ok(()),
+            left => Err(format!("the checkpoint does not come back: {left:?}")),
+        }
+    }
+
     fn kill_all(&mut self) -> Outcome {
         for process in self.room.ps()? {
             if let Some(pid) = pid_of(&process) {
@@ -138,6 +190,13 @@ impl Crash<'_> {
         expect_empty(&mut self.room)?;
         drop(self.room.wait(self.root, Duration::ZERO));
         Ok(())
+    }
+
+    fn start_dump(&mut self, images: &str, leave: bool) -> Result<Proc, String> {
+        let more: &[&str] = if leave { &["--leave-running"] } else { &[] };
+        let argv = self.case.dump_argv(&self.room, self.root, self.tool, images, more)?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        self.room.start(&argv, &[], &format!("{images}.dump.out"))
     }
 
     fn start_restore(&mut self, images: &str, log: &str, sibling: bool) -> Result<Proc, String> {
@@ -164,6 +223,15 @@ fn pid_of(process: &str) -> Option<i32> {
     process.split(' ').next().and_then(|p| p.parse().ok())
 }
 
+/// True if exactly the processes of `before` are there.
+fn same_ids(before: &[String], now: &[String]) -> bool {
+    let ids = |list: &[String]| list.iter().map(|p| pid_of(p)).collect::<std::collections::BTreeSet<_>>();
+    ids(before) == ids(now)
+}
+
+/// What a tool says that was asked to end.
+const CANCELLED: &str = "the request was cancelled";
+
 /// What is left of a tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
@@ -174,7 +242,12 @@ enum Found {
 
 /// Kills dumps, time after time, of one and the same tree.
 fn dump(program: &'static str) {
-    on(program, "kill", |crash| {
+    dumps(program, Shots::kills(), one_dump);
+}
+
+/// Starts dumps of one and the same tree, time after time, and lets `one` end them.
+fn dumps(program: &'static str, shots: Shots, one: fn(&mut Crash<'_>, u32, bool, Duration) -> Outcome) {
+    on(program, shots, |crash| {
         // A whole dump first: it tells how long the dice may roll.
         let from = Instant::now();
         crash.case.dump(&mut crash.room, crash.root, crash.tool, "images.whole", &["--leave-running"], &[])?;
@@ -184,8 +257,8 @@ fn dump(program: &'static str) {
         while crash.goes_on(n) {
             let leave = n % 2 == 0;
             let wait = crash.wait_of(whole.mul_f64(1.1), n);
-            one_dump(crash, leave, wait)
-                .map_err(|e| format!("kill {n} after {wait:?} of {whole:?} (leave running: {leave}): {e}"))?;
+            one(crash, n, leave, wait)
+                .map_err(|e| format!("{} {n} after {wait:?} of {whole:?} (leave running: {leave}): {e}", shots.what))?;
             n += 1;
         }
         // After all this a dump succeeds still, and leaves nothing of its forerunners.
@@ -198,13 +271,10 @@ fn dump(program: &'static str) {
 
 /// Starts a dump and kills it after `wait`. Afterwards the tree is as it was; if the dump had come to killing it, the
 /// images must be whole, and the tree is brought back from them.
-fn one_dump(crash: &mut Crash<'_>, leave: bool, wait: Duration) -> Outcome {
+fn one_dump(crash: &mut Crash<'_>, _: u32, leave: bool, wait: Duration) -> Outcome {
     let before = crash.room.ps()?;
     let images = format!("images.{}", crash.round);
-    let more: &[&str] = if leave { &["--leave-running"] } else { &[] };
-    let argv = crash.case.dump_argv(&crash.room, crash.root, crash.tool, &images, more)?;
-    let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-    let tool = crash.room.start(&argv, &[], &format!("{images}.dump.out"))?;
+    let tool = crash.start_dump(&images, leave)?;
     std::thread::sleep(wait);
     // It may have ended by itself.
     let killed = crash.room.kill(tool, libc::SIGKILL);
@@ -217,17 +287,58 @@ fn one_dump(crash: &mut Crash<'_>, leave: bool, wait: Duration) -> Outcome {
         }
         crash.kill_all()?;
         crash.forget_round()?;
-        crash.case.restore(&mut crash.room, crash.tool, &images)?;
-        if crash.settle(&before, false)? != Found::All {
-            return Err("the checkpoint of the killed dump does not come back".to_owned());
+        crash.bring_back(&before, &images)?;
+    }
+    crash.expect_clean()
+}
+
+/// Starts a dump and asks it to end after `wait`. Either it says that it was cancelled, and the tree is as it was and the
+/// images are not; or it is as complete as any other.
+fn cancel_one_dump(crash: &mut Crash<'_>, n: u32, leave: bool, wait: Duration) -> Outcome {
+    let before = crash.room.ps()?;
+    let images = format!("images.{}", crash.round);
+    let tool = crash.start_dump(&images, leave)?;
+    let end = crash.cancel(tool, n, wait)?;
+    let whole = crash.room.dir.join(&images).join("inventory.img").exists();
+    match end {
+        End::Exit(0) if whole && leave => {}
+        End::Exit(0) if whole => {
+            expect_gone(&mut crash.room, crash.root)?;
+            crash.bring_back(&before, &images)?;
+            return crash.expect_clean();
         }
+        // It had not begun.
+        End::Signal(_) if !whole => crash.hits += 1,
+        End::Exit(1) if !whole => {
+            crash.hits += 1;
+            crash.expect_said(&format!("{images}.dump.log"), CANCELLED, "Dumping FAILED.")?;
+            crash.expect_no_images(&images)?;
+        }
+        other => return Err(format!("the dump ended with {other:?}, and that there are images is {whole}")),
+    }
+    // At once: nobody is left stopped, dead or beside the tree.
+    let now = crash.room.ps()?;
+    if !same_ids(&before, &now) {
+        return Err(format!("processes were\n{before:#?}\nand are\n{now:#?}"));
+    }
+    if crash.settle(&before, false)? != Found::All {
+        return Err("the tree is gone".to_owned());
     }
     crash.expect_clean()
 }
 
 /// Kills restores of one checkpoint, time after time: the coordinator, or a task under construction.
 fn restore(program: &'static str) {
-    on(program, "kill", |crash| {
+    restores(program, Shots::kills(), one_restore);
+}
+
+/// Ends restores of one checkpoint, time after time, as `one` does, which tells what is there then.
+fn restores(
+    program: &'static str,
+    shots: Shots,
+    one: fn(&mut Crash<'_>, &[String], &str, u32, Duration) -> Result<Found, String>,
+) {
+    on(program, shots, |crash| {
         let mut before = crash.room.ps()?;
         let mut images = format!("images.{}", crash.round);
         crash.put_away(&images)?;
@@ -245,10 +356,9 @@ fn restore(program: &'static str) {
                 images = format!("images.{}", crash.round);
                 crash.put_away(&images)?;
             }
-            let task = n % 3 == 2;
             let wait = crash.wait_of(whole.mul_f64(1.05), n);
-            let left = one_restore(crash, &before, &images, n, task, wait)
-                .map_err(|e| format!("kill {n} after {wait:?} of {whole:?} (of a task: {task}): {e}"))?;
+            let left = one(crash, &before, &images, n, wait)
+                .map_err(|e| format!("{} {n} after {wait:?} of {whole:?}: {e}", shots.what))?;
             away = left == Found::Nothing;
             n += 1;
         }
@@ -265,9 +375,9 @@ fn one_restore(
     before: &[String],
     images: &str,
     n: u32,
-    task: bool,
     wait: Duration,
 ) -> Result<Found, String> {
+    let task = n % 3 == 2;
     let log = format!("restore.{n}");
     // As a sibling the root is no child of the tool, and must go with it nevertheless.
     let tool = crash.start_restore(images, &log, n % 5 == 4)?;
@@ -288,10 +398,8 @@ fn one_restore(
             End::Exit(1) => {
                 crash.hits += 1;
                 expect_empty(&mut crash.room)?;
-                let said = crash.room.read(&format!("{log}.log"));
-                if !said.contains("Error (") || !said.contains("Restoring FAILED") {
-                    return Err(format!("task {victim:?} was killed, and the log says nothing of a failure"));
-                }
+                crash.expect_said(&format!("{log}.log"), "Error (", "Restoring FAILED.")
+                    .map_err(|e| format!("task {victim:?} was killed: {e}"))?;
                 drop(crash.room.wait(crash.root, Duration::ZERO));
                 crash.expect_clean().map(|()| Found::Nothing)
             }
@@ -307,6 +415,39 @@ fn one_restore(
         drop(crash.room.wait(crash.root, Duration::ZERO));
     }
     crash.expect_clean().map(|()| found)
+}
+
+/// Starts a restore and asks it to end after `wait`. Either it says that it was cancelled, and nothing of the tree is there;
+/// or all of it is.
+fn cancel_one_restore(
+    crash: &mut Crash<'_>,
+    before: &[String],
+    images: &str,
+    n: u32,
+    wait: Duration,
+) -> Result<Found, String> {
+    let log = format!("restore.{n}");
+    let tool = crash.start_restore(images, &log, n % 5 == 4)?;
+    let end = crash.cancel(tool, n, wait)?;
+    match end {
+        End::Exit(0) => {
+            if crash.settle(before, false)? != Found::All {
+                return Err("the restore ended well, and the tree is gone".to_owned());
+            }
+            return crash.expect_clean().map(|()| Found::All);
+        }
+        End::Exit(1) => {
+            crash.hits += 1;
+            crash.expect_said(&format!("{log}.log"), CANCELLED, "Restoring FAILED.")?;
+        }
+        // It had not begun.
+        End::Signal(_) => crash.hits += 1,
+        End::Exit(_) | End::Timeout => return Err(format!("the restore ended with {end:?}")),
+    }
+    expect_empty(&mut crash.room)?;
+    crash.forget_round()?;
+    drop(crash.room.wait(crash.root, Duration::ZERO));
+    crash.expect_clean().map(|()| Found::Nothing)
 }
 
 /// Random numbers that need no crate; nothing here depends on their quality.
@@ -339,6 +480,18 @@ macro_rules! tests {
             $(#[test]
             fn $program() {
                 super::restore(stringify!($program));
+            })*
+        }
+        mod cancelled_dump {
+            $(#[test]
+            fn $program() {
+                super::dumps(stringify!($program), super::Shots::cancels(), super::cancel_one_dump);
+            })*
+        }
+        mod cancelled_restore {
+            $(#[test]
+            fn $program() {
+                super::restores(stringify!($program), super::Shots::cancels(), super::cancel_one_restore);
             })*
         }
     };

@@ -270,7 +270,8 @@ fn restore(invocation: Invocation) -> Result<Exit> {
     if !s.engine.unprivileged && rootless::is_needed() {
         return restore_rootless(s);
     }
-    let (restored, scripts) = match restore_tree(&mut s) {
+    let goes_on = s.exec_cmd || !s.detached;
+    let (restored, scripts) = match restore_tree(&mut s, goes_on) {
         Ok(done) => done,
         Err(e) => {
             report(&e);
@@ -287,10 +288,15 @@ fn restore(invocation: Invocation) -> Result<Exit> {
     Ok(Exit::Good)
 }
 
-fn restore_tree(s: &mut Settings) -> Result<(crust_engine::RestoreReport, Scripts)> {
+/// `goes_on`: this process has more to do than to exit if all goes well.
+fn restore_tree(s: &mut Settings, goes_on: bool) -> Result<(crust_engine::RestoreReport, Scripts)> {
     let mut events = CliEvents::new(scripts(s));
     let done = crust_engine::restore(&s.engine, &mut events);
-    events.done();
+    if goes_on && done.is_ok() {
+        events.done_but_goes_on();
+    } else {
+        events.done();
+    }
     let restored = done?;
     stats::restored(&s.engine, &restored);
     if s.display_stats {
@@ -307,7 +313,7 @@ fn restore_rootless(mut s: Settings) -> Result<Exit> {
     }
     log::info!("no right to choose process ids here: restoring in a user and pid namespace of our own");
     let (detached, pidfile) = (s.detached, s.engine.pidfile.take());
-    let ended = rootless::job(detached, pidfile.as_deref(), || restore_tree(&mut s).map(|(restored, _)| restored.pid))?;
+    let ended = rootless::job(detached, pidfile.as_deref(), || restore_tree(&mut s, true).map(|(restored, _)| restored.pid))?;
     // How the tree ends is its own affair.
     Ok(if ended.is_some() {
         Exit::Good

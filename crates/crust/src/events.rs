@@ -134,11 +134,23 @@ impl CliEvents {
         Self { scripts, progress: Progress::new(), post_dump_refused: false }
     }
 
-    /// From here on signals end us as usual: nothing is left to roll back.
+    /// The request is served. Signals go on being caught, for a process that is about to exit: who is killed by one has
+    /// not done what it did.
     pub(crate) fn done(&mut self) {
         self.progress.clear();
+    }
+
+    /// The same in a process that goes on: from here on signals end it as usual, also one that came too late to cancel.
+    pub(crate) fn done_but_goes_on(&mut self) {
+        self.done();
         if let Err(e) = crust_kernel::signals::release(&[libc::SIGINT, libc::SIGTERM, libc::SIGHUP]) {
             log::warn!("signals cannot be reset: {e}");
+        }
+        let late = crust_kernel::signals::caught().and_then(rustix::process::Signal::from_named_raw);
+        if let Some(signal) = late
+            && let Err(e) = rustix::process::kill_process(rustix::process::getpid(), signal)
+        {
+            log::warn!("{signal:?} came too late to cancel, and cannot be sent again: {e}");
         }
     }
 }

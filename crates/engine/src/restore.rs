@@ -149,6 +149,8 @@ fn restore_with(
         plugins.tell(Hook::ResumeDevicesLate, p.pid.as_raw()).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     }
     in_time()?;
+    // The last moment to turn back: from here on the tree runs.
+    not_cancelled(events).map_err(|e| e.at(Stage::LineUp).state(REMOVED))?;
     let_run(ready, &plan.tree, groups.as_mut(), pid, opts, events)?;
     guard.disarm();
     if let Some(mut groups) = groups {
@@ -223,6 +225,7 @@ fn begin(
     check(&mut plan, plugins, opts).map_err(|e| e.at(Stage::Check).state(created))?;
     plan.files.ask_plugins(plugins, &plan.source).map_err(|e| e.at(Stage::Check).state(created))?;
     clock.done("check");
+    not_cancelled(events).map_err(|e| e.at(Stage::Check).state(created))?;
     events.notify(Event::PreRestore, None, None)?;
     Ok((plan, groups))
 }
@@ -510,6 +513,14 @@ fn shared_objects(tree: &Tree, errors: &mut Vec<Error>) {
     errors.extend(Sharing::find(tree).check(tree));
 }
 
+fn not_cancelled(events: &mut dyn Events) -> Result<()> {
+    match events.cancelled() {
+        true => Err(Error::new(Kind::Cancelled, "the request was cancelled")
+            .help("the images are as they were: restore them again")),
+        false => Ok(()),
+    }
+}
+
 /// What every wait for the tree needs.
 #[derive(Clone, Copy)]
 struct Lines<'a> {
@@ -563,9 +574,7 @@ fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Even
         if arrived >= want {
             return Ok(());
         }
-        if events.cancelled() {
-            return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
-        }
+        not_cancelled(events)?;
         if Instant::now() >= deadline {
             let late: Vec<String> = plan
                 .tree

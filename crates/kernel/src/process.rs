@@ -52,6 +52,12 @@ impl CloneArgs {
     }
 }
 
+/// Where the C library keeps this thread's errno: what it writes to by itself in any call lies beside it.
+pub fn errno_address() -> u64 {
+    // SAFETY: gives an address and changes nothing.
+    unsafe { libc::__errno_location() as u64 }
+}
+
 /// Ends this process at once: no destructors, no flushing, as a forked child must.
 pub fn exit_now(status: i32) -> ! {
     // SAFETY: _exit has no precondition.

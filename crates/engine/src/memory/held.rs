@@ -131,6 +131,17 @@ fn on(start: u64, end: u64) -> Object {
 }
 
 impl Held {
+    /// Lets all of it go.
+    ///
+    /// # Errors
+    /// If memory cannot be unmapped.
+    pub fn give_up(&mut self) -> Result<()> {
+        for piece in std::mem::take(self).pieces {
+            unmap(piece.start, piece.end)?;
+        }
+        Ok(())
+    }
+
     fn adopt(&mut self, inherited: Held, before: &Images, images: &Images, content: &[OwnedFd]) -> Result<()> {
         let mut claims: Vec<(Piece, VmaEntry)> = Vec::new();
         for vma in images.mm.vmas.iter().filter(|v| is_passed_on(v)) {
@@ -141,21 +152,14 @@ impl Held {
             };
             claims.push((Piece { vma: *vma, start: vma.start, end: vma.end.min(piece.end), prot: piece.prot }, *vma));
         }
-        let drop = |start: u64, end: u64| {
-            if start >= end {
-                return Ok(());
-            }
-            // SAFETY: inherited from the task that forked this one, mapped for its own program; nothing of ours is there.
-            unsafe { mman::munmap(start, end - start) }.during("unmapping what was inherited")
-        };
         let mut next = claims.iter().peekable();
         for piece in &inherited.pieces {
             let mut at = piece.start;
             while let Some((claim, _)) = next.next_if(|(c, _)| c.start < piece.end) {
-                drop(at, claim.start)?;
+                unmap(at, claim.start)?;
                 at = claim.end;
             }
-            drop(at, piece.end)?;
+            unmap(at, piece.end)?;
         }
         let mut buffer = vec![0; WINDOW as usize];
         let mut had = Cursor::new(before);
@@ -167,7 +171,7 @@ impl Held {
                 // SAFETY: the piece is inherited memory of the program; growing in place moves nothing and replaces nothing.
                 let grown = unsafe { mman::grow(piece.start, piece.end - piece.start, vma.end - vma.start) };
                 if grown.is_err() {
-                    drop(piece.start, piece.end)?;
+                    unmap(piece.start, piece.end)?;
                     continue;
                 }
                 piece.end = vma.end;
@@ -288,6 +292,15 @@ impl Held {
         self.pieces.sort_unstable_by_key(|p| p.start);
         Ok(())
     }
+}
+
+/// Unmaps (part of) an inherited piece.
+fn unmap(start: u64, end: u64) -> Result<()> {
+    if start >= end {
+        return Ok(());
+    }
+    // SAFETY: inherited from the task that forked this one, mapped for its own program; nothing of ours is there.
+    unsafe { mman::munmap(start, end - start) }.during("unmapping what was inherited")
 }
 
 fn is_readable(prot: u32) -> bool {

@@ -152,6 +152,10 @@ fn run(cx: &mut Cx<'_>, i: usize, parent: i32) -> Result<Never> {
         cx.files.open_shared(cx.source, cx.opts).at(Stage::Build)?;
         super::thin::prepare(tree)?;
     }
+    if super::thin::begins_anew(tree, i) {
+        cx.held.give_up()?;
+        super::thin::prepare_again()?;
+    }
     hold(cx, i)?;
     let mut reap = Vec::new();
     bear(cx, i, |b| b == Birth::BeforeSetsid, &mut reap)?;
@@ -252,7 +256,8 @@ pub(super) fn common(tree: &Tree, twins: &Twins, memory: &[Option<memory::Images
     if cfg!(debug_assertions) && std::env::var_os("CRUST_TEST_PARK_ALL").is_some() {
         return found;
     }
-    for (i, t) in tree.tasks.iter().enumerate().filter(|(i, t)| t.is_live() && twins.elder_of(*i).is_none()) {
+    let takes = |i: usize| twins.elder_of(i).is_none() && !super::thin::begins_anew(tree, i);
+    for (i, t) in tree.tasks.iter().enumerate().filter(|(i, t)| t.is_live() && takes(*i)) {
         let mut above = t.born_by;
         while let Some(p) = above.filter(|&p| !tree.tasks[p].is_live()) {
             above = tree.tasks[p].born_by;

@@ -15,6 +15,11 @@ use std::os::fd::AsFd;
 const FEW_TASKS: usize = 16;
 /// Nor are mappings as small as this.
 const SMALL: u64 = 128 << 10;
+/// A mapping of ours that is larger is not moved again: its pages would be there once for every time.
+const MOVED_AGAIN: u64 = 2 << 20;
+/// After so many generations a task begins anew with memory that it shares with no ancestor. It is a small part of the tasks
+/// that so have pages of their own which they shared before, and the cost of a fork stays below that of so many ancestors.
+const GENERATIONS: usize = 64;
 /// Bytes that are there twice for a moment.
 const PIECE: u64 = 16 << 20;
 
@@ -30,6 +35,35 @@ pub(super) fn prepare(tree: &Tree) -> Result<()> {
     let after = own.iter().skip(1).map(Some).chain([None]);
     let ranges: Vec<&Mapping> =
         own.iter().zip(after).filter(|(m, next)| is_heap(m) || is_relocated(m, *next)).map(|(m, _)| m).collect();
+    if let Err(e) = move_all(&ranges) {
+        log::debug!("forks copy what is left of our memory: {e}");
+    }
+    Ok(())
+}
+
+/// True if task `i` is to have nothing of what its ancestors share with each other.
+pub(super) fn begins_anew(tree: &Tree, i: usize) -> bool {
+    let bearer = |&i: &usize| tree.tasks[i].born_by;
+    let generation = std::iter::successors(Some(i), bearer).count() - 1;
+    generation > 0 && generation.is_multiple_of(GENERATIONS)
+}
+
+/// To be called in a task that begins anew, before it maps anything of the program's and before it forks: what was written to
+/// since the root's [`prepare`] is linked to the same of every ancestor.
+///
+/// # Errors
+/// If our own mappings cannot be read. Memory that cannot be moved stays where it is.
+pub(super) fn prepare_again() -> Result<()> {
+    let on_stack = 0u8;
+    // What the calls that move memory write to themselves.
+    let in_use = [&raw const on_stack as u64, crust_kernel::process::errno_address()];
+    let own = layout::own()?;
+    let private = |m: &&Mapping| {
+        let named = m.inode == 0 && !matches!(m.name.as_slice(), b"" | b"[heap]");
+        m.read && m.write && !m.exec && !m.shared && !named && m.len_bytes() <= MOVED_AGAIN
+    };
+    let is_in_use = |m: &Mapping| in_use.iter().any(|a| (m.start..m.end).contains(a));
+    let ranges: Vec<&Mapping> = own.iter().filter(private).filter(|m| !is_in_use(m)).collect();
     if let Err(e) = move_all(&ranges) {
         log::debug!("forks copy what is left of our memory: {e}");
     }
