@@ -332,12 +332,11 @@ fn restore(program: &'static str) {
     restores(program, Shots::kills(), one_restore);
 }
 
+/// Begins a restore and ends it. Given: what was there before the dump, the images, a number and a time to wait.
+type EndsRestore = fn(&mut Crash<'_>, &[String], &str, u32, Duration) -> Result<Found, String>;
+
 /// Ends restores of one checkpoint, time after time, as `one` does, which tells what is there then.
-fn restores(
-    program: &'static str,
-    shots: Shots,
-    one: fn(&mut Crash<'_>, &[String], &str, u32, Duration) -> Result<Found, String>,
-) {
+fn restores(program: &'static str, shots: Shots, one: EndsRestore) {
     on(program, shots, |crash| {
         let mut before = crash.room.ps()?;
         let mut images = format!("images.{}", crash.round);
@@ -398,7 +397,8 @@ fn one_restore(
             End::Exit(1) => {
                 crash.hits += 1;
                 expect_empty(&mut crash.room)?;
-                crash.expect_said(&format!("{log}.log"), "Error (", "Restoring FAILED.")
+                crash
+                    .expect_said(&format!("{log}.log"), "Error (", "Restoring FAILED.")
                     .map_err(|e| format!("task {victim:?} was killed: {e}"))?;
                 drop(crash.room.wait(crash.root, Duration::ZERO));
                 crash.expect_clean().map(|()| Found::Nothing)

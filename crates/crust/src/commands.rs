@@ -313,7 +313,8 @@ fn restore_rootless(mut s: Settings) -> Result<Exit> {
     }
     log::info!("no right to choose process ids here: restoring in a user and pid namespace of our own");
     let (detached, pidfile) = (s.detached, s.engine.pidfile.take());
-    let ended = rootless::job(detached, pidfile.as_deref(), || restore_tree(&mut s, true).map(|(restored, _)| restored.pid))?;
+    let ended =
+        rootless::job(detached, pidfile.as_deref(), || restore_tree(&mut s, true).map(|(restored, _)| restored.pid))?;
     // How the tree ends is its own affair.
     Ok(if ended.is_some() {
         Exit::Good

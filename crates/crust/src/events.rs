@@ -1,5 +1,5 @@
 //! What the command line does at the engine's events: the user's action scripts, progress, and Ctrl-C.
-use crust_engine::{Error, Event, Events, Kind, Object, Reply, Result};
+use crust_engine::{Error, Event, Events, Kind, Object, Reply, Result, Watch};
 use std::io::{IsTerminal, Write};
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
@@ -173,7 +173,7 @@ impl Events for CliEvents {
         self.progress.show(what, done, total);
     }
 
-    fn cancelled(&mut self) -> bool {
-        crust_kernel::signals::caught().is_some()
+    fn watch(&self) -> Watch {
+        Watch::new(|| crust_kernel::signals::caught().is_some())
     }
 }

@@ -431,6 +431,58 @@ fn a_plugin_that_says_nothing_is_not_waited_for() {
     *silent.lock().unwrap() = None;
 }
 
+/// Its answer may take ten seconds; who asked has not to wait for that.
+#[test]
+fn a_cancel_is_noticed_while_a_plugin_is_awaited() {
+    if !inside("a_cancel_is_noticed_while_a_plugin_is_awaited") {
+        return;
+    }
+    let target = Target::start("plugin-cancel");
+    let path = target.dir.path("busy");
+    let (ask, asked) = std::sync::mpsc::channel();
+    let (let_go, gone) = std::sync::mpsc::channel();
+    plugin(&SocketAddrUnix::new(&path).unwrap(), move |request, _| match Hook::try_from(request.hook).unwrap() {
+        Hook::Init => introduce(request),
+        Hook::DumpExtFile => {
+            ask.send(()).unwrap();
+            let _released = gone.recv();
+            None
+        }
+        _ => done(request, Vec::new()),
+    });
+    let expect_cancelled = |log: &str| {
+        let said = fs::read_to_string(target.dir.path(log)).unwrap();
+        assert!(said.contains("the request was cancelled") && !said.contains("did not answer"), "{said}");
+        target.echoes(log);
+        assert!(!target.dir.path("images/inventory.img").exists(), "{log}");
+    };
+
+    // The client hangs up.
+    let (client, mut process) = swrk(&target.dir, &[]);
+    let images = fs::File::open(target.dir.path("images")).unwrap();
+    let crust_plugins = vec![path.to_str().unwrap().to_owned()];
+    let log_file = Some(b"hung-up.log".to_vec());
+    let wanted = crust_rpc::Opts { crust_plugins, log_file, pid: Some(target.pid), ..opts(&images) };
+    let request = common::request(crust_rpc::RequestType::Dump, Some(wanted));
+    client.connection().send(&request, None).unwrap();
+    asked.recv_timeout(LIMIT).unwrap();
+    drop(client);
+    assert!(process.code().is_some());
+    expect_cancelled("images/hung-up.log");
+    let_go.send(()).unwrap();
+
+    // A signal.
+    let mut dump = Command::new(CRUST);
+    dump.args(["dump", "-t", &target.pid.to_string(), "-D", "images", "-W", ".", "-o", "signal.log"]);
+    dump.args(["--plugin", "busy"]).current_dir(&target.dir.0).env_clear().stdin(Stdio::null()).stderr(Stdio::null());
+    let mut dump = common::Process(dump.spawn().unwrap());
+    asked.recv_timeout(LIMIT).unwrap();
+    kill_process(Pid::from_raw(dump.0.id().cast_signed()).unwrap(), Signal::TERM).unwrap();
+    assert_eq!(dump.code(), Some(1));
+    expect_cancelled("signal.log");
+    let_go.send(()).unwrap();
+}
+
 #[test]
 fn a_plugin_of_another_user_is_shown_nothing() {
     if !inside("a_plugin_of_another_user_is_shown_nothing") || !rustix::process::geteuid().is_root() {

@@ -130,7 +130,8 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     let out = out.at(Stage::Write)?;
     estimate::check(root, &out).at(Stage::Write)?;
     let until = opts.timeout.map_or(LOOK_LIMIT, |t| t.saturating_sub(clock.started.elapsed()));
-    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Dump, Deadline::after(until))
+    let until = plugins::Until { deadline: Deadline::after(until), watch: events.watch() };
+    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Dump, until)
         .and_then(|all| all.tell(Hook::PauseDevices, opts.pid).map(|()| Arc::new(all)))
         .map_err(|e| e.at(Stage::Find).state(UNTOUCHED))?;
     events.notify(Event::PreDump, Some(opts.pid), None)?;

@@ -1,5 +1,7 @@
 //! The engine's side of notifications: what happened, to whoever speaks to the user (CLI scripts, RPC client, progress).
+use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// A point of the journey that clients can act on, with CRIU's script names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,28 @@ pub struct Reply {
     pub taken: bool,
 }
 
+/// Whether the end is wished for: a question that any thread may ask at any time, and in every wait.
+#[derive(Clone, Default)]
+pub struct Watch(Option<Arc<dyn Fn() -> bool + Send + Sync>>);
+
+impl Watch {
+    /// `is_over` is asked often, and must be quick.
+    pub fn new(is_over: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(is_over)))
+    }
+
+    /// True once the end is wished for.
+    pub fn is_over(&self) -> bool {
+        self.0.as_ref().is_some_and(|ask| ask())
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Watch").field(&self.is_over()).finish()
+    }
+}
+
 /// Receives the engine's events. An error from [`Events::notify`] fails the operation where CRIU's does.
 pub trait Events {
     /// `root` is the root task's pid once it is known (dump: from the start). `fd` travels with `OrphanPtsMaster` only.
@@ -71,9 +95,14 @@ pub trait Events {
         let (_, _, _) = (what, done, total);
     }
 
+    /// Asked in waits on other threads.
+    fn watch(&self) -> Watch {
+        Watch::default()
+    }
+
     /// Asked between steps and in waits: true makes the engine roll back with [`crate::Kind::Cancelled`].
     fn cancelled(&mut self) -> bool {
-        false
+        self.watch().is_over()
     }
 }
 
@@ -102,6 +131,10 @@ impl Events for Bounded<'_> {
 
     fn progress(&mut self, what: &'static str, done: u64, total: u64) {
         self.inner.progress(what, done, total);
+    }
+
+    fn watch(&self) -> Watch {
+        self.inner.watch()
     }
 
     fn cancelled(&mut self) -> bool {

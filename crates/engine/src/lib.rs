@@ -23,6 +23,6 @@ pub(crate) mod together;
 
 pub use dump::{DumpReport, dump, pre_dump};
 pub use error::{Error, Kind, Object, OnObject, Result, ResultExt, Stage};
-pub use events::{Event, Events, NoEvents, Reply};
+pub use events::{Event, Events, NoEvents, Reply, Watch};
 pub use options::Options;
 pub use restore::{RestoreReport, restore};

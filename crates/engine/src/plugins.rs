@@ -2,7 +2,7 @@
 //! socket; each request connects to them, asks one hook after the other, and waits for each answer for a limited time. What
 //! they say is taken for nothing but data. The protocol is told in docs/plugins.md.
 use crate::error::ResultExt;
-use crate::{Error, Kind, Object, Result};
+use crate::{Error, Kind, Object, Result, Watch};
 use crust_kernel::Deadline;
 use crust_rpc::plugin::{Reply, Request};
 use crust_rpc::{Connection, Packet};
@@ -11,13 +11,15 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, sockopt};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use crust_rpc::plugin::{Hook, Stage};
 
 const VERSION: u32 = 1;
 /// One answer may take so long.
 const LIMIT: Duration = Duration::from_secs(10);
+/// How often who waits for one looks whether the request was cancelled.
+const TICK: Duration = Duration::from_millis(50);
 const MAX_REPLY_BYTES: usize = 1 << 16;
 const MAX_NAME_BYTES: usize = 32;
 
@@ -25,7 +27,14 @@ const MAX_NAME_BYTES: usize = 32;
 #[derive(Debug)]
 pub struct Plugins {
     all: Mutex<Vec<Plugin>>,
-    until: Deadline,
+    until: Until,
+}
+
+/// How long a plugin may be waited for, beside its own limit.
+#[derive(Clone, Debug)]
+pub(crate) struct Until {
+    pub(crate) deadline: Deadline,
+    pub(crate) watch: Watch,
 }
 
 #[derive(Debug)]
@@ -49,18 +58,18 @@ pub struct Saved {
 impl Plugins {
     /// None at all.
     pub fn none() -> Self {
-        Self { all: Mutex::default(), until: Deadline::after(LIMIT) }
+        Self { all: Mutex::default(), until: Until { deadline: Deadline::after(LIMIT), watch: Watch::default() } }
     }
 
     /// Connects to plugins by their sockets' names, and asks who they are. `until` bounds everything they do.
     ///
     /// # Errors
     /// A plugin that is not there, somebody else's, or does not answer as it should.
-    pub(crate) fn connect(addresses: &[String], stage: Stage, until: Deadline) -> Result<Self> {
+    pub(crate) fn connect(addresses: &[String], stage: Stage, until: Until) -> Result<Self> {
         let mut all: Vec<Plugin> = Vec::with_capacity(addresses.len());
         for address in addresses {
             let help = "start the plugin before crust, as the same user or root, and let it listen there";
-            let plugin = Plugin::connect(address, stage, until);
+            let plugin = Plugin::connect(address, stage, &until);
             let plugin = plugin.map_err(|e| e.on(Object::Path(address.clone())).help(help))?;
             if all.iter().any(|p| p.name == plugin.name) {
                 return Err(Error::new(Kind::BadRequest, format!("two plugins are called {}", plugin.name))
@@ -86,7 +95,7 @@ impl Plugins {
     /// A plugin that fails.
     pub fn offer(&self, request: &Request, fd: BorrowedFd<'_>) -> Result<Option<Saved>> {
         for plugin in self.lock().iter_mut().filter(|p| p.wants(request.hook)) {
-            let Some(data) = plugin.ask(request, Some(fd), self.until)? else { continue };
+            let Some(data) = plugin.ask(request, Some(fd), &self.until)? else { continue };
             let data = data.into_iter().next().map(|fd| plugin.sealed(fd, request.hook)).transpose()?;
             return Ok(Some(Saved { plugin: plugin.name.clone(), data }));
         }
@@ -101,7 +110,7 @@ impl Plugins {
         let mut all = self.lock();
         let plugin = all.iter_mut().find(|p| p.name == name);
         let plugin = plugin.ok_or_else(|| missing(Some(name)))?;
-        let given = plugin.ask(request, data, self.until)?.and_then(|fds| fds.into_iter().next());
+        let given = plugin.ask(request, data, &self.until)?.and_then(|fds| fds.into_iter().next());
         given.ok_or_else(|| plugin.fault(request.hook, "gave no descriptor back"))
     }
 
@@ -112,7 +121,7 @@ impl Plugins {
     pub(crate) fn tell(&self, hook: Hook, pid: i32) -> Result<()> {
         let request = Request { hook: hook.into(), pid: Some(pid), ..Request::default() };
         for plugin in self.lock().iter_mut().filter(|p| p.wants(request.hook)) {
-            plugin.ask(&request, None, self.until)?;
+            plugin.ask(&request, None, &self.until)?;
         }
         Ok(())
     }
@@ -140,7 +149,7 @@ pub fn missing(name: Option<&str>) -> Error {
 }
 
 impl Plugin {
-    fn connect(address: &str, stage: Stage, until: Deadline) -> Result<Self> {
+    fn connect(address: &str, stage: Stage, until: &Until) -> Result<Self> {
         let name = match address.strip_prefix('@') {
             Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
             None => SocketAddrUnix::new(address),
@@ -185,7 +194,7 @@ impl Plugin {
     }
 
     /// Its answer to a hook: the descriptors that came with it, or `None` if it is none of the plugin's.
-    fn ask(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>, until: Deadline) -> Result<Option<Vec<OwnedFd>>> {
+    fn ask(&mut self, request: &Request, fd: Option<BorrowedFd<'_>>, until: &Until) -> Result<Option<Vec<OwnedFd>>> {
         let (reply, fds) = self.exchange(request, fd, until)?;
         if reply.result == -libc::ENOTSUP && fds.is_empty() {
             return Ok(None);
@@ -215,7 +224,7 @@ impl Plugin {
         &mut self,
         request: &Request,
         fd: Option<BorrowedFd<'_>>,
-        until: Deadline,
+        until: &Until,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
         let exchanged = self.try_exchange(request, fd, until);
         self.broken |= exchanged.is_err();
@@ -226,15 +235,22 @@ impl Plugin {
         &self,
         request: &Request,
         fd: Option<BorrowedFd<'_>>,
-        until: Deadline,
+        until: &Until,
     ) -> Result<(Reply, Vec<OwnedFd>)> {
         let hook = request.hook;
         self.connection.send(request, fd).map_err(|e| self.fault(hook, &format!("cannot be asked: {e}")))?;
-        let limit = LIMIT.min(until.remaining());
+        let limit = LIMIT.min(until.deadline.remaining());
         let failed = |e: std::io::Error| self.fault(hook, &format!("cannot be heard: {e}"));
-        if !self.connection.readable_until(std::time::Instant::now() + limit).map_err(failed)? {
-            let e = self.fault(hook, &format!("did not answer within {:.1} s", limit.as_secs_f32()));
-            return Err(e.kind_is(Kind::Timeout));
+        let end = Instant::now() + limit;
+        while !self.connection.readable_until(end.min(Instant::now() + TICK)).map_err(failed)? {
+            if until.watch.is_over() {
+                let what = format!("the request was cancelled while plugin {} was awaited", self.name);
+                return Err(Error::new(Kind::Cancelled, what));
+            }
+            if Instant::now() >= end {
+                let e = self.fault(hook, &format!("did not answer within {:.1} s", limit.as_secs_f32()));
+                return Err(e.kind_is(Kind::Timeout));
+            }
         }
         let (packet, fds) = self.connection.receive_all::<Reply>(MAX_REPLY_BYTES).map_err(failed)?;
         match packet {

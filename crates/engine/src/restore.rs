@@ -86,7 +86,8 @@ pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport>
     let clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
     refuse_options(opts)?;
-    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Restore, Deadline::at(deadline))
+    let until = plugins::Until { deadline: Deadline::at(deadline), watch: events.watch() };
+    let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Restore, until)
         .map_err(|e| e.at(Stage::Read).state("nothing was created"))?;
     let done = restore_with(&plugins, opts, events, clock, deadline);
     plugins.end(done.is_ok());

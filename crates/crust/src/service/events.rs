@@ -2,11 +2,12 @@
 use super::peer::Peer;
 use super::worker::Times;
 use crate::events::{Scripts, only_logged};
-use crust_engine::{Error, Event, Events, Kind, Reply, Result, ResultExt};
+use crust_engine::{Error, Event, Events, Kind, Reply, Result, ResultExt, Watch};
 use crust_kernel::signals;
 use crust_rpc::{Connection, Notify, Packet, Request, RequestType, Response};
-use std::cell::Cell;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How long a client may think about a notification. Container engines run whole hooks in it.
@@ -17,13 +18,13 @@ const TICK: Duration = Duration::from_millis(200);
 /// The listener of one request.
 #[derive(Debug)]
 pub(super) struct RpcEvents<'a> {
-    pub(super) connection: &'a Connection,
-    pub(super) life: &'a Life,
+    pub(super) connection: Arc<Connection>,
+    pub(super) life: Arc<Life>,
     /// The client asked for notifications.
     pub(super) notify: bool,
     pub(super) scripts: Scripts,
     /// After this point nothing is rolled back any more, and a client that ends (a self-dump kills it) is no news.
-    pub(super) committed: bool,
+    pub(super) committed: Arc<AtomicBool>,
     /// Set for a dump of the caller itself, which is named by the pid it had when it connected.
     pub(super) dumped_caller: Option<&'a Peer>,
 }
@@ -34,18 +35,19 @@ pub(super) struct Life {
     end: Option<Instant>,
     /// After SIGTERM what runs may go on for so long. `None`: no signal lets it go on.
     grace: Option<Duration>,
-    told: Cell<Option<Instant>>,
+    /// When SIGTERM was first seen.
+    told: OnceLock<Instant>,
 }
 
 impl Life {
     /// Without an end; any signal cancels.
     pub(super) fn of_swrk() -> Self {
-        Self { end: None, grace: None, told: Cell::new(None) }
+        Self { end: None, grace: None, told: OnceLock::new() }
     }
 
     /// With a deadline of its own; SIGTERM ends it softly, SIGINT and SIGHUP at once.
     pub(super) fn of_service(times: Times) -> Self {
-        Self { end: Some(Instant::now() + times.request), grace: Some(times.stop), told: Cell::new(None) }
+        Self { end: Some(Instant::now() + times.request), grace: Some(times.stop), told: OnceLock::new() }
     }
 
     /// True while a further request may be begun.
@@ -65,8 +67,7 @@ impl Life {
         if signals::seen(libc::SIGINT) || signals::seen(libc::SIGHUP) {
             return stopped;
         }
-        let told = self.told.get().unwrap_or(now);
-        self.told.set(Some(told));
+        let told = *self.told.get_or_init(|| now);
         stopped.filter(|_| now >= told + grace)
     }
 }
@@ -118,7 +119,7 @@ impl RpcEvents<'_> {
             ..Response::default()
         };
         self.connection.send(&message, fd).map_err(|e| refused(format!("the client cannot be told: {e}")))?;
-        match readable(self.connection, Some(PATIENCE), || self.life.over().is_none())? {
+        match readable(&self.connection, Some(PATIENCE), || self.life.over().is_none())? {
             Ready::Yes => {}
             Ready::TooLate => return Err(refused(format!("the client did not answer for {} s", PATIENCE.as_secs()))),
             Ready::Over => return Err(Error::new(Kind::Cancelled, self.life.over().unwrap_or("the service ends"))),
@@ -144,7 +145,7 @@ impl Events for RpcEvents<'_> {
     fn notify(&mut self, event: Event, root: Option<i32>, fd: Option<BorrowedFd<'_>>) -> Result<Reply> {
         log::debug!("Running {} scripts", event.script_name());
         if matches!(event, Event::PostDump | Event::PostRestore { .. }) {
-            self.committed = true;
+            self.committed.store(true, Ordering::Relaxed);
         }
         // The tree is frozen at this event, so what has the pid now keeps it: the caller, if that has not ended.
         if event == Event::QueryExtFiles && self.dumped_caller.is_some_and(|peer| !peer.alive()) {
@@ -161,7 +162,8 @@ impl Events for RpcEvents<'_> {
         }
     }
 
-    fn cancelled(&mut self) -> bool {
-        !self.committed && (self.life.over().is_some() || self.connection.hung_up())
+    fn watch(&self) -> Watch {
+        let (committed, life, connection) = (self.committed.clone(), self.life.clone(), self.connection.clone());
+        Watch::new(move || !committed.load(Ordering::Relaxed) && (life.over().is_some() || connection.hung_up()))
     }
 }

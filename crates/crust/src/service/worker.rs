@@ -18,6 +18,7 @@ use prost::Message;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a client of the service may be silent before its first request.
@@ -61,9 +62,9 @@ enum Next {
 
 /// A connection with what is known about it.
 pub(super) struct Worker {
-    connection: Connection,
+    connection: Arc<Connection>,
     mode: Mode,
-    life: Life,
+    life: Arc<Life>,
     /// Who restores, if we must not.
     restorer: Option<PathBuf>,
     /// The caller. In the service this process has become it before it reads a byte.
@@ -81,7 +82,7 @@ impl Worker {
             Mode::Swrk => (Life::of_swrk(), None),
             Mode::Service(times) => (Life::of_service(times), Some(Peer::admit(&connection))),
         };
-        Self { connection, mode, life, peer, restorer: None }
+        Self { connection: Arc::new(connection), mode, life: Arc::new(life), peer, restorer: None }
     }
 
     /// Requests of root to restore, and questions what a restore would find, go to the service at this address.
@@ -315,11 +316,11 @@ impl Worker {
         }
         let image_dir = job.settings.engine.images_dir.as_ref().map(AsRawFd::as_raw_fd);
         RpcEvents {
-            connection: &self.connection,
-            life: &self.life,
+            connection: self.connection.clone(),
+            life: self.life.clone(),
             notify: job.notify,
             scripts: Scripts::new(std::mem::take(&mut job.settings.action_scripts), image_dir),
-            committed: false,
+            committed: Arc::default(),
             dumped_caller: job.caller_itself.then(|| self.peer().ok()).flatten(),
         }
     }
