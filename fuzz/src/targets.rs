@@ -1,7 +1,7 @@
 //! What is fuzzed: every reader of the image crate, on bytes from anywhere. Nothing may panic, and what decodes must encode
 //! to something that decodes to the same.
 use crust_image::json::Json;
-use crust_image::manifest::{Manifest, check_line, is_plain_name};
+use crust_image::manifest::{Manifest, check_line, is_plain_name, seal};
 use crust_image::pagemap::{Chain, Pagemap};
 use crust_image::proto::{CoreEntry, FileEntry, InventoryEntry, MmEntry};
 use crust_image::streamer;
@@ -81,13 +81,16 @@ pub fn json(data: &[u8]) {
     }
 }
 
-/// Text that may be a manifest.
+/// Bytes or text that may be a manifest.
 pub fn manifest(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
+    let text = String::from_utf8_lossy(data);
+    let unchecked = data.len().saturating_sub(4);
     // As it is, and as if whoever changed it had made its check fit.
-    for text in [text.to_owned(), text.to_owned() + &check_line(text)] {
-        if let Ok(m) = Manifest::from_text(&text) {
-            assert_eq!(Manifest::from_text(&m.to_text()), Ok(m));
+    for stored in [data.to_vec(), seal(data[..unchecked].to_vec()), format!("{text}{}", check_line(&text)).into()] {
+        if let Ok(m) = Manifest::read(&stored) {
+            let again = Manifest::read(&m.to_bytes()).expect("what we wrote is a manifest");
+            assert_eq!(again.to_bytes(), m.to_bytes());
+            assert_eq!(Json::parse("fuzz", &m.show()).map(|_| ()), Ok(()));
         }
     }
 }

@@ -189,7 +189,7 @@ fn what_the_processor_lacks_is_listed() {
     assert_eq!(check.status.code(), Some(1));
     assert!(output_text(&check).contains("XSAVE components 0x10000000000"), "{}", output_text(&check));
     sample.good(&["cpuinfo", "check", "--cpu-cap=none", "-D", "images"]);
-    fs::remove_file(sample.dir.path("images/crust-manifest.json")).unwrap();
+    fs::remove_file(sample.dir.path("images/crust-manifest")).unwrap();
     let restore = sample.run(&[&RESTORE[..], &["--cpu-cap"]].concat());
     let said = output_text(&restore);
     assert_eq!(restore.status.code(), Some(1));

@@ -38,7 +38,7 @@ pub use stream::Outlet;
 /// Beginning of the names of directories that unfinished dumps write into.
 pub(crate) const PARTIAL_PREFIX: &str = ".crust-partial-";
 /// The manifest with all hashes, before it replaces the one without.
-pub(crate) const MANIFEST_UNDER_WAY: &str = "crust-manifest.json.tmp";
+pub(crate) const MANIFEST_UNDER_WAY: &str = "crust-manifest.tmp";
 /// Link to the images of the parent checkpoint.
 pub const PARENT_LINK: &str = "parent";
 /// Features of manifests that this version can read.

@@ -69,7 +69,7 @@ fn appears_whole_and_replaces_only_images() {
     }
     let manifest = dump(&fd, 77).unwrap();
     let foreign = ["descriptors.json", "dump.log", "notes.img", "parent", "stats-dump"];
-    let ours = ["core-1.img", MANIFEST_NAME, "inventory.img", "pages-1.img", "pstree.img"];
+    let ours = ["core-1.img", "crust-manifest", "inventory.img", "pages-1.img", "pstree.img"];
     let mut all: Vec<&str> = foreign.iter().chain(&ours).copied().collect();
     all.sort_unstable();
     assert_eq!(dir.names(), all);
@@ -80,7 +80,9 @@ fn appears_whole_and_replaces_only_images() {
     assert!(manifest.files.iter().all(|f| f.hash.is_some()), "{manifest:?}");
 
     let source = Source::open(fd.as_fd()).unwrap();
-    assert_eq!(source.manifest(), Some(&manifest));
+    let stored = source.manifest().unwrap();
+    assert_eq!(stored.id(), manifest.id());
+    assert_eq!(stored.to_bytes(), manifest.to_bytes());
     assert_eq!(source.read_one::<InventoryEntry>(ImageKind::Inventory, 0).unwrap(), inventory());
     assert_eq!(source.read_all::<PstreeEntry>(ImageKind::Pstree, 0).unwrap()[0].pid, 77);
     assert!(source.read_all::<PstreeEntry>(ImageKind::Vmas, 3).unwrap().is_empty());

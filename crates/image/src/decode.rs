@@ -217,7 +217,7 @@ enum Raw<'a> {
 }
 
 /// The fields of a message one after another.
-struct Wire<'a>(&'a [u8]);
+pub(crate) struct Wire<'a>(pub(crate) &'a [u8]);
 
 /// Whether bytes are whole fields, of whatever message.
 pub(crate) fn are_fields(bytes: &[u8]) -> Result<(), String> {
@@ -247,7 +247,7 @@ impl<'a> Wire<'a> {
         Ok(Some((number, value)))
     }
 
-    fn varint(&mut self) -> Result<u64, String> {
+    pub(crate) fn varint(&mut self) -> Result<u64, String> {
         let mut value = 0_u64;
         for shift in (0..70).step_by(7) {
             let (&byte, rest) = self.0.split_first().ok_or("the record ends inside a number")?;
@@ -264,7 +264,7 @@ impl<'a> Wire<'a> {
         Err("a number is longer than 64 bits".to_owned())
     }
 
-    fn take(&mut self, len: u64) -> Result<&'a [u8], String> {
+    pub(crate) fn take(&mut self, len: u64) -> Result<&'a [u8], String> {
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let (taken, rest) = self
             .0

@@ -249,7 +249,7 @@ fn put(out: &mut Vec<u8>, number: u32, value: &Wire) {
     value.append_to(out);
 }
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;

@@ -1,18 +1,29 @@
 //! The manifest: what files a checkpoint consists of, so that a torn copy or a changed byte is found.
 //!
-//! It lies beside the images as `crust-manifest.json`; CRIU and its tools ignore it. Its hashes are xxh3-128: they find
-//! damage, they do not withstand forgery. Two kinds: `xxh3` of a whole file (`xxh128sum` gives the same), and for the bytes
-//! of pages `xxh3_pages`, a sum over pages that several threads can compute, each over a part, see [`PageSum`].
+//! It lies beside the images as `crust-manifest`; CRIU and its tools ignore it. Its hashes are xxh3-128: they find damage, they
+//! do not withstand forgery. Two kinds: that of a whole file (`xxh128sum` gives the same), and for the bytes of pages a sum
+//! over pages that several threads can compute, each over a part, see [`PageSum`]. Of each hash the file keeps the last bits
+//! ([`Digest`]), enough to name the damaged file, and one hash over all of them, whole, so that no damage is missed
+//! ([`Manifest::id`]). `manifest/bytes.rs` has the layout; what `crust image show` prints of it is JSON, which the
+//! first versions stored.
 use crate::json::Json;
 use crate::pagemap::PAGE_BYTES;
 use crate::{Error, ImageKind, Result};
 use std::fmt;
 use twox_hash::XxHash3_128;
 
-/// Name of the manifest inside the image directory.
-pub const MANIFEST_NAME: &str = "crust-manifest.json";
+mod bytes;
 
-const FORMAT: u64 = 1;
+pub use bytes::seal;
+
+/// Name of the manifest inside the image directory.
+pub const MANIFEST_NAME: &str = "crust-manifest";
+/// What it was called when it was text. Such manifests are still read.
+pub const TEXT_NAME: &str = "crust-manifest.json";
+
+/// Of the text that was stored, and of what is stored now.
+const TEXT_FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// More files than a checkpoint of 100,000 tasks has.
 const MAX_FILES: usize = 1 << 20;
 
@@ -138,6 +149,52 @@ impl fmt::Debug for Hasher {
     }
 }
 
+/// As much of a hash as a manifest keeps: its last bits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest {
+    value: u128,
+    bits: u32,
+}
+
+impl Digest {
+    /// Of pages, whose hashes are in no other hash.
+    const PAGES_BITS: u32 = 64;
+    const OTHER_BITS: u32 = 32;
+
+    /// How much is kept of the hash of such a file.
+    fn bits_for(name: &str) -> u32 {
+        if is_pages(name) { Self::PAGES_BITS } else { Self::OTHER_BITS }
+    }
+
+    fn shortened(self, bits: u32) -> Self {
+        let bits = bits.min(self.bits);
+        Self { value: self.value & (u128::MAX >> (128 - bits)), bits }
+    }
+
+    /// True if this may be what was kept of `hash`.
+    pub fn fits(self, hash: ContentHash) -> bool {
+        Self::from(hash).shortened(self.bits) == self
+    }
+}
+
+impl From<ContentHash> for Digest {
+    fn from(hash: ContentHash) -> Self {
+        Self { value: hash.0, bits: 128 }
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:0width$x}", self.value, width = (self.bits / 4) as usize)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// The member of a manifest's line that holds the hash of such a file.
 fn hash_member(name: &str) -> &'static str {
     if is_pages(name) { "xxh3_pages" } else { "xxh3" }
@@ -151,7 +208,7 @@ pub struct FileLine {
     /// Length in bytes.
     pub len_bytes: u64,
     /// Hash of the content, of the kind that goes with the name; `None` if it was never computed.
-    pub hash: Option<ContentHash>,
+    pub hash: Option<Digest>,
 }
 
 /// Something about this checkpoint that a reader has to know, or may want to.
@@ -166,27 +223,38 @@ pub struct Feature {
 /// The list of everything in an image directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Manifest {
-    /// Who wrote it.
-    pub tool: String,
+    /// Version of crust that wrote it.
+    pub version: String,
     /// What readers have to know.
     pub features: Vec<Feature>,
     /// [`Manifest::id`] of the parent checkpoint that some pages come from.
-    pub parent: Option<String>,
+    pub parent: Option<ContentHash>,
     /// All files, ordered by name.
     pub files: Vec<FileLine>,
+    /// As it was stored; `None` while the hashes of all files are whole.
+    pub stored_id: Option<ContentHash>,
+}
+
+/// A name for files by their content: the hash over all of them except page contents, which may be hashed later.
+pub fn id_of(files: &[FileLine]) -> ContentHash {
+    let mut hasher = Hasher::new();
+    let mut lines: Vec<&FileLine> = files.iter().filter(|f| !is_pages(&f.name)).collect();
+    lines.sort_by(|a, b| a.name.cmp(&b.name));
+    for line in lines {
+        let hash = line.hash.map(|h| h.to_string()).unwrap_or_default();
+        hasher.update(format!("{}\0{}\0{hash}\n", line.name, line.len_bytes).as_bytes());
+    }
+    hasher.finish()
+}
+
+fn bad(why: impl Into<String>) -> Error {
+    Error::text(MANIFEST_NAME, why)
 }
 
 impl Manifest {
-    /// Names this checkpoint by its content: the hash over all files except page contents, which may be hashed later.
-    pub fn id(&self) -> String {
-        let mut hasher = Hasher::new();
-        let mut lines: Vec<&FileLine> = self.files.iter().filter(|f| !is_pages(&f.name)).collect();
-        lines.sort_by(|a, b| a.name.cmp(&b.name));
-        for line in lines {
-            let hash = line.hash.map(|h| h.to_string()).unwrap_or_default();
-            hasher.update(format!("{}\0{}\0{hash}\n", line.name, line.len_bytes).as_bytes());
-        }
-        hasher.finish().to_string()
+    /// Names this checkpoint by its content, see [`id_of`].
+    pub fn id(&self) -> ContentHash {
+        self.stored_id.unwrap_or_else(|| id_of(&self.files))
     }
 
     /// The line of a file.
@@ -194,8 +262,19 @@ impl Manifest {
         self.files.iter().find(|f| f.name == name)
     }
 
-    /// The text to store.
-    pub fn to_text(&self) -> String {
+    /// Reads what is stored under [`MANIFEST_NAME`] or [`TEXT_NAME`].
+    ///
+    /// # Errors
+    /// If it is not a manifest, was changed, names a file outside of the directory, or is of a later format.
+    pub fn read(stored: &[u8]) -> Result<Self> {
+        match stored.first() {
+            Some(b'{') => Self::from_text(&String::from_utf8_lossy(stored)),
+            _ => Self::from_bytes(stored),
+        }
+    }
+
+    /// As JSON for people, one file a line.
+    pub fn show(&self) -> String {
         let text = |s: &str| Json::Str(s.to_owned());
         let files = self.files.iter().map(|f| {
             let mut members =
@@ -213,89 +292,80 @@ impl Manifest {
         });
         let mut members = vec![
             ("format".to_owned(), Json::Int(FORMAT.into())),
-            ("tool".to_owned(), text(&self.tool)),
-            ("id".to_owned(), Json::Str(self.id())),
+            ("version".to_owned(), text(&self.version)),
+            ("id".to_owned(), Json::Str(self.id().to_string())),
         ];
         if let Some(parent) = &self.parent {
-            members.push(("parent".to_owned(), text(parent)));
+            members.push(("parent".to_owned(), Json::Str(parent.to_string())));
         }
         members.push(("features".to_owned(), Json::Array(features.collect())));
         members.push(("files".to_owned(), Json::Array(files.collect())));
-        // One file a line: readable, and small enough for thousands of files.
-        let mut out = String::from("{\n");
-        for (name, value) in &members {
-            match value {
-                Json::Array(items) if !items.is_empty() => {
-                    let lines: Vec<String> = items.iter().map(|i| format!("  {}", i.to_line())).collect();
-                    out.push_str(&format!(" \"{name}\": [\n{}\n ],\n", lines.join(",\n")));
-                }
-                _ => out.push_str(&format!(" \"{name}\": {},\n", value.to_line())),
+        let member = |(name, value): &(String, Json)| match value {
+            Json::Array(items) if !items.is_empty() => {
+                let lines: Vec<String> = items.iter().map(|i| format!("  {}", i.to_line())).collect();
+                format!(" \"{name}\": [\n{}\n ]", lines.join(",\n"))
             }
-        }
-        let end = check_line(&out);
-        out + &end
+            _ => format!(" \"{name}\": {}", value.to_line()),
+        };
+        format!("{{\n{}\n}}\n", members.iter().map(member).collect::<Vec<_>>().join(",\n"))
     }
 
-    /// Reads what [`Manifest::to_text`] wrote, and what later versions add to it.
-    ///
-    /// # Errors
-    /// If it is not a manifest, names a file outside of the directory, is of a later format, or its id does not fit.
-    pub fn from_text(text: &str) -> Result<Self> {
-        let bad = |why: String| Error::text(MANIFEST_NAME, why);
-        let root = Json::parse(MANIFEST_NAME, text)?;
-        if root.get("format").and_then(Json::as_u64) == Some(FORMAT) {
-            let (body, end) = text.rfind(CHECK).map(|at| text.split_at(at)).unwrap_or((text, ""));
-            if end != check_line(body) {
-                return Err(bad("the check in its last line does not fit: the manifest was changed".to_owned()));
-            }
-        }
+    /// Reads the text that the first versions stored.
+    fn from_text(text: &str) -> Result<Self> {
+        let root = Json::parse(TEXT_NAME, text)?;
         match root.get("format").and_then(Json::as_u64) {
-            Some(FORMAT) => {}
-            Some(later) => return Err(bad(format!("format {later} is newer than this version of crust understands"))),
-            None => return Err(bad("\"format\" is missing: not a manifest".to_owned())),
+            Some(TEXT_FORMAT) => {}
+            Some(later) => return Err(bad(format!("no manifest is text of format {later}"))),
+            None => return Err(bad("\"format\" is missing: not a manifest")),
+        }
+        let (body, end) = text.rfind(CHECK).map(|at| text.split_at(at)).unwrap_or((text, ""));
+        if end != check_line(body) {
+            return Err(bad("the check in its last line does not fit: the manifest was changed"));
         }
         let string = |json: &Json, name: &str| json.get(name).and_then(Json::as_str).map(str::to_owned);
         let list = |name: &str| root.get(name).and_then(Json::as_array).unwrap_or_default();
+        let hash = |text: &str| {
+            let hash = u128::from_str_radix(text, 16).map(ContentHash);
+            hash.map_err(|_| bad(format!("{text:?} is not a hash")))
+        };
         let mut m = Self {
-            tool: string(&root, "tool").unwrap_or_default(),
-            parent: string(&root, "parent"),
+            version: string(&root, "tool").map(|t| t.trim_start_matches("crust ").to_owned()).unwrap_or_default(),
+            parent: string(&root, "parent").as_deref().map(hash).transpose()?,
             ..Self::default()
         };
         for feature in list("features") {
             m.features.push(Feature {
-                name: string(feature, "name").ok_or_else(|| bad("a feature without name".to_owned()))?,
+                name: string(feature, "name").ok_or_else(|| bad("a feature without name"))?,
                 must_understand: feature.get("must_understand").and_then(Json::as_bool).unwrap_or(true),
             });
         }
-        if list("files").len() > MAX_FILES {
-            return Err(bad(format!("more than {MAX_FILES} files")));
-        }
         for file in list("files") {
-            let name = string(file, "name").ok_or_else(|| bad("a file without name".to_owned()))?;
-            if !is_plain_name(&name) {
-                return Err(bad(format!("{name:?} is not the name of a file in this directory")));
-            }
+            let name = string(file, "name").ok_or_else(|| bad("a file without name"))?;
             let len_bytes = file.get("bytes").and_then(Json::as_u64);
             let len_bytes = len_bytes.ok_or_else(|| bad(format!("{name}: \"bytes\" is missing")))?;
-            let hash = match file.get(hash_member(&name)) {
-                None => None,
-                Some(hash) => Some(
-                    hash.as_str()
-                        .and_then(|h| u128::from_str_radix(h, 16).ok())
-                        .map(ContentHash)
-                        .ok_or_else(|| bad(format!("{name}: {:?} is not a hash", hash_member(&name))))?,
-                ),
-            };
-            m.files.push(FileLine { name, len_bytes, hash });
+            let digest = string(file, hash_member(&name)).as_deref().map(hash).transpose()?.map(Digest::from);
+            m.files.push(FileLine { name, len_bytes, hash: digest });
         }
-        m.files.sort_by(|a, b| a.name.cmp(&b.name));
-        if let Some(pair) = m.files.windows(2).find(|pair| matches!(pair, [a, b] if a.name == b.name)) {
-            return Err(bad(format!("{} is listed twice", pair.first().map_or("", |f| f.name.as_str()))));
-        }
-        if root.get("id").and_then(Json::as_str) != Some(&m.id()) {
-            return Err(bad("the id does not fit the list of files: the manifest was changed".to_owned()));
+        let m = m.checked()?;
+        if string(&root, "id") != Some(m.id().to_string()) {
+            return Err(bad("the id does not fit the list of files: the manifest was changed"));
         }
         Ok(m)
+    }
+
+    /// Itself, in order, if what it names are different files inside of the directory.
+    fn checked(mut self) -> Result<Self> {
+        if self.files.len() > MAX_FILES {
+            return Err(bad(format!("more than {MAX_FILES} files")));
+        }
+        if let Some(file) = self.files.iter().find(|f| !is_plain_name(&f.name)) {
+            return Err(bad(format!("{:?} is not the name of a file in this directory", file.name)));
+        }
+        self.files.sort_by(|a, b| a.name.cmp(&b.name));
+        match self.files.windows(2).find(|pair| matches!(pair, [a, b] if a.name == b.name)) {
+            Some(pair) => Err(bad(format!("{} is listed twice", pair.first().map_or("", |f| f.name.as_str())))),
+            None => Ok(self),
+        }
     }
 
     /// Features that this version does not know and must not ignore.
@@ -308,7 +378,7 @@ impl Manifest {
 /// How the line begins that holds a hash of all lines before it.
 const CHECK: &str = " \"check\": ";
 
-/// The lines that end a manifest whose others are `body`.
+/// The lines that end a manifest of text whose others are `body`.
 pub fn check_line(body: &str) -> String {
     format!("{CHECK}\"{}\"\n}}\n", ContentHash::of(body.as_bytes()))
 }
@@ -316,6 +386,11 @@ pub fn check_line(body: &str) -> String {
 /// True for a name that stays inside the directory it is used in.
 pub fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 255 && name != "." && name != ".." && !name.contains(['/', '\0'])
+}
+
+/// True for the names under which a manifest is stored.
+pub fn is_manifest(name: &str) -> bool {
+    name == MANIFEST_NAME || name == TEXT_NAME
 }
 
 /// True for the files that hold the bytes of pages.
@@ -328,57 +403,163 @@ mod tests {
     use super::*;
 
     fn sample() -> Manifest {
+        let line = |name: &str, len_bytes, hash: Option<ContentHash>| FileLine {
+            name: name.to_owned(),
+            len_bytes,
+            hash: hash.map(Digest::from),
+        };
         Manifest {
-            tool: "crust 0".to_owned(),
+            version: "0".to_owned(),
             features: vec![Feature { name: "x".to_owned(), must_understand: true }],
-            parent: Some("ab".to_owned()),
+            parent: Some(ContentHash(0xab)),
             files: vec![
-                FileLine { name: "core-1.img".to_owned(), len_bytes: 3, hash: Some(ContentHash::of(b"abc")) },
-                FileLine { name: "pages-1.img".to_owned(), len_bytes: 4096, hash: None },
+                line("core-1.img", 3, Some(ContentHash::of(b"abc"))),
+                line("core-70000.img", 300, Some(ContentHash::of(b"abd"))),
+                line("ghost-file-1f.img", 1 << 40, None),
+                line("inventory.img", 80, Some(ContentHash::of(b"inventory"))),
+                line("of-no-kind", 1, Some(ContentHash::of(b"x"))),
+                line("pages-1.img", 4096, Some(ContentHash::of(b"pages"))),
+                line("pages-2.img", 4096, None),
+                line("pagemap-shmem-1.img", 20, Some(ContentHash::of(b"shmem"))),
             ],
+            stored_id: None,
         }
     }
 
+    /// As the version before the bytes stored it.
+    fn stored_text() -> String {
+        let hash = ContentHash::of(b"abc");
+        let mut m = Manifest { version: "0".to_owned(), ..Manifest::default() };
+        m.files = vec![FileLine { name: "core-1.img".to_owned(), len_bytes: 3, hash: Some(hash.into()) }];
+        let body = format!(
+            "{{\n \"format\": 1,\n \"tool\": \"crust 0\",\n \"id\": \"{}\",\n \"features\": [],\n \"files\": [\n  \
+             {{\"name\": \"core-1.img\", \"bytes\": 3, \"xxh3\": \"{hash}\"}}\n ],\n",
+            m.id()
+        );
+        body.clone() + &check_line(&body)
+    }
+
     #[test]
-    fn comes_back() -> Result<()> {
+    fn comes_back_with_what_is_kept_of_hashes() -> Result<()> {
         let m = sample();
-        assert_eq!(Manifest::from_text(&m.to_text())?, m);
+        let stored = m.to_bytes();
+        let back = Manifest::read(&stored)?;
+        assert_eq!(
+            (&back.version, &back.features, back.parent, back.id()),
+            (&m.version, &m.features, m.parent, m.id())
+        );
+        assert_eq!(back.files.len(), m.files.len());
+        for (file, was) in back.files.iter().zip(m.clone().checked()?.files) {
+            assert_eq!((&file.name, file.len_bytes), (&was.name, was.len_bytes));
+            let whole = was.hash.map(|h| ContentHash(h.value));
+            assert_eq!(file.hash.is_some(), whole.is_some(), "{}", file.name);
+            if let (Some(kept), Some(whole)) = (file.hash, whole) {
+                assert!(kept.fits(whole) && !kept.fits(ContentHash(whole.0 ^ 1)), "{}", file.name);
+                assert_eq!(kept.bits, if is_pages(&file.name) { 64 } else { 32 });
+                assert!(whole.to_string().ends_with(&kept.to_string()));
+            }
+        }
+        assert_eq!(back.to_bytes(), stored);
         assert_eq!(m.not_understood(&[]), ["x"]);
         assert!(m.not_understood(&["x"]).is_empty());
         Ok(())
     }
 
     #[test]
+    fn files_of_a_process_take_few_bytes() {
+        let hash = Some(ContentHash::of(b"x").into());
+        let of = |pid: u64| {
+            let kinds = [ImageKind::Core, ImageKind::Fs, ImageKind::Ids, ImageKind::Mm, ImageKind::Pagemap];
+            kinds.map(|kind| FileLine { name: kind.file_name(pid), len_bytes: 1000, hash })
+        };
+        let m = Manifest { files: (5000..6000).flat_map(of).collect(), ..Manifest::default() };
+        assert!(m.to_bytes().len() < 5000 * 8, "{}", m.to_bytes().len());
+    }
+
+    #[test]
     fn id_is_the_content_without_pages() {
         let mut m = sample();
         let id = m.id();
-        m.files[1].hash = Some(ContentHash(7));
+        m.files[5].hash = Some(ContentHash(7).into());
         assert_eq!(m.id(), id, "pages may be hashed later");
-        m.files[0].hash = Some(ContentHash::of(b"abd"));
+        m.files[0].hash = Some(ContentHash::of(b"abd").into());
         assert_ne!(m.id(), id);
     }
 
     #[test]
-    fn changed_and_hostile_text_is_refused() {
-        let text = sample().to_text();
+    fn changed_and_hostile_bytes_are_refused() {
+        let stored = sample().to_bytes();
+        for at in 0..stored.len() {
+            let mut bytes = stored.clone();
+            bytes[at] ^= 1;
+            assert!(Manifest::read(&bytes).is_err(), "byte {at}");
+            assert!(Manifest::read(&stored[..at]).is_err(), "cut at {at}");
+        }
+        let hostile = |name: &str, said: &str| {
+            let mut m = sample();
+            m.files[4].name = name.to_owned();
+            let e = Manifest::read(&m.to_bytes()).unwrap_err().to_string();
+            assert!(e.contains(said), "{e}");
+        };
+        hostile("../core-1", "is not the name of a file");
+        hostile("core-1.img", "listed twice");
+        let mut later = stored[..stored.len() - 4].to_vec();
+        later[3] += 1;
+        let e = Manifest::read(&seal(later)).unwrap_err().to_string();
+        assert!(e.contains("newer"), "{e}");
+        let e = Manifest::read(b"something else").unwrap_err().to_string();
+        assert!(e.contains("not a manifest"), "{e}");
+    }
+
+    #[test]
+    fn stored_text_is_read_unless_it_was_changed() {
+        let text = stored_text();
+        let m = Manifest::read(text.as_bytes()).unwrap();
+        assert_eq!(m.version, "0");
+        assert!(m.file("core-1.img").unwrap().hash.unwrap().fits(ContentHash::of(b"abc")));
         for at in 0..text.len() {
             let mut bytes = text.clone().into_bytes();
             bytes[at] ^= 1;
-            assert!(Manifest::from_text(&String::from_utf8(bytes).unwrap()).is_err(), "byte {at}");
+            assert!(Manifest::read(&bytes).is_err(), "byte {at}");
         }
         let body = &text[..text.rfind(CHECK).unwrap()];
         for (from, to, said) in [
             ("\"bytes\": 3", "\"bytes\": 4", "the id does not fit"),
             ("core-1.img", "../core-1", "is not the name of a file"),
-            ("\"format\": 1", "\"format\": 2", "newer"),
-            ("pages-1.img", "core-1.img", "twice"),
             ("\"format\"", "\"formal\"", "not a manifest"),
         ] {
             assert!(body.contains(from), "{from}");
             let body = body.replace(from, to);
-            let e = Manifest::from_text(&(body.clone() + &check_line(&body))).unwrap_err().to_string();
+            let e = Manifest::read((body.clone() + &check_line(&body)).as_bytes()).unwrap_err().to_string();
             assert!(e.contains(said), "{e}");
         }
+    }
+
+    #[test]
+    fn what_fits_file_by_file_must_fit_as_a_whole() {
+        let name = ImageKind::PluginData.file_name(1);
+        let line = FileLine { name: name.clone(), len_bytes: 1, hash: Some(ContentHash::of(b"x").into()) };
+        let mut m = Manifest { files: vec![line], ..Manifest::default() };
+        let mut said = |id| {
+            m.stored_id = id;
+            let images = [(name.clone(), b"x".to_vec()), (MANIFEST_NAME.to_owned(), m.to_bytes())];
+            let set = std::collections::BTreeMap::from(images);
+            crate::tools::verify(&set)
+                .unwrap()
+                .problems
+                .iter()
+                .any(|p| p.contains("some image is not what was written"))
+        };
+        assert!(!said(None));
+        assert!(said(Some(ContentHash(1))));
+    }
+
+    #[test]
+    fn is_shown_as_json() {
+        let shown = sample().show();
+        let json = Json::parse("shown", &shown).unwrap();
+        assert_eq!(json.get("files").and_then(Json::as_array).map(<[Json]>::len), Some(8), "{shown}");
+        assert!(shown.contains("\"name\": \"core-1.img\", \"bytes\": 3, \"xxh3\": "), "{shown}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! Read are ustar, pax and GNU archives as tar(1), Go and Python make them; written is plain ustar (sizes from 8 GiB on in
 //! GNU's binary form, which all of those read).
-use crate::manifest::{ContentHash, Hasher, MANIFEST_NAME, is_pages, is_plain_name};
+use crate::manifest::{ContentHash, Hasher, is_manifest, is_pages, is_plain_name};
 use crate::{Error, ImageKind, ImageSet, Result, What};
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashSet};
@@ -333,7 +333,7 @@ impl Chosen<'_> {
             return impossible(format!("{shown:?} is there twice"));
         }
         let is_image = ImageKind::of_file_name(&name).is_some_and(|(kind, _)| !kind.is_service());
-        if !is_image && name != MANIFEST_NAME {
+        if !is_image && !is_manifest(&name) {
             self.skipped.push(shown);
             return Ok(None);
         }

@@ -4,7 +4,7 @@ use super::{
 };
 use crate::{Error, Kind, Result, fault};
 use crust_image::ImageKind;
-use crust_image::manifest::{FileLine, MANIFEST_NAME, Manifest};
+use crust_image::manifest::{FileLine, MANIFEST_NAME, Manifest, TEXT_NAME};
 use rustix::fs::{self, AtFlags, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 use std::collections::HashSet;
@@ -106,7 +106,7 @@ impl Aside {
         };
         let mut present: HashSet<String> = names(&self.dir)?.into_iter().collect();
         if whole {
-            for name in [inventory.as_str(), MANIFEST_NAME] {
+            for name in [inventory.as_str(), MANIFEST_NAME, TEXT_NAME] {
                 if present.remove(name) {
                     moves.take_away(name)?;
                 }

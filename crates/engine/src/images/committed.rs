@@ -73,14 +73,14 @@ impl Committed {
             let Some(line) = self.manifest.files.get_mut(n) else { continue };
             let (file, _) = open_in(dir, &line.name)?
                 .ok_or_else(|| Error::bad_image(&line.name, "the image vanished after it was written"))?;
-            line.hash = Some(hash_of(&file, &line.name).map_err(|e| failed(&e, &line.name))?);
+            line.hash = Some(hash_of(&file, &line.name).map_err(|e| failed(&e, &line.name))?.into());
         }
         let temporary = MANIFEST_UNDER_WAY;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = fs::openat(dir, temporary, flags, Mode::RUSR | Mode::WUSR)
             .map_err(|e| cannot_write("cannot complete the manifest", e).on(image(temporary)))?;
         let file = File::from(fd);
-        let done = write_all(&file, self.manifest.to_text().as_bytes()).and_then(|()| {
+        let done = write_all(&file, &self.manifest.to_bytes()).and_then(|()| {
             // A power cut must not find the new name before the new bytes.
             if sync && !in_memory(dir) {
                 sync_file(file.as_fd())?;

@@ -6,7 +6,7 @@ use super::stream::{Outlet, OutletTo, Stream};
 use super::{Source, cannot_write, failed, image, in_memory, open_new, plain, sync_file, write_all};
 use crate::options::Tar;
 use crate::{Error, Kind, Object, Result, fault};
-use crust_image::manifest::{ContentHash, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest};
+use crust_image::manifest::{ContentHash, Digest, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest};
 use crust_image::{ImageKind, Message};
 use rustix::fs::{self, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
@@ -26,7 +26,7 @@ const MANY_FILES: usize = 32;
 struct Written {
     files: Files,
     features: Vec<Feature>,
-    parent: Option<(PathBuf, Option<String>)>,
+    parent: Option<(PathBuf, Option<ContentHash>)>,
     /// The first write that failed: such a dump is never committed.
     broken: Option<String>,
 }
@@ -37,10 +37,11 @@ type Files = BTreeMap<String, (Option<u64>, Option<ContentHash>)>;
 impl Written {
     fn manifest(self, files: Vec<FileLine>) -> Manifest {
         Manifest {
-            tool: concat!("crust ", env!("CARGO_PKG_VERSION")).to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             features: self.features,
             parent: self.parent.and_then(|(_, id)| id),
             files,
+            stored_id: None,
         }
     }
 }
@@ -273,7 +274,7 @@ impl Partial {
         let manifest = written.manifest(files);
         if has_inventory {
             let file = open_new(aside.handle.as_fd(), MANIFEST_NAME)?;
-            write_all(&file, manifest.to_text().as_bytes())
+            write_all(&file, &manifest.to_bytes())
                 .and_then(|()| if sync { sync_file(file.as_fd()) } else { Ok(()) })
                 .map_err(|e| cannot_write("writing failed", e).on(image(MANIFEST_NAME)))?;
         }
@@ -299,12 +300,12 @@ fn end_stream(stream: Stream, mut written: Written, has_inventory: bool, sync: b
     let line = |(name, (len, hash)): (String, (Option<u64>, Option<ContentHash>))| FileLine {
         name,
         len_bytes: len.unwrap_or(0),
-        hash,
+        hash: hash.map(Digest::from),
     };
     let files = std::mem::take(&mut written.files).into_iter().map(line).collect();
     let manifest = written.manifest(files);
     if has_inventory {
-        stream.put(MANIFEST_NAME, manifest.to_text().as_bytes(), false)?;
+        stream.put(MANIFEST_NAME, &manifest.to_bytes(), false)?;
     }
     stream.finish(&ImageKind::Inventory.file_name(0), sync)?;
     Ok(Committed { place: Place::Stream(stream), manifest, has_manifest: false })
@@ -345,7 +346,7 @@ fn durable(aside: &Aside, files: Files, sync: bool) -> Result<Vec<FileLine>> {
                 Ok((len, hash))
             })?,
         };
-        Ok(FileLine { name, len_bytes, hash })
+        Ok(FileLine { name, len_bytes, hash: hash.map(Digest::from) })
     };
     files.into_iter().map(line).collect()
 }

@@ -3,7 +3,7 @@ use super::hashing::hash_of;
 use super::spool::{Feed, Spool};
 use super::{KNOWN_FEATURES, PARENT_LINK, PARTIAL_PREFIX, failed, image, names, open_in, plain, reopen};
 use crate::{Error, Kind, Result};
-use crust_image::manifest::{ContentHash, MANIFEST_NAME, Manifest, is_pages};
+use crust_image::manifest::{ContentHash, MANIFEST_NAME, Manifest, TEXT_NAME, is_pages};
 use crust_image::{ImageKind, ImageSet, Message};
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -98,9 +98,12 @@ impl Source {
 
     fn read_manifest(dir: OwnedFd, feed: Option<Feed>) -> Result<Self> {
         let mut source = Self { dir, manifest: None, feed, spool: None };
-        if let Some(bytes) = source.read(MANIFEST_NAME)? {
-            let text = String::from_utf8_lossy(&bytes);
-            let manifest = Manifest::from_text(&text)?;
+        let stored = match source.read(MANIFEST_NAME)? {
+            None => source.read(TEXT_NAME)?,
+            stored => stored,
+        };
+        if let Some(bytes) = stored {
+            let manifest = Manifest::read(&bytes)?;
             if let [first, ..] = manifest.not_understood(KNOWN_FEATURES)[..] {
                 return Err(Error::bad_image(MANIFEST_NAME, format!("the checkpoint needs the feature {first:?}"))
                     .help("restore it with the version of crust that wrote it, or a later one"));
@@ -238,7 +241,7 @@ impl Source {
             }
         };
         let parent = Self::open_dir(fd)?;
-        let wanted = self.manifest.as_ref().and_then(|m| m.parent.as_deref());
+        let wanted = self.manifest.as_ref().and_then(|m| m.parent);
         if let (Some(wanted), Some(found)) = (wanted, parent.manifest.as_ref().map(Manifest::id))
             && wanted != found
         {

@@ -8,7 +8,7 @@ use super::stream::{OutletTo, Stream, connect, pipe, send_all, send_pipe, wait_f
 use super::{Source, as_input_error, cannot_write, image, open_new, write_all};
 use crate::options::Tar;
 use crate::{Error, Kind, Object, OnObject, Result, ResultExt};
-use crust_image::manifest::{ContentHash, Hasher, MANIFEST_NAME, is_plain_name};
+use crust_image::manifest::{ContentHash, Hasher, is_manifest, is_plain_name};
 use crust_image::tar::{self, Input};
 use crust_image::{ImageKind, streamer};
 use rustix::event::PollFlags;
@@ -256,7 +256,7 @@ impl Source {
                 Some(feed) => feed.lock().arrived.files.get(&line.name).copied().flatten().map(|(_, hash)| hash),
                 None => self.hash_of(&line.name)?,
             };
-            if found == Some(expected) {
+            if found.is_some_and(|hash| expected.fits(hash)) {
                 continue;
             }
             if ImageKind::of_file_name(&line.name).is_some_and(|(kind, _)| kind.is_raw()) {
@@ -301,7 +301,7 @@ pub fn pack(source: &Source, place: &Tar, sync: bool) -> Result<()> {
     let inventory = ImageKind::Inventory.file_name(0);
     let is_part = |name: &String| {
         let is_image = ImageKind::of_file_name(name).is_some_and(|(kind, _)| !kind.is_service());
-        is_image && *name != inventory || name == MANIFEST_NAME
+        is_image && *name != inventory || is_manifest(name)
     };
     let stream = Stream::tar(place)?;
     for name in source.names()?.into_iter().filter(is_part).chain([inventory.clone()]) {
