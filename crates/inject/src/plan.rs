@@ -408,6 +408,8 @@ impl Program {
         let labels_base = data_base + self.data.len() as u64;
         let mut labels = Vec::new();
         let mut label_at: HashMap<&str, u64> = HashMap::new();
+        // The same call is often made many times.
+        let mut last: Option<(&str, u64)> = None;
         let mut bytes = vec![0u8; (data_base - base) as usize];
         bytes.extend_from_slice(&self.data);
         let put = |bytes: &mut [u8], at: u64, value: u64| {
@@ -429,12 +431,16 @@ impl Program {
             put(&mut bytes, headers[i] + 40, on_error);
             for (n, r) in plan.records.iter().enumerate() {
                 let rec = record_bases[i] + (n * RECORD_BYTES) as u64;
-                let label = *label_at.entry(&r.label).or_insert_with(|| {
-                    let at = labels_base + labels.len() as u64;
-                    labels.extend_from_slice(r.label.as_bytes());
-                    labels.push(0);
-                    at
-                });
+                let label = match last {
+                    Some((text, at)) if text == r.label => at,
+                    _ => *label_at.entry(&r.label).or_insert_with(|| {
+                        let at = labels_base + labels.len() as u64;
+                        labels.extend_from_slice(r.label.as_bytes());
+                        labels.push(0);
+                        at
+                    }),
+                };
+                last = Some((&r.label, label));
                 let (expect, want) = match r.expect {
                     Expect::Any => (0u8, 0),
                     Expect::Ok => (1, 0),

@@ -251,6 +251,30 @@ fn jobs<'a>(
     })
 }
 
+/// Descriptors to ask a process for.
+struct Descriptors {
+    numbers: Vec<u32>,
+    /// How many of them are open, if that is all that is known.
+    count: Option<usize>,
+    flags_too: bool,
+}
+
+impl Descriptors {
+    /// To list many takes as long as to look at them: where the kernel counts them (Linux 6.2), the process is asked for as many
+    /// numbers and some more, and says which of them are open.
+    fn look(proc: &ProcDir, cheap: bool) -> rustix::io::Result<Self> {
+        const WORTH_ASKING: usize = 32;
+        let count = if cheap { proc.stat_file("fd").map_or(0, |dir| dir.st_size.max(0) as usize) } else { 0 };
+        if (WORTH_ASKING..=DESCRIPTORS_ASKED).contains(&count) {
+            let some_more = count + count / 16 + 8;
+            return Ok(Self { numbers: (0..some_more as u32).collect(), count: Some(count), flags_too: true });
+        }
+        let numbers = proc.numbers("fd")?;
+        let flags_too = cheap && numbers.len() <= DESCRIPTORS_ASKED;
+        Ok(Self { numbers, count: None, flags_too })
+    }
+}
+
 struct Prepared {
     program: Program,
     questions: Questions,
@@ -269,10 +293,10 @@ impl Prepared {
         }
         let dispatch = dispatch::look(&tids)?;
         let mut program = Program::new();
-        let descriptors = seen.proc.numbers("fd").during("listing descriptors")?;
-        let cheap = descriptors.len() <= DESCRIPTORS_ASKED && !process.steps_plans()?;
+        let cheap = !process.steps_plans()?;
+        let descriptors = Descriptors::look(&seen.proc, cheap).during("listing descriptors")?;
         let is_32bit = process.is_32bit()?;
-        let questions = Questions::ask(&mut program, &tids, &timer_list, (descriptors, cheap), is_32bit)?;
+        let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, is_32bit)?;
         let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
         Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
@@ -312,8 +336,10 @@ pub(super) struct Questions {
     pub(super) membarrier: Slot,
     pub(super) personality: Slot,
     pub(super) limits: DataRef,
-    /// What is open, and where the flags are of each, if they were asked for.
+    /// Where the flags are of each descriptor, if they were asked for.
     pub(super) descriptors: Vec<(TargetFd, Option<Slot>)>,
+    /// How many of those are open; all, if this is not there.
+    pub(super) descriptors_open: Option<usize>,
     pub(super) settings: settings::AskedProcess,
     pub(super) segments: Slot,
     pub(super) threads: Vec<ThreadQuestions>,
@@ -338,7 +364,7 @@ impl Questions {
         p: &mut Program,
         tids: &[HostTid],
         timer_list: &str,
-        (descriptors, flags_too): (Vec<u32>, bool),
+        Descriptors { numbers, count, flags_too }: Descriptors,
         is_32bit: bool,
     ) -> Result<Self> {
         let plans: Vec<PlanId> = tids.iter().map(|t| p.plan(format!("thread {t}"))).collect();
@@ -362,7 +388,7 @@ impl Questions {
         let limits = limits::ask(p, main);
         let mut getfd =
             |fd: u32| p.syscall_slot(main, "F_GETFD", libc::SYS_fcntl, &[fd.into(), libc::F_GETFD.into()], Expect::Any);
-        let descriptors = descriptors.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
+        let descriptors = numbers.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
         let settings = settings::ask_process(p, main);
         let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan, is_32bit)).collect();
         let segments = compat::ask_table(p, main);
@@ -378,6 +404,7 @@ impl Questions {
             personality,
             limits,
             descriptors,
+            descriptors_open: count,
             settings,
             segments,
             threads,

@@ -18,7 +18,8 @@ use crust_image::proto::{
 use crust_inject::plan::DataRef;
 use crust_kernel::kcmp::Shared;
 use crust_kernel::procfs::{ProcDir, Status};
-use crust_kernel::{HostTid, NsTid};
+use crust_kernel::{HostTid, NsTid, TargetFd};
+use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender};
 
@@ -251,16 +252,31 @@ fn look_shared(target: &Target<'_>, asked: &Asked, cx: &mut Collected<'_>) -> Re
     mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
     mm.entry.thp_disabled = (answers.slot(questions.main, questions.thp_disabled)? & 1 != 0).then_some(true);
     cx.shared.collect(target, &mm)?;
-    let mut descriptors = Vec::with_capacity(questions.descriptors.len());
-    for &(fd, flags) in &questions.descriptors {
-        let flags = flags.map(|slot| answers.slot(questions.main, slot)).transpose()?;
-        // Why a call failed is for the look from outside to tell.
-        let cloexec = flags.filter(|&flags| flags >= 0).map(|flags| flags & i64::from(libc::FD_CLOEXEC) != 0);
-        descriptors.push(Known { fd, cloexec });
-    }
-    let files_id = cx.files.dump_known_fds(target, &descriptors)?;
+    let files_id = cx.files.dump_known_fds(target, &descriptors(target, asked)?)?;
     cx.files.dump_fs(target)?;
     Ok((mm, files_id))
+}
+
+/// The descriptors of a process, as it has told.
+fn descriptors(target: &Target<'_>, asked: &Asked) -> Result<Vec<Known>> {
+    let Asked { questions, answers, .. } = asked;
+    let mut open = Vec::with_capacity(questions.descriptors.len());
+    for &(fd, flags) in &questions.descriptors {
+        let flags = flags.map(|slot| answers.slot(questions.main, slot)).transpose()?;
+        if questions.descriptors_open.is_some() && flags == Some(-i64::from(libc::EBADF)) {
+            continue;
+        }
+        // Why a call failed else is for the look from outside to tell.
+        let cloexec = flags.filter(|&flags| flags >= 0).map(|flags| flags & i64::from(libc::FD_CLOEXEC) != 0);
+        open.push(Known { fd, cloexec });
+    }
+    if questions.descriptors_open.is_none_or(|count| count == open.len()) {
+        return Ok(open);
+    }
+    // Some have higher numbers than were asked for.
+    let told: HashMap<TargetFd, Known> = open.into_iter().map(|known| (known.fd, known)).collect();
+    let all = target.proc.numbers("fd").during("listing descriptors")?.into_iter().map(TargetFd);
+    Ok(all.map(|fd| told.get(&fd).copied().unwrap_or(Known { fd, cloexec: None })).collect())
 }
 
 /// The threads of a process, each to be looked at by itself.
