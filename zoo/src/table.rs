@@ -121,6 +121,7 @@ macro_rules! programs {
             beyond fd_places;
             beyond fifo_deleted;
             beyond fd_many "--file-locks";
+            beyond fd_sparse "--file-locks";
             beyond fd_twins;
             beyond file_locks "--file-locks";
             beyond ghost_attributes;
@@ -131,6 +132,7 @@ macro_rules! programs {
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;
+            beyond inotify_many;
             beyond inotify_overlay;
             beyond leases "--file-locks";
             beyond link_remap "--link-remap";

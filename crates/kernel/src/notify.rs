@@ -84,7 +84,14 @@ fn own_path(fd: BorrowedFd<'_>) -> CString {
 /// # Errors
 /// What inotify_add_watch(2) says; `ENOENT` without /proc.
 pub fn inotify_watch(inotify: BorrowedFd<'_>, target: BorrowedFd<'_>, mask: u32) -> Result<i32> {
-    let path = own_path(target);
+    inotify_watch_path(inotify, &own_path(target), mask)
+}
+
+/// A watch on the file that a path leads to; the watch's number.
+///
+/// # Errors
+/// What inotify_add_watch(2) says.
+pub fn inotify_watch_path(inotify: BorrowedFd<'_>, path: &CStr, mask: u32) -> Result<i32> {
     // SAFETY: `path` ends in a zero byte and lives over the call.
     let ret = unsafe { libc::inotify_add_watch(inotify.as_raw_fd(), path.as_ptr(), mask) };
     if ret < 0 { Err(last()) } else { Ok(ret) }

@@ -6,71 +6,94 @@ use crate::fdinfo::FdInfo;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::{Errno, Result};
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// `/proc/self/fd` and `/proc/self/fdinfo`, held open by one thread.
 #[derive(Debug)]
 pub struct OwnFds {
-    links: OwnedFd,
-    infos: OwnedFd,
-    /// fdinfo files by number: the kernel makes their text anew, for whatever has the number then, at each read from the start.
+    links: Directory,
+    infos: Directory,
+}
+
+/// One of them, and files in it by number: the kernel makes their text anew, for whatever has the number then, at each reading.
+#[derive(Debug)]
+struct Directory {
+    dir: OwnedFd,
+    flags: OFlags,
     open: HashMap<RawFd, OwnedFd>,
     most_open: usize,
 }
 
+impl Directory {
+    fn open(path: &str, flags: OFlags, most_open: usize) -> Result<Self> {
+        let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { dir, flags: flags | OFlags::CLOEXEC, open: HashMap::new(), most_open })
+    }
+
+    /// Does something with the file of a number.
+    fn with<T>(&mut self, number: RawFd, work: impl FnOnce(&OwnedFd) -> Result<T>) -> Result<T> {
+        if let Some(file) = self.open.get(&number) {
+            return work(file);
+        }
+        let file = rustix::fs::openat(&self.dir, name_of(number).as_str(), self.flags, Mode::empty())?;
+        let done = work(&file)?;
+        if self.open.len() < self.most_open {
+            self.open.insert(number, file);
+        }
+        Ok(done)
+    }
+}
+
 impl OwnFds {
-    /// Opens the directories. So many fdinfo files are kept open.
+    /// Opens the directories. So many files are kept open in each.
     ///
     /// # Errors
     /// As openat(2): without a /proc that knows this process.
     pub fn open(kept: usize) -> Result<Self> {
-        let dir = |path| rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-        Ok(Self {
-            links: dir("/proc/self/fd")?,
-            infos: dir("/proc/self/fdinfo")?,
-            open: HashMap::new(),
-            most_open: kept,
-        })
+        let links = Directory::open("/proc/self/fd", OFlags::PATH | OFlags::NOFOLLOW, kept)?;
+        Ok(Self { links, infos: Directory::open("/proc/self/fdinfo", OFlags::RDONLY, kept)? })
     }
 
     /// The text of the link.
     ///
     /// # Errors
     /// As readlinkat(2).
-    pub fn link(&self, fd: impl AsFd) -> Result<Vec<u8>> {
-        let name = name_of(fd.as_fd().as_raw_fd());
-        Ok(rustix::fs::readlinkat(&self.links, name.as_str(), Vec::with_capacity(128))?.into_bytes())
+    pub fn link(&mut self, fd: impl AsFd) -> Result<Vec<u8>> {
+        let read = |link: &OwnedFd| rustix::fs::readlinkat(link, "", Vec::with_capacity(128));
+        self.links.with(fd.as_fd().as_raw_fd(), read).map(CString::into_bytes)
     }
 
-    /// The fdinfo; `None` if it has an unknown form, or is longer than a page. Its flags are those of the open file; close-on-exec
-    /// and POSIX locks are those of this process.
+    /// The fdinfo; `None` if it has an unknown form. Its flags are those of the open file; close-on-exec and POSIX locks are
+    /// those of this process.
     ///
     /// # Errors
     /// As openat(2) and read(2).
     pub fn info(&mut self, fd: impl AsFd) -> Result<Option<FdInfo>> {
-        let number = fd.as_fd().as_raw_fd();
-        let mut text = [0u8; 4096];
-        let read =
-            |file: &OwnedFd, text: &mut [u8]| rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *text, 0));
-        let n = match self.open.get(&number) {
-            Some(file) => read(file, &mut text)?,
-            None => {
-                let file = rustix::fs::openat(
-                    &self.infos,
-                    name_of(number).as_str(),
-                    OFlags::RDONLY | OFlags::CLOEXEC,
-                    Mode::empty(),
-                )?;
-                let n = read(&file, &mut text)?;
-                if self.open.len() < self.most_open {
-                    self.open.insert(number, file);
-                }
-                n
-            }
-        };
-        let Some(text) = text.get(..n).filter(|t| t.len() < text.len()) else { return Ok(None) };
-        Ok(FdInfo::parse(String::from_utf8_lossy(text).into_owned()))
+        let text = self.infos.with(fd.as_fd().as_raw_fd(), read_text)?;
+        Ok(FdInfo::parse(
+            String::from_utf8(text).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()),
+        ))
     }
+}
+
+/// All that an fdinfo file says now. The kernel writes it as one, keeps what there was no room for, and gives less than was
+/// asked for only at the end.
+fn read_text(file: &OwnedFd) -> Result<Vec<u8>> {
+    let read =
+        |room: &mut [u8], at: usize| rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *room, at as u64));
+    let mut first = [0u8; 4096];
+    let mut n = read(&mut first, 0)?;
+    let mut text = first.get(..n).unwrap_or_default().to_vec();
+    let mut asked = first.len();
+    while n == asked {
+        let end = text.len();
+        asked = 1 << 16;
+        text.resize(end + asked, 0);
+        n = read(text.get_mut(end..).unwrap_or_default(), end)?;
+        text.truncate(end + n);
+    }
+    Ok(text)
 }
 
 /// A number as text, without an allocation.
@@ -138,6 +161,25 @@ mod tests {
         assert_eq!(own.link(seen).expect("link"), format!("pipe:[{ino}]").into_bytes());
         crate::fd::close_range(number as u32, number as u32).expect("close");
         assert!(own.info(seen).is_err() && own.link(seen).is_err());
+    }
+
+    #[test]
+    fn a_long_text_is_whole() {
+        use rustix::event::epoll;
+        let mut own = OwnFds::open(8).expect("own /proc");
+        let ep = epoll::create(epoll::CreateFlags::CLOEXEC).expect("epoll");
+        let (r, _w) = rustix::pipe::pipe().expect("pipe");
+        let twins: Vec<OwnedFd> = (0..1500).map_while(|_| r.try_clone().ok()).collect();
+        for (n, twin) in twins.iter().enumerate() {
+            epoll::add(&ep, twin, epoll::EventData::new_u64(n as u64), epoll::EventFlags::IN).expect("add");
+            // Also where the text ends with a page, or nearly.
+            if n > 1490 || n % 40 < 2 {
+                let info = own.info(&ep).expect("readable").expect("parses");
+                assert_eq!(info.all("tfd").count(), n + 1);
+                assert_eq!(info.lines().last().map(|line| line.contains("sdev:")), Some(true));
+            }
+        }
+        assert!(twins.len() > 100);
     }
 
     #[test]

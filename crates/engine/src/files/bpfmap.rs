@@ -33,7 +33,7 @@ pub(super) struct Maps {
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let map = bpf::map(v.copy()).during("asking what a BPF map is")?;
+    let map = bpf::map(v.copy()?).during("asking what a BPF map is")?;
     let refused = |what: &str| {
         Error::unsupported(
             format!("the BPF map {:?} (number {}, type {}) {what}", map.name, map.id, map.kind),
@@ -85,7 +85,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if maps.seen.insert(map.id) {
         let readable = match bpf::map_by_id(map.id, libc::O_RDONLY as u32) {
             Err(Errno::PERM) if v.info.flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32 => {
-                v.copy().try_clone_to_owned().during("copying a descriptor")?
+                v.copy()?.try_clone_to_owned().during("copying a descriptor")?
             }
             other => other.during("opening a BPF map to read it").map_err(|e| e.help("this needs CAP_SYS_ADMIN"))?,
         };

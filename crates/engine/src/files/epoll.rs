@@ -8,7 +8,7 @@ use super::restore::Opener;
 use super::table::Records;
 use super::{FdKind, alone};
 use crate::task::Target;
-use crate::{Error, Kind, Object, Result, ResultExt};
+use crate::{Error, Kind, Object, Result, ResultExt, together};
 use crust_image::proto::{EventpollFileEntry, EventpollTfdEntry, FdTypes, FileEntry};
 use crust_kernel::fdinfo::EpollTarget;
 use crust_kernel::{HostTid, TargetFd, kcmp};
@@ -28,15 +28,21 @@ pub(super) static KIND: FdKind = FdKind {
 };
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let mut tfd = Vec::new();
     let mut nth: HashMap<u32, u32> = HashMap::new();
-    for target in v.info.lines().filter_map(EpollTarget::parse) {
+    let all = v.info.lines().filter_map(EpollTarget::parse).map(|target| {
         let count = nth.entry(target.tfd).or_default();
-        let found = find(v, &target, *count, &mut out.watchable)?;
         *count += 1;
+        Watched { target, nth: *count - 1, epoll: v.at(), of: v.target }
+    });
+    let all: Vec<Watched<'_>> = all.collect();
+    let sockets = if all.is_empty() { 0 } else { out.watchable.sockets() };
+    let there = together::each(all.len(), |i| all.get(i).is_some_and(|watched| watched.is_there(sockets)));
+    let mut tfd = Vec::with_capacity(all.len());
+    for (watched, there) in all.into_iter().zip(there) {
+        let target = watched.target;
         tfd.push(EventpollTfdEntry {
             id: 0,
-            tfd: found,
+            tfd: if there { target.tfd } else { watched.find(&mut out.watchable)? },
             events: target.events,
             data: target.data,
             dev: Some(target.sdev as u32),
@@ -48,32 +54,54 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     Ok(FileEntry { epfd: Some(Box::new(epfd)), ..FileEntry::default() })
 }
 
-/// The number under which the watched file can be reached in the same table.
-fn find(v: &FdView<'_>, target: &EpollTarget, nth: u32, known: &mut Watchable) -> Result<u32> {
-    let t = v.target;
-    let asking = |e| Error::kernel("finding what an epoll watches (kcmp) failed", e);
-    let order = |fd: u32| kcmp::epoll_target((t.pid, TargetFd(fd)), v.at(), TargetFd(target.tfd), nth);
-    if known.is_that_socket(t, target) {
-        return Ok(target.tfd);
+/// A file that an epoll watches.
+struct Watched<'t> {
+    target: EpollTarget,
+    /// Counts files that were added by one number.
+    nth: u32,
+    epoll: (HostTid, TargetFd),
+    of: &'t Target<'t>,
+}
+
+impl Watched<'_> {
+    /// Orders the file behind a number of the table and this one.
+    fn order(&self, fd: u32) -> rustix::io::Result<Ordering> {
+        kcmp::epoll_target((self.of.pid, TargetFd(fd)), self.epoll, TargetFd(self.target.tfd), self.nth)
     }
-    match order(target.tfd) {
-        Ok(Ordering::Equal) => return Ok(target.tfd),
-        Ok(_) | Err(Errno::BADF) => {}
-        Err(e) => return Err(asking(e)),
+
+    /// True if the number that the file was added by still leads to it. A socket has an inode of its own, so that stat tells, where
+    /// kcmp would walk through all that the epoll watches.
+    fn is_there(&self, sockets: u64) -> bool {
+        let is_that_socket = || {
+            self.of
+                .proc
+                .stat_file(&format!("fd/{}", self.target.tfd))
+                .is_ok_and(|s| u64::from(kernel_dev(s.st_dev)) == sockets && s.st_ino == self.target.ino)
+        };
+        (self.target.sdev == sockets && is_that_socket()) || self.order(self.target.tfd) == Ok(Ordering::Equal)
     }
-    let files = known.of_inode(t, target.ino)?;
-    if let Ok(at) = search(files, order).map_err(asking)?
-        && let Some(fd) = files.get(at)
-    {
-        return Ok(*fd);
+
+    /// Another number under which the file can be reached in the same table.
+    fn find(&self, known: &mut Watchable) -> Result<u32> {
+        let asking = |e| Error::kernel("finding what an epoll watches (kcmp) failed", e);
+        match self.order(self.target.tfd) {
+            Ok(_) | Err(Errno::BADF) => {}
+            Err(e) => return Err(asking(e)),
+        }
+        let files = known.of_inode(self.of, self.target.ino)?;
+        if let Ok(at) = search(files, |fd| self.order(fd)).map_err(asking)?
+            && let Some(fd) = files.get(at)
+        {
+            return Ok(*fd);
+        }
+        Err(Error::unsupported(
+            format!(
+                "the epoll watches a file added as fd {}, which the task has closed while others keep it open",
+                self.target.tfd
+            ),
+            "let the program remove the file from the epoll before it closes it",
+        ))
     }
-    Err(Error::unsupported(
-        format!(
-            "the epoll watches a file added as fd {}, which the task has closed while others keep it open",
-            target.tfd
-        ),
-        "let the program remove the file from the epoll before it closes it",
-    ))
 }
 
 /// Files of one table that an epoll may watch.
@@ -95,9 +123,7 @@ enum Numbers {
 }
 
 impl Watchable {
-    /// True if the number that a socket was added by still leads to it. A socket has an inode of its own, so that stat tells,
-    /// where kcmp would walk through all that the epoll watches.
-    fn is_that_socket(&mut self, t: &Target<'_>, target: &EpollTarget) -> bool {
+    fn sockets(&mut self) -> u64 {
         let device = || {
             let (any, _) = rustix::net::socketpair(
                 rustix::net::AddressFamily::UNIX,
@@ -107,11 +133,7 @@ impl Watchable {
             )?;
             Ok::<_, Errno>(u64::from(kernel_dev(rustix::fs::fstat(any)?.st_dev)))
         };
-        let sockets = *self.sockets.get_or_insert_with(|| device().unwrap_or(u64::MAX));
-        target.sdev == sockets
-            && t.proc
-                .stat_file(&format!("fd/{}", target.tfd))
-                .is_ok_and(|s| u64::from(kernel_dev(s.st_dev)) == sockets && s.st_ino == target.ino)
+        *self.sockets.get_or_insert_with(|| device().unwrap_or(u64::MAX))
     }
 
     /// The open files of the table with this inode, each by one of its numbers, in the order of kcmp(2).

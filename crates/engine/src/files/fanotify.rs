@@ -30,7 +30,7 @@ const FAN_MARK_IGNORED_MASK: u32 = 0x20;
 const MARK_FLAGS: u32 = 0x40 | 0x200;
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let waiting = rustix::io::ioctl_fionread(v.copy()).during("asking how much waits in a fanotify")?;
+    let waiting = rustix::io::ioctl_fionread(v.copy()?).during("asking how much waits in a fanotify")?;
     if waiting != 0 {
         v.in_flight(
             out.opts,
@@ -79,7 +79,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         } else if line.hex("ino").is_some() {
             mark.r#type = MarkType::Inode as i32;
             mark.s_dev = line.need("sdev")? as u32;
-            let f_handle = watch::look(&line, v, out)?;
+            let f_handle = watch::look(std::slice::from_ref(&line), v, out)?.pop().unwrap_or_default();
             mark.ie = Some(FanotifyInodeMarkEntry { i_ino: line.need("ino")?, f_handle });
         } else {
             return Err(Error::unsupported(

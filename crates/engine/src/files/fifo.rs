@@ -27,7 +27,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let pipe_id = v.stat.st_ino as u32;
     let can_read = v.info.flags & libc::O_ACCMODE as u32 != OFlags::WRONLY.bits();
     if can_read && out.pipes_seen.insert((v.stat.st_dev, v.stat.st_ino)) {
-        let content = content(v.copy(), pipe_id, out)?;
+        let content = content(v.copy()?, pipe_id, &mut out.scratch)?;
         out.fifo_data.extend(content);
     }
     let fifo = FifoEntry { id, pipe_id, regf_id: Some(regf_id) };

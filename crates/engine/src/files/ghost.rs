@@ -79,18 +79,18 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
     };
     let size = stat.st_size as u64;
     if stat.st_mode & libc::S_IFMT != libc::S_IFLNK {
-        entry.crust_xattrs = xattrs(seen.fd)?;
+        entry.crust_xattrs = xattrs(seen.fd()?)?;
     }
     let mut content = None;
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {
             let readable = seen.flags & (libc::O_ACCMODE | libc::O_PATH) as u32 != libc::O_WRONLY as u32
                 && seen.flags & libc::O_PATH as u32 == 0;
-            content = Some(match regular::reopen_for_reading(seen.fd) {
+            content = Some(match regular::reopen_for_reading(seen.fd()?) {
                 Ok(fd) => Content { fd, own: true },
                 // Its lease would be broken.
                 Err(Errno::AGAIN) if readable => {
-                    let fd = seen.fd.try_clone_to_owned().during("copying a descriptor")?;
+                    let fd = seen.fd()?.try_clone_to_owned().during("copying a descriptor")?;
                     Content { fd, own: false }
                 }
                 Err(Errno::AGAIN) => {
@@ -110,7 +110,7 @@ fn look(seen: &Seen<'_>, id: u32, shown: &str) -> Result<Ghost> {
         libc::S_IFCHR | libc::S_IFBLK => entry.rdev = Some(stat.st_rdev as u32),
         libc::S_IFDIR | libc::S_IFIFO => {}
         libc::S_IFLNK => {
-            let target = rustix::fs::readlinkat(seen.fd, "", Vec::new()).during("reading a deleted link")?;
+            let target = rustix::fs::readlinkat(seen.fd()?, "", Vec::new()).during("reading a deleted link")?;
             entry.symlnk_target = Some(target.into_bytes());
         }
         _ => {
@@ -241,7 +241,7 @@ pub(super) fn dump_linked(seen: &Seen<'_>, orig_id: u32, name: &[u8], out: &mut 
         ));
     }
     let dir_end = name.iter().rposition(|b| *b == b'/').map_or(0, |p| p + 1);
-    let source = format!("/proc/self/fd/{}", seen.fd.as_raw_fd());
+    let source = format!("/proc/self/fd/{}", seen.fd()?.as_raw_fd());
     let (remap_id, path) = loop {
         let remap_id = out.new_id();
         let mut path = name.get(..dir_end).unwrap_or_default().to_vec();

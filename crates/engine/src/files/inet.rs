@@ -62,7 +62,7 @@ fn freebind(family: i32) -> (i32, i32) {
 }
 
 fn recognise(v: &FdView<'_>) -> bool {
-    let is = |name: i32| option(v.copy(), SOL, name).unwrap_or(-1);
+    let is = |name: i32| v.copy().map_or(-1, |fd| option(fd, SOL, name).unwrap_or(-1));
     v.file_type() == libc::S_IFSOCK
         && v.link.starts_with(b"socket:[")
         && matches!(is(libc::SO_DOMAIN), libc::AF_INET | libc::AF_INET6)
@@ -135,7 +135,7 @@ fn ask(v: &FdView<'_>, form: (i32, i32, i32), out: &mut Records<'_>) -> Result<I
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     let get = |level: i32, name: i32| option(fd, level, name).during("reading a socket option");
     let form = (get(SOL, libc::SO_DOMAIN)?, get(SOL, libc::SO_TYPE)?, get(SOL, libc::SO_PROTOCOL)?);
     let (family, kind, proto) = form;
@@ -222,7 +222,7 @@ fn refuse_udp(fd: BorrowedFd<'_>) -> Result<()> {
 
 /// The datagrams that wait in the socket of `entry`, without taking them from it.
 fn datagrams(v: &FdView<'_>, entry: &InetSkEntry, is_udp: bool, out: &mut Records<'_>) -> Result<()> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     // Looking by recvmsg would take a pending error away.
     let events = events(fd, PollFlags::IN | PollFlags::RDHUP, Duration::ZERO)?;
     let waits = events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP);
@@ -367,7 +367,7 @@ fn tcp(
     entry: &mut InetSkEntry,
     out: &mut Records<'_>,
 ) -> Result<()> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     let get = |name: i32| option(fd, TCP, name).during("reading a socket option");
     let is_mptcp = entry.proto == MPTCP as u32;
     if seen.md5 || bytes(fd, TCP, TCP_AO_INFO, 64).is_ok() {

@@ -6,8 +6,9 @@ use super::watch::{self, Line};
 use super::{FdKind, alone};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
-use crust_kernel::notify::{inotify_next, inotify_watch};
+use crust_kernel::notify::{inotify_next, inotify_watch, inotify_watch_path};
 use rustix::fs::inotify::CreateFlags;
+use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind {
@@ -23,15 +24,16 @@ pub(super) static KIND: FdKind = FdKind {
 const MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let waiting = rustix::io::ioctl_fionread(v.copy()).during("asking how much waits in an inotify")?;
+    let waiting = rustix::io::ioctl_fionread(v.copy()?).during("asking how much waits in an inotify")?;
     if waiting != 0 {
         v.in_flight(
             out.opts,
             format!("{waiting} bytes of inotify events wait to be read, and events cannot be saved"),
         )?;
     }
-    let mut wd = Vec::new();
-    for line in v.info.lines().filter_map(|l| Line::parse(l, "inotify")) {
+    let lines: Vec<Line<'_>> = v.info.lines().filter_map(|l| Line::parse(l, "inotify")).collect();
+    let mut wd = Vec::with_capacity(lines.len());
+    for (line, f_handle) in lines.iter().zip(watch::look(&lines, v, out)?) {
         wd.push(InotifyWdEntry {
             id,
             i_ino: line.need("ino")?,
@@ -39,7 +41,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
             ignored_mask: 0,
             s_dev: line.need("sdev")? as u32,
             wd: line.need("wd")? as u32,
-            f_handle: watch::look(&line, v, out)?,
+            f_handle,
         });
     }
     wd.sort_by_key(|w| w.wd);
@@ -63,11 +65,24 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
 pub(super) fn watch(fd: BorrowedFd<'_>, record: &InotifyFileEntry, cx: &mut Opener<'_>) -> Result<()> {
     let mut wanted: Vec<&InotifyWdEntry> = record.wd.iter().collect();
     wanted.sort_by_key(|w| w.wd);
+    let mut next = 1;
     for w in wanted {
-        let target = watch::open(&w.f_handle, w.s_dev, w.i_ino, cx)?;
-        inotify_next(fd, w.wd as i32).during("choosing the number of a watch (INOTIFY_IOC_SETNEXTWD)")?;
-        let got = inotify_watch(fd, target.as_fd(), w.mask & MASK).during("inotify_add_watch")?;
-        if got != w.wd as i32 {
+        let number = w.wd as i32;
+        if number != next {
+            inotify_next(fd, number).during("choosing the number of a watch (INOTIFY_IOC_SETNEXTWD)")?;
+        }
+        next = number.wrapping_add(1);
+        let path = w.f_handle.path.as_ref().and_then(|path| CString::new(path.as_slice()).ok());
+        let got = match path {
+            Some(path) => inotify_watch_path(fd, &path, w.mask & MASK)
+                .during("watching a file")
+                .map_err(|e| watch::misplaced(e, path.as_bytes()))?,
+            None => {
+                let target = watch::open(&w.f_handle, w.s_dev, w.i_ino, cx)?;
+                inotify_watch(fd, target.as_fd(), w.mask & MASK).during("inotify_add_watch")?
+            }
+        };
+        if got != number {
             return Err(Error::bad_image("files.img", format!("watches {} and {got} are on one file", w.wd)));
         }
     }

@@ -1,7 +1,7 @@
 //! memfd_create(2): a file in memory with a name of its own, seals, and content that goes to pagemap-shmem-N.img.
 use super::FdKind;
 use super::look::FdView;
-use super::regular::{self, Seen};
+use super::regular::{self, By, Seen};
 use super::restore::{FileImages, Opener};
 use super::table::{FileTable, Records};
 use crate::images::{Partial, Source};
@@ -71,7 +71,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         link: &v.link,
         stat: &v.stat,
         mnt_id: v.info.mnt_id,
-        fd: v.copy(),
+        by: By::View(v),
         flags: v.info.flags,
         pos: v.info.pos,
         fown: v.fown()?,
@@ -97,7 +97,7 @@ fn inode(seen: &Seen<'_>, out: &mut Records<'_>) -> Result<u32> {
     let page = stat.st_blksize as u64;
     let huge = page > crust_kernel::ids::PAGE_SIZE;
     let hugetlb_flag = huge.then(|| libc::MFD_HUGETLB | page.trailing_zeros() << libc::MFD_HUGE_SHIFT);
-    let content = regular::reopen_for_reading(seen.fd).during("opening a memfd to read it")?;
+    let content = regular::reopen_for_reading(seen.fd()?).during("opening a memfd to read it")?;
     let seals = rustix::fs::fcntl_get_seals(&content).during("asking for a memfd's seals")?;
     let inode_id = out.memfds.len() as u32 + 1;
     let entry = MemfdInodeEntry {

@@ -24,7 +24,8 @@ fn recognise(v: &FdView<'_>) -> bool {
         && v.stat.st_size == LENGTH
         && v.stat.st_blocks == 0
         && !v.is_o_path()
-        && rustix::fs::fstatfs(v.copy()).is_ok_and(|s| s.f_type as u64 & 0xffff_ffff == mqueue::MAGIC)
+        && v.copy()
+            .is_ok_and(|fd| rustix::fs::fstatfs(fd).is_ok_and(|s| s.f_type as u64 & 0xffff_ffff == mqueue::MAGIC))
 }
 
 /// The queue's name: the last part of its path, which has no slash.
@@ -33,7 +34,7 @@ fn name_of(path: &[u8]) -> &[u8] {
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     let seen = mqueue::attributes(fd).during("asking for a message queue's attributes")?;
     let reader = reopen_for_reading(fd).during("opening a message queue to look at it")?;
     let status = mqueue::status(&reader).during("reading a message queue's file")?;

@@ -24,11 +24,11 @@ const SWITCHES: [i32; 7] = [3, 4, 5, 8, 10, 11, 12];
 fn recognise(v: &FdView<'_>) -> bool {
     v.file_type() == libc::S_IFSOCK
         && v.link.starts_with(b"socket:[")
-        && option(v.copy(), SOL, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK)
+        && v.copy().is_ok_and(|fd| option(fd, SOL, libc::SO_DOMAIN) == Ok(libc::AF_NETLINK))
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     match sock_diag::peek(fd, 0) {
         Err(Errno::AGAIN) => {}
         Ok(_) => v.in_flight(out.opts, "messages wait in a netlink socket, and they cannot be saved".into())?,

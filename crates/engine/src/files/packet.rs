@@ -35,7 +35,7 @@ const SOCK_PACKET: u32 = 10;
 fn recognise(v: &FdView<'_>) -> bool {
     v.file_type() == libc::S_IFSOCK
         && v.link.starts_with(b"socket:[")
-        && option(v.copy(), SOL, libc::SO_DOMAIN) == Ok(libc::AF_PACKET)
+        && v.copy().is_ok_and(|fd| option(fd, SOL, libc::SO_DOMAIN) == Ok(libc::AF_PACKET))
 }
 
 fn ring_record(r: &Ring) -> PacketRing {
@@ -44,7 +44,7 @@ fn ring_record(r: &Ring) -> PacketRing {
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     if out.packet_sockets.is_none() {
         let all = packet_sockets();
         let all =

@@ -47,7 +47,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if pid > 0 {
         out.pidfds.push((id, pid, v.object()));
     } else {
-        crust_exit_status = pidfd_exit_status(v.copy());
+        crust_exit_status = pidfd_exit_status(v.copy()?);
     }
     let pidfd = PidfdEntry {
         id,

@@ -10,35 +10,44 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-pub(super) static KIND: FdKind =
-    FdKind { name: "pipe", fd_type: FdTypes::Pipe, recognise: |v| v.link.starts_with(b"pipe:["), dump, group, open };
+pub(super) static KIND: FdKind = FdKind { name: "pipe", fd_type: FdTypes::Pipe, recognise: is_pipe, dump, group, open };
 
 const ACCESS: u32 = libc::O_ACCMODE as u32;
 
+/// What waits in a pipe, with its capacity: one item, or one per packet (`O_DIRECT`).
+pub(super) type Content = Vec<(PipeDataEntry, Vec<u8>)>;
+
+pub(super) fn is_pipe(v: &FdView<'_>) -> bool {
+    v.link.starts_with(b"pipe:[")
+}
+
+/// The name of the pipe in images.
+pub(super) fn id(v: &FdView<'_>) -> u32 {
+    v.stat.st_ino as u32
+}
+
+/// True for an end that content can be read from.
+pub(super) fn can_read(v: &FdView<'_>) -> bool {
+    v.info.flags & ACCESS != OFlags::WRONLY.bits() && !v.is_o_path()
+}
+
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let pipe_id = v.stat.st_ino as u32;
-    let pipe = PipeEntry { id, pipe_id, flags: v.info.flags, fown: v.fown()? };
-    let can_read = v.info.flags & ACCESS != OFlags::WRONLY.bits() && !v.is_o_path();
-    if can_read && out.pipes_seen.insert((v.stat.st_dev, v.stat.st_ino)) {
-        let content = content(v.copy(), pipe_id, out)?;
-        out.pipe_data.extend(content);
+    let pipe = PipeEntry { id, pipe_id: self::id(v), flags: v.info.flags, fown: v.fown()? };
+    if can_read(v) && out.pipes_seen.insert((v.stat.st_dev, v.stat.st_ino)) {
+        out.pipe_data.extend(v.pipe_content(&mut out.scratch)?);
     }
     Ok(FileEntry { pipe: Some(Box::new(pipe)), ..FileEntry::default() })
 }
 
-/// The content and capacity of a pipe, taken without consuming anything: one item, or one per packet (`O_DIRECT`).
-pub(super) fn content(
-    pipe: BorrowedFd<'_>,
-    pipe_id: u32,
-    out: &mut Records<'_>,
-) -> Result<Vec<(PipeDataEntry, Vec<u8>)>> {
+/// The content and capacity of a pipe, taken without consuming anything.
+pub(super) fn content(pipe: BorrowedFd<'_>, pipe_id: u32, scratch: &mut Scratch) -> Result<Content> {
     let size = rustix::pipe::fcntl_getpipe_size(pipe).during("asking for a pipe's capacity")?;
     let waiting = rustix::io::ioctl_fionread(pipe).during("asking how much waits in a pipe")?;
     let entry = |bytes: &[u8]| PipeDataEntry { pipe_id, bytes: bytes.len() as u32, size: Some(size as u32) };
     if waiting == 0 {
         return Ok(vec![(entry(&[]), Vec::new())]);
     }
-    let (read_end, write_end) = scratch(size, out)?;
+    let (read_end, write_end) = scratch.take(size)?;
     let copied = match rustix::pipe::tee(pipe, &write_end, size.max(waiting as usize), SpliceFlags::NONBLOCK) {
         Ok(n) => n as u64,
         Err(Errno::AGAIN) => 0,
@@ -57,7 +66,7 @@ pub(super) fn content(
         left -= n as u64;
         pieces.push(piece);
     }
-    out.scratch = Some((read_end, write_end, size));
+    scratch.0 = Some((read_end, write_end, size));
     if copied != waiting {
         return Err(Error::unsupported(
             format!("a pipe holds {waiting} bytes, but only {copied} can be copied without consuming them"),
@@ -67,18 +76,24 @@ pub(super) fn content(
     Ok(pieces.into_iter().map(|p| (entry(&p), p)).collect())
 }
 
-/// A pipe of ours with at least `size` bytes of room, empty.
-fn scratch(size: usize, out: &mut Records<'_>) -> Result<(OwnedFd, OwnedFd)> {
-    if let Some((r, w, have)) = out.scratch.take()
-        && have == size
-    {
-        return Ok((r, w));
+/// A pipe of ours that content is copied into, empty, with its capacity.
+#[derive(Debug, Default)]
+pub(super) struct Scratch(Option<(OwnedFd, OwnedFd, usize)>);
+
+impl Scratch {
+    /// One with at least `size` bytes of room.
+    fn take(&mut self, size: usize) -> Result<(OwnedFd, OwnedFd)> {
+        if let Some((r, w, have)) = self.0.take()
+            && have == size
+        {
+            return Ok((r, w));
+        }
+        let (r, w) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).during("making a pipe")?;
+        if rustix::pipe::fcntl_getpipe_size(&w).during("asking for a pipe's capacity")? < size {
+            rustix::pipe::fcntl_setpipe_size(&w, size).during("making a pipe as large as the target's")?;
+        }
+        Ok((r, w))
     }
-    let (r, w) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC).during("making a pipe")?;
-    if rustix::pipe::fcntl_getpipe_size(&w).during("asking for a pipe's capacity")? < size {
-        rustix::pipe::fcntl_setpipe_size(&w, size).during("making a pipe as large as the target's")?;
-    }
-    Ok((r, w))
 }
 
 fn group(e: &FileEntry, _: &FileImages) -> Option<u64> {

@@ -30,7 +30,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         link: Some(v.link.clone()),
         ..Request::default()
     };
-    let offered = out.plugins.as_ref().map_or(Ok(None), |plugins| plugins.offer(&request, v.copy()));
+    let offered = out.plugins.as_ref().map_or(Ok(None), |plugins| plugins.offer(&request, v.copy()?));
     let Some(saved) = offered.map_err(|e| e.on(v.object()))? else { return Err(super::table::unknown(v)) };
     let ext = ExtFileEntry { id, fown: v.fown()?, crust_mqueue: None, crust_plugin: Some(keep(saved, id, out)) };
     Ok(FileEntry { ext: Some(ext.into()), ..FileEntry::default() })

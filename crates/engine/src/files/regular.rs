@@ -47,13 +47,30 @@ pub(super) struct Seen<'a> {
     pub(super) link: &'a [u8],
     pub(super) stat: &'a Stat,
     pub(super) mnt_id: i32,
-    /// Any descriptor for it, `O_PATH` too.
-    pub(super) fd: BorrowedFd<'a>,
+    pub(super) by: By<'a>,
     pub(super) flags: u32,
     pub(super) pos: u64,
     pub(super) fown: FownEntry,
     /// Mapped or executed: its build id matters whatever its name and mode.
     pub(super) code: bool,
+}
+
+/// Where a descriptor for a file comes from.
+#[derive(Clone, Copy)]
+pub(super) enum By<'a> {
+    Fd(BorrowedFd<'a>),
+    /// Asked for one when it is needed.
+    View(&'a FdView<'a>),
+}
+
+impl<'a> Seen<'a> {
+    /// Any descriptor for it, `O_PATH` too.
+    pub(super) fn fd(&self) -> Result<BorrowedFd<'a>> {
+        match self.by {
+            By::Fd(fd) => Ok(fd),
+            By::View(view) => view.copy(),
+        }
+    }
 }
 
 pub(super) fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
@@ -67,7 +84,7 @@ pub(super) fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<Fil
         link: &v.link,
         stat: &v.stat,
         mnt_id: v.info.mnt_id,
-        fd: v.copy(),
+        by: By::View(v),
         flags: v.info.flags,
         // A position means nothing without reads and writes.
         pos: if v.is_o_path() { 0 } else { v.info.pos },
@@ -129,7 +146,7 @@ fn resolve(seen: &Seen<'_>, t: &Target<'_>, id: u32, out: &mut Records<'_>) -> R
     let fs_type = match out.fs_types.get(&(seen.stat.st_dev, seen.mnt_id)) {
         Some(&known) => known,
         None => {
-            let found = rustix::fs::fstatfs(seen.fd).during("statfs")?.f_type as u64 & 0xffff_ffff;
+            let found = rustix::fs::fstatfs(seen.fd()?).during("statfs")?.f_type as u64 & 0xffff_ffff;
             out.fs_types.insert((seen.stat.st_dev, seen.mnt_id), found);
             found
         }
@@ -195,9 +212,9 @@ fn is_gone_from_overlay(seen: &Seen<'_>, fs_type: u64) -> bool {
     fs_type == OVERLAYFS_SUPER_MAGIC
         && match seen.stat.st_mode & libc::S_IFMT {
             libc::S_IFDIR => true,
-            libc::S_IFREG => {
-                reopen_for_reading(seen.fd).is_ok_and(|fd| crust_kernel::overlay::is_lower(fd.as_fd()) == Ok(true))
-            }
+            libc::S_IFREG => seen.fd().is_ok_and(|fd| {
+                reopen_for_reading(fd).is_ok_and(|fd| crust_kernel::overlay::is_lower(fd.as_fd()) == Ok(true))
+            }),
             _ => false,
         }
 }
@@ -247,12 +264,12 @@ fn cached_build_id(seen: &Seen<'_>, out: &mut Records<'_>) -> Vec<u32> {
         return known.clone();
     }
     // A file that cannot be opened for reading is known by its size alone, as with CRIU.
-    let id = match reopen_for_reading(seen.fd) {
+    let read = |fd: BorrowedFd<'_>| match reopen_for_reading(fd) {
         Ok(fd) => build_id(&fd),
-        Err(Errno::AGAIN) => build_id(seen.fd),
+        Err(Errno::AGAIN) => build_id(fd),
         Err(_) => None,
     };
-    let id = id.unwrap_or_default();
+    let id = seen.fd().ok().and_then(read).unwrap_or_default();
     out.build_ids.insert(key, id.clone());
     id
 }
@@ -347,7 +364,8 @@ pub(super) fn special(
         return Ok(*id);
     }
     let id = out.new_id();
-    let seen = Seen { link, stat: &stat, mnt_id: -1, fd, flags, pos: 0, fown: FownEntry::default(), code: true };
+    let seen =
+        Seen { link, stat: &stat, mnt_id: -1, by: By::Fd(fd), flags, pos: 0, fown: FownEntry::default(), code: true };
     if memfd::is_shmem(link, &stat) {
         let entry = memfd::entry(&seen, id, out)?;
         out.files.push(entry);

@@ -77,8 +77,7 @@ pub(super) struct Records<'o> {
     pub(super) fifo_data: Vec<(PipeDataEntry, Vec<u8>)>,
     /// Pipes and fifos whose content is saved.
     pub(super) pipes_seen: HashSet<(u64, u64)>,
-    /// A pipe of ours that content is copied into, with its capacity.
-    pub(super) scratch: Option<(OwnedFd, OwnedFd, usize)>,
+    pub(super) scratch: super::pipe::Scratch,
     pub(super) ghosts: Vec<Ghost>,
     /// Ghost ids by device and inode.
     pub(super) ghost_of: HashMap<(u64, u64), u32>,
@@ -274,7 +273,7 @@ impl<'o> FileTable<'o> {
             pipe_data: Vec::new(),
             fifo_data: Vec::new(),
             pipes_seen: HashSet::new(),
-            scratch: None,
+            scratch: super::pipe::Scratch::default(),
             ghosts: Vec::new(),
             ghost_of: HashMap::new(),
             remaps: Vec::new(),
@@ -476,7 +475,7 @@ impl<'o> FileTable<'o> {
         if view.info.all("lock").next().is_some() {
             return Err(refused("the only descriptor of a file that holds a lock"));
         }
-        self.records.held.push(view.into_copy());
+        self.records.held.push(view.into_copy()?);
         Ok(id)
     }
 
@@ -637,10 +636,10 @@ impl<'t> Glancer<'t, '_> {
         {
             return Ok(Glance::SameAsLast(id, read_fdinfo(self.t, known.fd)?));
         }
-        let view = FdView::look(self.t, known, eyes)?;
+        let mut view = FdView::look(self.t, known, eyes)?;
         let searched = self.ids.search(&view.key(), at).during(COMPARING)?;
         if !searched.is_known() {
-            view.look_closely(eyes);
+            view.look_closely(eyes, known.cloexec.is_some());
         }
         Ok(Glance::Seen(view, searched))
     }

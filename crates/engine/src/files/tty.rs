@@ -102,7 +102,7 @@ fn external_key(v: &FdView<'_>) -> String {
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     let line = Line::of(v.stat.st_rdev).ok_or_else(|| Error::new(Kind::Internal, "no terminal"))?;
     let index = match line {
-        Line::Master => tty::pty_index(v.copy()).during("asking for a pty's number")?,
+        Line::Master => tty::pty_index(v.copy()?).during("asking for a pty's number")?,
         Line::Slave(n) => n,
         _ => 0,
     };
@@ -126,7 +126,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
     if !out.tty_info.iter().any(|i| i.id == tty_info_id) {
         let info = look(v, line, index, tty_info_id, external)?;
         if !external && info.termios.is_some() && matches!(line, Line::Master | Line::Slave(_)) {
-            let copy = v.copy().try_clone_to_owned().during("copying a descriptor")?;
+            let copy = v.copy()?.try_clone_to_owned().during("copying a descriptor")?;
             out.tty_ends.insert(tty_info_id, (copy, v.object()));
         }
         out.tty_info.push(info);
@@ -150,26 +150,26 @@ fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Resu
         pty: (!external && matches!(line, Line::Master | Line::Slave(_))).then_some(TtyPtyEntry { index }),
         ..TtyInfoEntry::default()
     };
-    let modes = match tty::termios(v.copy()) {
+    let modes = match tty::termios(v.copy()?) {
         Ok(modes) => modes,
         Err(Errno::IO) => return Ok(info), // hung up: there is nothing more to know
         Err(e) => return Err(Error::kernel("asking for a terminal's modes failed", e)),
     };
     info.termios = Some(to_record(&modes));
     info.termios_locked =
-        Some(to_record(&tty::termios_locked(v.copy()).during("asking for a terminal's locked modes")?));
-    let size = tty::winsize(v.copy()).during("asking for a terminal's size")?;
+        Some(to_record(&tty::termios_locked(v.copy()?).during("asking for a terminal's locked modes")?));
+    let size = tty::winsize(v.copy()?).during("asking for a terminal's size")?;
     info.winsize = Some(WinsizeEntry {
         ws_row: size.rows.into(),
         ws_col: size.cols.into(),
         ws_xpixel: size.xpixel.into(),
         ws_ypixel: size.ypixel.into(),
     });
-    info.exclusive = tty::exclusive(v.copy()).during("asking whether a terminal is exclusive")?;
+    info.exclusive = tty::exclusive(v.copy()?).during("asking whether a terminal is exclusive")?;
     if line == Line::Master {
-        info.locked = tty::pty_locked(v.copy()).during("asking whether a pty is locked")?;
-        info.packet_mode = tty::packet_mode(v.copy()).during("asking for a pty's packet mode")?;
-        info.crust_closed = tty_data::slave_was_closed(v.copy())?.then_some(true);
+        info.locked = tty::pty_locked(v.copy()?).during("asking whether a pty is locked")?;
+        info.packet_mode = tty::packet_mode(v.copy()?).during("asking for a pty's packet mode")?;
+        info.crust_closed = tty_data::slave_was_closed(v.copy()?)?.then_some(true);
     }
     Ok(info)
 }
@@ -180,7 +180,7 @@ fn look(v: &FdView<'_>, line: Line, index: u32, id: u32, external: bool) -> Resu
 fn session(v: &FdView<'_>, line: Line, index: u32) -> Result<(u32, u32)> {
     let inner = |id: i32| if id > 0 { v.inner_id(id).unwrap_or(0) } else { 0 };
     if line == Line::Master
-        && let Ok((session, foreground)) = tty::master_session(v.copy())
+        && let Ok((session, foreground)) = tty::master_session(v.copy()?)
     {
         return Ok((inner(session), inner(foreground)));
     }

@@ -27,7 +27,7 @@ fn recognise(v: &FdView<'_>) -> bool {
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let attached = tun::attached(v.copy()).during("asking for a tun file's device")?;
+    let attached = tun::attached(v.copy()?).during("asking for a tun file's device")?;
     check_namespaces(v)?;
     let mut record = TunfileEntry { id, ..TunfileEntry::default() };
     if let Some((name, flags)) = attached {
@@ -48,7 +48,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
 
 /// The file and its device must be where a restore finds them again.
 fn check_namespaces(v: &FdView<'_>) -> Result<()> {
-    let (file, device) = tun::namespaces(v.copy())
+    let (file, device) = tun::namespaces(v.copy()?)
         .during("asking for the network namespace of a tun file")
         .map_err(|e| e.help("this needs CAP_NET_ADMIN there: dump as root"))?;
     let ours = rustix::fs::stat("/proc/self/ns/net").during("looking at our network namespace")?;
@@ -65,7 +65,7 @@ fn check_namespaces(v: &FdView<'_>) -> Result<()> {
 
 /// What is needed to attach again.
 fn link(v: &FdView<'_>, name: &str, flags: u32) -> Result<TunLinkEntry> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     if flags & IFF_TAP != 0 && tun::has_filter(fd).during("asking for a tap device's filter")? {
         return Err(Error::unsupported(
             format!("the filter of packets at the tap device {name} cannot be saved"),
@@ -92,7 +92,7 @@ pub struct Devices(Vec<(String, OwnedFd)>);
 impl Devices {
     fn note(&mut self, name: &str, v: &FdView<'_>) -> Result<()> {
         if !self.0.iter().any(|(known, _)| known == name) {
-            self.0.push((name.to_owned(), v.copy().try_clone_to_owned().during("copying a descriptor")?));
+            self.0.push((name.to_owned(), v.copy()?.try_clone_to_owned().during("copying a descriptor")?));
         }
         Ok(())
     }

@@ -10,17 +10,19 @@ use super::regular::OVERLAYFS_SUPER_MAGIC;
 use super::restore::Opener;
 use super::table::{FileTable, Records};
 use crate::task::Target;
-use crate::{Error, Kind, Object, Result, ResultExt};
+use crate::{Error, Kind, Object, Result, ResultExt, together};
 use crust_image::proto::{FhEntry, FileEntry};
 use crust_kernel::notify;
+use crust_kernel::own_fd::OwnFds;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Words of a handle in an image (`FH_ENTRY_SIZES__min_entries`).
 const HANDLE_WORDS: usize = 16;
@@ -37,7 +39,7 @@ const HINTS: [(&str, bool); 8] = [
 ];
 
 /// The words of one fdinfo line after its first (`inotify`, `fanotify`), as `key:hexadecimal`.
-pub(super) struct Line<'a>(HashMap<&'a str, &'a str>);
+pub(super) struct Line<'a>(Vec<(&'a str, &'a str)>);
 
 impl<'a> Line<'a> {
     /// Splits a line that starts with `first`; `None` for others.
@@ -46,9 +48,13 @@ impl<'a> Line<'a> {
         Some(Self(rest.split_ascii_whitespace().filter_map(|word| word.split_once(':')).collect()))
     }
 
+    fn get(&self, key: &str) -> Option<&'a str> {
+        self.0.iter().find(|(k, _)| *k == key).map(|(_, value)| *value)
+    }
+
     /// A number, if it is there.
     pub(super) fn hex(&self, key: &str) -> Option<u64> {
-        u64::from_str_radix(self.0.get(key)?, 16).ok()
+        u64::from_str_radix(self.get(key)?, 16).ok()
     }
 
     /// As [`Line::hex`], for a number that must be there.
@@ -58,7 +64,7 @@ impl<'a> Line<'a> {
 
     /// The handle, without a path. `None` where the filesystem makes none.
     fn handle(&self) -> Option<FhEntry> {
-        let text = self.0.get("f_handle")?;
+        let text = self.get("f_handle")?;
         let bytes: Vec<u8> = (0..text.len() / 2)
             .map(|i| u8::from_str_radix(text.get(2 * i..2 * i + 2)?, 16).ok())
             .collect::<Option<_>>()?;
@@ -74,28 +80,53 @@ impl<'a> Line<'a> {
     }
 }
 
-/// The file that a mark sits on, as an image tells it: its name is found now.
-pub(super) fn look(line: &Line<'_>, v: &FdView<'_>, out: &mut Records<'_>) -> Result<FhEntry> {
-    let t = v.target;
-    let (dev, ino) = (line.need("sdev")? as u32, line.need("ino")?);
-    let mut handle = line.handle().unwrap_or_else(|| FhEntry { handle: vec![0; HANDLE_WORDS], ..FhEntry::default() });
-    let watched = Watched { dev, ino, id: file_id(&handle), object: v.object(), deleted: false };
-    let found = if out.opts.force_irmap { None } else { by_handle(&handle, dev, ino, t, out) };
+/// A file that a mark sits on, as the kernel tells it.
+struct Mark {
+    dev: u32,
+    ino: u64,
+    handle: FhEntry,
+}
+
+impl Mark {
+    fn of(line: &Line<'_>) -> Result<Self> {
+        let none = || FhEntry { handle: vec![0; HANDLE_WORDS], ..FhEntry::default() };
+        let handle = line.handle().unwrap_or_else(none);
+        Ok(Self { dev: line.need("sdev")? as u32, ino: line.need("ino")?, handle })
+    }
+}
+
+/// The files that marks sit on, as an image tells them: their names are found now.
+pub(super) fn look(lines: &[Line<'_>], v: &FdView<'_>, out: &mut Records<'_>) -> Result<Vec<FhEntry>> {
+    let marks = lines.iter().map(Mark::of).collect::<Result<Vec<_>>>()?;
+    let by_handle = !out.opts.force_irmap && !marks.is_empty();
+    let found = if by_handle { mounts(v.target, out).map(|mounts| by_handles(&marks, mounts)) } else { None };
+    let found = found.into_iter().flatten().chain(std::iter::repeat_with(|| None));
+    Ok(marks.into_iter().zip(found).map(|(mark, found)| named(mark, found, v, out)).collect())
+}
+
+/// The handle of a marked file with its name, if it has one.
+fn named(mark: Mark, found: Option<Named>, v: &FdView<'_>, out: &mut Records<'_>) -> FhEntry {
+    let Mark { dev, ino, mut handle } = mark;
+    let watched = || Watched { dev, ino, id: file_id(&handle), object: v.object(), deleted: false };
     let path = match found {
         Some(Named::Path(path)) => Some(path),
         // Whether somebody in the tree holds it open is known when all were looked at.
         Some(Named::Deleted) => {
-            out.watched.push(Watched { deleted: true, ..watched });
-            return Ok(handle);
+            out.watched.push(Watched { deleted: true, ..watched() });
+            return handle;
         }
-        None if out.ghosts.iter().any(|ghost| watched.is(ghost)) => None,
-        None => search(&watched, t, out).map(|path| path.into_os_string().into_vec()),
+        None => {
+            let watched = watched();
+            let is_ghost = out.ghosts.iter().any(|ghost| watched.is(ghost));
+            let path = if is_ghost { None } else { search(&watched, v.target, out) };
+            if path.is_none() {
+                out.watched.push(watched);
+            }
+            path.map(|path| path.into_os_string().into_vec())
+        }
     };
-    match path {
-        Some(path) => handle.path = Some(path),
-        None => out.watched.push(watched),
-    }
-    Ok(handle)
+    handle.path = path;
+    handle
 }
 
 /// Type and bytes of a handle.
@@ -145,23 +176,34 @@ enum Named {
     Deleted,
 }
 
+/// What is found by the handle of each.
+fn by_handles(marks: &[Mark], mounts: &Mounts) -> Vec<Option<Named>> {
+    let hands = if together::pays(marks.len()) { together::hands() } else { 1 };
+    // A handle that was opened is closed before the next: few numbers are used.
+    let mut tools: Vec<Option<OwnFds>> = std::iter::repeat_with(|| OwnFds::open(8).ok()).take(hands).collect();
+    let find = |i: usize, own: &mut Option<OwnFds>| by_handle(marks.get(i)?, mounts, own.as_mut()?);
+    let (found, ()) = together::each_with(marks.len(), &mut tools, find, || ());
+    found.into_iter().map(Option::flatten).collect()
+}
+
 /// Opens the handle through each mount of its filesystem and reads the name, which must lead back to the file.
-fn by_handle(handle: &FhEntry, dev: u32, ino: u64, t: &Target<'_>, out: &mut Records<'_>) -> Option<Named> {
-    let bytes = handle_bytes(handle)?;
+fn by_handle(mark: &Mark, mounts: &Mounts, own: &mut OwnFds) -> Option<Named> {
+    let bytes = handle_bytes(&mark.handle)?;
     let mut deleted = false;
-    for point in mounts(t, out)?.of(dev) {
-        let Ok(mount) = open_mount(point) else { continue };
-        let Ok(fd) = notify::open_by_handle(mount.as_fd(), handle.r#type as i32, &bytes) else { continue };
+    for point in mounts.of(mark.dev) {
+        let Some(mount) = point.open() else { continue };
+        let Ok(fd) = notify::open_by_handle(mount, mark.handle.r#type as i32, &bytes) else { continue };
+        let Ok(path) = own.link(&fd) else { continue };
+        let at_path = rustix::fs::statat(rustix::fs::CWD, path.as_slice(), AtFlags::SYMLINK_NOFOLLOW);
+        let at_path = at_path.ok().filter(|stat| stat.st_ino == mark.ino);
+        if at_path.is_some_and(|stat| kernel_dev(stat.st_dev) == mark.dev) {
+            return Some(Named::Path(path));
+        }
+        // Some filesystems have more devices than the one that watches show.
         let Ok(stat) = rustix::fs::fstat(&fd) else { continue };
         if stat.st_nlink == 0 {
             deleted = true;
-            continue;
-        }
-        let Ok(link) = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()) else { continue };
-        let path = link.into_bytes();
-        if rustix::fs::statat(rustix::fs::CWD, path.as_slice(), AtFlags::SYMLINK_NOFOLLOW)
-            .is_ok_and(|s| s.st_ino == ino && s.st_dev == stat.st_dev)
-        {
+        } else if at_path.is_some_and(|found| found.st_dev == stat.st_dev) {
             return Some(Named::Path(path));
         }
     }
@@ -176,11 +218,6 @@ fn mounts<'m>(t: &Target<'_>, out: &'m mut Records<'_>) -> Option<&'m Mounts> {
     out.mounts.as_ref()
 }
 
-/// A descriptor that stands for a mount: handles cannot be opened through `O_PATH`.
-fn open_mount(point: &[u8]) -> rustix::io::Result<OwnedFd> {
-    rustix::fs::open(point, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
-}
-
 fn handle_bytes(handle: &FhEntry) -> Option<Vec<u8>> {
     let all: Vec<u8> = handle.handle.iter().flat_map(|w| w.to_le_bytes()).collect();
     Some(all.get(..handle.bytes as usize).filter(|b| !b.is_empty())?.to_vec())
@@ -189,7 +226,24 @@ fn handle_bytes(handle: &FhEntry) -> Option<Vec<u8>> {
 /// Mount points by device, and paths by mount id.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
-    points: Vec<(u32, u32, Vec<u8>)>,
+    points: Vec<Point>,
+}
+
+#[derive(Debug)]
+struct Point {
+    id: u32,
+    dev: u32,
+    path: Vec<u8>,
+    opened: OnceLock<Option<OwnedFd>>,
+}
+
+impl Point {
+    /// A descriptor that stands for the mount: handles cannot be opened through `O_PATH`.
+    fn open(&self) -> Option<BorrowedFd<'_>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = || rustix::fs::open(self.path.as_slice(), flags, Mode::empty()).ok();
+        self.opened.get_or_init(open).as_ref().map(AsFd::as_fd)
+    }
 }
 
 impl Mounts {
@@ -200,18 +254,18 @@ impl Mounts {
             let id = words.next()?.parse().ok()?;
             let (major, minor) = words.nth(1)?.split_once(':')?;
             let dev = major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?;
-            Some((id, dev, unescape(words.nth(1)?)))
+            Some(Point { id, dev, path: unescape(words.nth(1)?), opened: OnceLock::new() })
         };
         Self { points: text.lines().filter_map(parse).collect() }
     }
 
-    fn of(&self, dev: u32) -> impl Iterator<Item = &Vec<u8>> {
-        self.points.iter().filter(move |(_, d, _)| *d == dev).map(|(_, _, p)| p)
+    fn of(&self, dev: u32) -> impl Iterator<Item = &Point> {
+        self.points.iter().filter(move |point| point.dev == dev)
     }
 
     /// Mount point and device of a mount.
     pub(super) fn point(&self, id: u32) -> Option<(&[u8], u32)> {
-        self.points.iter().find(|(i, _, _)| *i == id).map(|(_, dev, p)| (p.as_slice(), *dev))
+        self.points.iter().find(|point| point.id == id).map(|point| (point.path.as_slice(), point.dev))
     }
 }
 
@@ -259,8 +313,8 @@ fn search(watched: &Watched, t: &Target<'_>, out: &mut Records<'_>) -> Option<Pa
         && found.whole.insert(watched.dev)
         && let Some(mounts) = mounts(t, out)
     {
-        for point in mounts.of(watched.dev).filter(|point| is_overlay(point.as_slice())) {
-            found.scan(Path::new(std::ffi::OsStr::from_bytes(point)), true);
+        for point in mounts.of(watched.dev).filter(|point| is_overlay(point.path.as_slice())) {
+            found.scan(Path::new(std::ffi::OsStr::from_bytes(&point.path)), true);
         }
     }
     let path = found.get(watched).cloned();
@@ -329,7 +383,7 @@ pub(super) fn open(handle: &FhEntry, dev: u32, ino: u64, cx: &mut Opener<'_>) ->
     if let Some(path) = &handle.path {
         return rustix::fs::open(path.as_slice(), o_path, Mode::empty())
             .during("opening a watched file")
-            .map_err(|e| e.on(shown(path)).help("put the file back where it was at the dump"));
+            .map_err(|e| misplaced(e, path));
     }
     if let Some(file) = cx.images.ghost_by_inode(dev, ino) {
         return cx.open_id(file);
@@ -337,8 +391,8 @@ pub(super) fn open(handle: &FhEntry, dev: u32, ino: u64, cx: &mut Opener<'_>) ->
     let bytes = handle_bytes(handle).ok_or_else(|| Error::bad_image("files.img", "a watch with no file"))?;
     let text = fs::read_to_string("/proc/self/mountinfo").during("reading the list of mounts")?;
     for point in Mounts::look(&text).of(dev) {
-        let Ok(mount) = open_mount(point) else { continue };
-        if let Ok(fd) = notify::open_by_handle(mount.as_fd(), handle.r#type as i32, &bytes) {
+        let Some(mount) = point.open() else { continue };
+        if let Ok(fd) = notify::open_by_handle(mount, handle.r#type as i32, &bytes) {
             return Ok(fd);
         }
     }
@@ -357,8 +411,9 @@ pub(super) fn nameless(file: &FileEntry) -> impl Iterator<Item = (u32, u64)> {
     inotify.chain(fanotify).filter(|(handle, _, _)| handle.path.is_none()).map(|(_, dev, ino)| (dev, ino))
 }
 
-fn shown(path: &[u8]) -> Object {
-    Object::Path(std::ffi::OsStr::from_bytes(path).to_string_lossy().into_owned())
+/// The error of a watched file that cannot be reached by its name.
+pub(super) fn misplaced(e: Error, path: &[u8]) -> Error {
+    e.on(Object::Path(String::from_utf8_lossy(path).into_owned())).help("put the file back where it was at the dump")
 }
 
 #[cfg(test)]
@@ -381,7 +436,7 @@ mod tests {
     fn mounts_by_device_and_id() {
         let m =
             Mounts::look("27 17 254:0 / / rw - ext4 /dev/root rw\n30 27 0:27 / /dev\\040x rw - tmpfs none rw\nodd\n");
-        assert_eq!(m.of(254 << 20).collect::<Vec<_>>(), [b"/"]);
+        assert_eq!(m.of(254 << 20).map(|point| point.path.as_slice()).collect::<Vec<_>>(), [b"/"]);
         assert_eq!(m.point(30), Some((&b"/dev x"[..], 27)));
     }
 }

@@ -11,7 +11,7 @@ use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
 /// The credentials that a socket shows, ids as the target sees them. `None`: it has no peer, or one that the target does not see.
 pub(super) fn look(v: &FdView<'_>) -> Option<CrustPeerCred> {
-    let cred = peer::peer_cred(v.copy()).ok()?;
+    let cred = peer::peer_cred(v.copy().ok()?).ok()?;
     let pid = v.inner_id(cred.pid?.as_raw()).ok()?;
     Some(CrustPeerCred { pid, uid: cred.uid, gid: cred.gid })
 }

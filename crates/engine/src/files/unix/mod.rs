@@ -37,7 +37,7 @@ const SERVICE: u32 = 2;
 fn recognise(v: &FdView<'_>) -> bool {
     v.file_type() == libc::S_IFSOCK
         && v.link.starts_with(b"socket:[")
-        && option(v.copy(), libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX)
+        && v.copy().is_ok_and(|fd| option(fd, libc::SOL_SOCKET, libc::SO_DOMAIN) == Ok(libc::AF_UNIX))
 }
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
@@ -148,10 +148,10 @@ fn waiting(v: &FdView<'_>, s: &UnixSocket, id: u32, out: &mut Records<'_>) -> Re
 }
 
 fn fresh(v: &FdView<'_>) -> Result<UnixSocket> {
-    let kind = option(v.copy(), libc::SOL_SOCKET, libc::SO_TYPE).during("asking for a socket's type")?;
-    let name = rustix::net::getsockname(v.copy()).during("asking for a socket's name")?;
+    let kind = option(v.copy()?, libc::SOL_SOCKET, libc::SO_TYPE).during("asking for a socket's type")?;
+    let name = rustix::net::getsockname(v.copy()?).during("asking for a socket's name")?;
     let is_bare = SocketAddrUnix::try_from(name).is_ok_and(|n| n.path().is_none() && n.abstract_name().is_none());
-    if !is_bare || rustix::net::getpeername(v.copy()).is_ok() {
+    if !is_bare || rustix::net::getpeername(v.copy()?).is_ok() {
         return Err(Error::unsupported(
             "a unix socket of another network namespace is not supported yet",
             "dump from inside the program's network namespace",
@@ -167,7 +167,7 @@ fn named(v: &FdView<'_>, s: &UnixSocket, entry: &mut UnixSkEntry) -> Result<()> 
     let dir = v.target.proc.open_with(from, OFlags::PATH).during("opening the task's directory")?;
     let start = || v.target.proc.readlink(from).during("reading where a socket's name starts");
     let by_name = rustix::fs::statat(&dir, s.name.strip_prefix(b"/").unwrap_or(&s.name), AtFlags::empty()).ok();
-    let file = match unix_msg::bound_file(v.copy()) {
+    let file = match unix_msg::bound_file(v.copy()?) {
         Ok(file) => file,
         // Without the privilege to ask for the file: what has the name now, if it has the right number.
         Err(Errno::PERM) => {

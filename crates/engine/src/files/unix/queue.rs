@@ -52,7 +52,7 @@ fn set_peek_offset(fd: BorrowedFd<'_>, to: i32) -> Result<()> {
 
 /// Everything that waits in a socket, in its order. `sent` is what the other end of a connection has on its way.
 pub(super) fn look(v: &FdView<'_>, s: &UnixSocket, sent: Option<u32>) -> Result<Vec<Packet>> {
-    let fd = v.copy();
+    let fd = v.copy()?;
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut polled = [PollFd::new(&fd, PollFlags::IN)];
     if poll(&mut polled, Some(&now)).during("asking whether something waits in a socket")? == 0 {
