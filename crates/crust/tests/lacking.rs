@@ -157,7 +157,7 @@ fn end(pid: i32, child: bool) {
 /// What came of it, and what is wrong with that.
 fn try_without(lack: &Lack, faults: &mut Vec<String>) -> Then {
     let dir = Dir::new("lacking");
-    let pid = dir.start_sample();
+    let pid = dir.start_sample(&[]);
     let images = dir.path("images");
     let mut bad = |what: &str, output: &Output| {
         if let Some(text) = badly_said(output) {

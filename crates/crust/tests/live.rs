@@ -156,7 +156,7 @@ fn scripts_see_every_step_and_may_refuse() {
     let sample = Sample::start("scripts");
     let pid = sample.pid.to_string();
     let record = "echo \"$CRTOOLS_SCRIPT_ACTION ${CRTOOLS_INIT_PID:-none}\" >> seen; test -d $CRTOOLS_IMAGE_DIR";
-    for refused in ["pre-dump", "network-lock", "post-dump"] {
+    for refused in ["pre-dump", "post-dump"] {
         sample.script("act", &format!("{record} && [ $CRTOOLS_SCRIPT_ACTION != {refused} ]"));
         let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", ".", "--action-script", "./act"]);
         assert_eq!(code, Some(if refused == "post-dump" { 255 } else { 1 }), "{refused}: {err}");
@@ -182,11 +182,11 @@ fn scripts_see_every_step_and_may_refuse() {
     assert!(err.contains("Error (") && err.contains("pre-resume"), "{err}");
     sample.goes_on();
     let seen = fs::read_to_string(sample.dir.path("seen")).unwrap();
-    let expected = ["pre-dump", "network-lock", "post-dump"].map(|s| format!("{s} {pid}"));
+    let expected = ["pre-dump", "post-dump"].map(|s| format!("{s} {pid}"));
     let expected = [
         &expected[..],
         &["pre-restore none".to_owned()],
-        &["post-restore", "network-unlock", "pre-resume", "post-resume"].map(|s| format!("{s} {pid}")),
+        &["post-restore", "pre-resume", "post-resume"].map(|s| format!("{s} {pid}")),
     ]
     .concat();
     assert_eq!(seen.lines().collect::<Vec<_>>(), expected);
@@ -227,16 +227,19 @@ fn an_interrupt_rolls_back() {
     if !inside("an_interrupt_rolls_back") {
         return;
     }
+    let args = ["-D", "images", "-W", ".", "--action-script", "./act"];
+    // The script stands for the user at the keyboard. At network-lock the tree is frozen.
+    for (sample, at) in [(Sample::start("interrupt"), "pre-dump"), (Sample::start_apart("interrupt"), "network-lock")] {
+        sample.script("act", &format!("[ $CRTOOLS_SCRIPT_ACTION != {at} ] || kill -INT $PPID"));
+        let (code, err) = sample.cli(&[&["dump", "-t", &sample.pid.to_string()][..], &args].concat());
+        assert_eq!(code, Some(1), "{at}: {err}");
+        assert!(err.contains("cancelled") && !err.contains("namespace"), "{at}: {err}");
+        sample.goes_on();
+        assert!(!sample.has_images(), "{at}");
+    }
+
     let sample = Sample::start("interrupt");
     let pid = sample.pid.to_string();
-    // The script stands for the user at the keyboard: the tree is frozen when it runs.
-    sample.script("act", "[ $CRTOOLS_SCRIPT_ACTION != ${AT:-network-lock} ] || kill -INT $PPID");
-    let args = ["-D", "images", "-W", ".", "--action-script", "./act"];
-    let (code, err) = sample.cli(&[&["dump", "-t", &pid][..], &args].concat());
-    assert_eq!(code, Some(1), "{err}");
-    sample.goes_on();
-    assert!(!sample.has_images());
-
     sample.script("act", "[ $CRTOOLS_SCRIPT_ACTION != pre-restore ] || kill -TERM $PPID");
     assert_eq!(sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", "."]).0, Some(0));
     sample.must_be_gone();
@@ -245,6 +248,27 @@ fn an_interrupt_rolls_back() {
     sample.must_be_gone();
     assert_eq!(sample.cli(&["restore", "-d", "-D", "images", "-W", "."]).0, Some(0));
     sample.goes_on();
+}
+
+/// Who cuts the network of a tree off has to join it again; who shares ours is never told to.
+#[test]
+fn only_a_network_of_its_own_is_cut_off() {
+    if !inside("only_a_network_of_its_own_is_cut_off") {
+        return;
+    }
+    let sample = Sample::start_apart("network");
+    let pid = sample.pid.to_string();
+    for (refused, why) in [("network-lock", "network-lock"), ("none", "another net namespace")] {
+        sample.script("act", &format!("echo $CRTOOLS_SCRIPT_ACTION >> seen; [ $CRTOOLS_SCRIPT_ACTION != {refused} ]"));
+        let (code, err) = sample.cli(&["dump", "-t", &pid, "-D", "images", "-W", ".", "--action-script", "./act"]);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains(why), "{err}");
+        let seen = fs::read_to_string(sample.dir.path("seen")).unwrap();
+        assert_eq!(seen, "pre-dump\nnetwork-lock\nnetwork-unlock\n");
+        fs::remove_file(sample.dir.path("seen")).unwrap();
+        sample.goes_on();
+        assert!(!sample.has_images());
+    }
 }
 
 #[test]
@@ -262,7 +286,7 @@ fn notifications_come_in_criu_s_order() {
     });
     assert!(!restored.unwrap());
     assert_eq!(process.code(), Some(0));
-    assert_eq!(seen, ["pre-dump", "network-lock", "query-ext-files", "post-dump"]);
+    assert_eq!(seen, ["pre-dump", "query-ext-files", "post-dump"]);
     sample.must_be_gone();
 
     let mut seen = Vec::new();
@@ -275,7 +299,7 @@ fn notifications_come_in_criu_s_order() {
     assert_eq!(pid.unwrap(), sample.pid);
     assert_eq!(process.code(), Some(0));
     let names: Vec<&str> = seen.iter().map(|(n, _)| n.as_str()).collect();
-    assert_eq!(names, ["pre-restore", "post-restore", "network-unlock", "pre-resume", "post-resume"]);
+    assert_eq!(names, ["pre-restore", "post-restore", "pre-resume", "post-resume"]);
     assert_eq!(seen[1].1, Some(sample.pid));
     sample.goes_on();
     // The sibling of swrk is our child.
@@ -290,17 +314,9 @@ fn a_client_that_says_no_or_leaves_gets_its_program_back() {
     }
     let sample = Sample::start("no");
     let images = sample.images();
-    for script in ["pre-dump", "network-lock", "query-ext-files", "post-dump"] {
+    for script in ["pre-dump", "query-ext-files", "post-dump"] {
         let (mut client, mut process) = swrk(&sample.dir, &[]);
-        let mut seen = Vec::new();
-        let f = failure(client.dump(dump_opts(&sample, &images), |n| {
-            let good = n.script != script;
-            seen.push(n.script);
-            good
-        }));
-        // Whoever cut the network at network-lock has to join it again.
-        let unlocked = seen.last().is_some_and(|s| s == "network-unlock");
-        assert_eq!(unlocked, script != "pre-dump", "{script}: {seen:?}");
+        let f = failure(client.dump(dump_opts(&sample, &images), |n| n.script != script));
         assert!(f.message.as_deref().is_some_and(|m| m.contains(script)), "{f:?}");
         assert_eq!(process.code(), Some(1), "{script}");
         sample.goes_on();
@@ -491,7 +507,7 @@ fn who_asks_for_the_master_of_a_terminal_gets_it() {
             true
         });
         assert_eq!(restored.unwrap(), pid.as_raw_nonzero().get());
-        let order = ["pre-restore", "orphan-pts-master", "post-restore", "network-unlock", "pre-resume", "post-resume"];
+        let order = ["pre-restore", "orphan-pts-master", "post-restore", "pre-resume", "post-resume"];
         assert_eq!(seen, order);
         master = given.expect("a master");
         rustix::io::write(&master, format!("{word}\n").as_bytes()).unwrap();

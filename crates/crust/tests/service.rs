@@ -322,7 +322,7 @@ fn a_stopped_service_finishes_what_runs_and_rolls_back_what_does_not_end() {
         let pid = rustix::process::Pid::from_child(&service.0);
         let mut client = connect(&path);
         let outcome = client.dump(dump_of(&victim, &images), |n| {
-            if n.script == "network-lock" {
+            if n.script == "query-ext-files" {
                 // The tree is frozen now. A service that is told to stop takes no more clients.
                 rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
                 wait_deaf(&path);
@@ -412,7 +412,7 @@ fn a_worker_that_is_overdue_is_killed() {
         assert!(start.elapsed() < Duration::from_secs(120), "no dump comes so far");
         let mut client = connect(&path);
         let outcome = client.dump(dump_of(&victim, &images), |n| {
-            if n.script == "network-lock" {
+            if n.script == "query-ext-files" {
                 let workers = fs::read_to_string(&children).unwrap();
                 for pid in
                     workers.split_whitespace().filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))

@@ -153,7 +153,7 @@ fn a_dump_that_takes_longer_than_its_timeout_rolls_back() {
     if !inside("a_dump_that_takes_longer_than_its_timeout_rolls_back") {
         return;
     }
-    let sample = Sample::start("timeout");
+    let sample = Sample::start_apart("timeout");
     let script = sample.slow_script("network-lock");
     let pid = sample.pid.to_string();
     let dump = ["dump", "-t", &pid, "-D", "images", "--timeout", "5", "--action-script", &script];

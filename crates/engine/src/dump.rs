@@ -183,6 +183,14 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
     Ok(report)
 }
 
+/// `event` for a tree whose network is its own: who cuts it off at network-lock cuts off nobody else.
+fn tell_of_network(event: Event, pid: i32, events: &mut dyn Events) -> Result<()> {
+    if namespaces::has_own_net(pid) {
+        let _reply = events.notify(event, Some(pid), None)?;
+    }
+    Ok(())
+}
+
 /// Lets the tree run after `e`, and says how that went.
 fn roll_back(tree: FrozenTree, opts: &Options, events: &mut dyn Events, e: Error) -> Error {
     let resumed = tree.resume();
@@ -190,7 +198,7 @@ fn roll_back(tree: FrozenTree, opts: &Options, events: &mut dyn Events, e: Error
         log::error!("after a failed dump: {r}");
     }
     // Whoever cut the network at network-lock has to join it again.
-    if let Err(also) = events.notify(Event::NetworkUnlock, Some(opts.pid), None) {
+    if let Err(also) = tell_of_network(Event::NetworkUnlock, opts.pid, events) {
         log::error!("network-unlock failed: {also}");
     }
     e.state(if resumed.is_ok() { RUNS_ON } else { "not every task could be put back, see the log" })
@@ -222,7 +230,7 @@ fn save(
     clock: &mut Clock,
 ) -> Result<Committed> {
     fault::point(Stage::Freeze)?;
-    events.notify(Event::NetworkLock, Some(opts.pid), None)?;
+    tell_of_network(Event::NetworkLock, opts.pid, events)?;
     let _more_external = events.notify(Event::QueryExtFiles, Some(opts.pid), None)?;
     let mut cx = Collected::new(opts);
     cx.files.use_plugins(plugins.clone());
@@ -269,7 +277,7 @@ fn save(
     }
     changed.keep();
     if opts.after != After::Kill
-        && let Err(e) = events.notify(Event::NetworkUnlock, Some(opts.pid), None)
+        && let Err(e) = tell_of_network(Event::NetworkUnlock, opts.pid, events)
     {
         log::error!("network-unlock failed: {e}");
     }

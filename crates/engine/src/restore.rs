@@ -186,11 +186,10 @@ fn let_run(
     opts: &Options,
     events: &mut dyn Events,
 ) -> Result<()> {
-    // As CRIU has it, a refusal from here on is only logged.
-    for event in [Event::NetworkUnlock, Event::PreResume { pid }] {
-        if let Err(e) = events.notify(event, Some(pid), None) {
-            log::error!("{} failed: {e}", event.script_name());
-        }
+    // As CRIU has it, a refusal from here on is only logged. No network-unlock: that is for trees with a network of their own.
+    let event = Event::PreResume { pid };
+    if let Err(e) = events.notify(event, Some(pid), None) {
+        log::error!("{} failed: {e}", event.script_name());
     }
     let stop = finish::to_stop(tree, |t| HostTid::new(t.pid.as_raw()), opts.leave_stopped);
     // A thread that is to end first could not in a frozen group.

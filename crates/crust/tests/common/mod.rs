@@ -35,12 +35,14 @@ impl Dir {
         self.0.join(name)
     }
 
-    /// Starts the demonstration's sample, whose files are here, beside an empty `images`. Its pid.
+    /// Starts the demonstration's sample, whose files are here, beside an empty `images`, by way of the command `by`. Its
+    /// pid.
     #[allow(clippy::zombie_processes, reason = "waited for by pid: what is restored is not this child any more")]
-    pub(crate) fn start_sample(&self) -> i32 {
+    pub(crate) fn start_sample(&self, by: &[&str]) -> i32 {
         fs::create_dir(self.path("images")).unwrap();
-        let mut command = Command::new(CRUST);
-        command.arg("demo-sample").args([self.path("status"), self.path("journal")]).current_dir("/");
+        let mut command = Command::new(by.first().unwrap_or(&CRUST));
+        command.args(by.get(1..).unwrap_or_default()).args(by.first().map(|_| CRUST)).arg("demo-sample");
+        command.args([self.path("status"), self.path("journal")]).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let pid = command.spawn().unwrap().id().cast_signed();
         self.sample_goes_on(2000);
@@ -76,7 +78,14 @@ pub(crate) struct Sample {
 impl Sample {
     pub(crate) fn start(name: &str) -> Self {
         let dir = Dir::new(name);
-        let pid = dir.start_sample();
+        let pid = dir.start_sample(&[]);
+        Self { dir, pid }
+    }
+
+    /// In a network namespace of its own: it cannot be dumped, but a dump of it meets network-lock.
+    pub(crate) fn start_apart(name: &str) -> Self {
+        let dir = Dir::new(name);
+        let pid = dir.start_sample(&["unshare", "-n"]);
         Self { dir, pid }
     }
 

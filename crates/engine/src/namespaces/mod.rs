@@ -21,6 +21,12 @@ impl Own {
     }
 }
 
+/// True if `pid` lives in a network namespace of its own, so that its network can be cut off without ours.
+pub fn has_own_net(pid: i32) -> bool {
+    let link = |of: &str| rustix::fs::readlink(format!("/proc/{of}/ns/net"), Vec::new()).ok();
+    matches!((link("self"), link(&pid.to_string())), (Some(ours), Some(theirs)) if ours != theirs)
+}
+
 /// Says in which namespaces `pid` lives that are not ours; saving those is not supported yet.
 pub fn foreign(pid: HostTid, proc: &ProcDir, own: &Own) -> Vec<Error> {
     let mut found = Vec::new();
