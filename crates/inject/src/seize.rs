@@ -348,14 +348,20 @@ impl SeizedProcess {
                 Err(Errno::SRCH) => return Ok(false),
                 Err(errno) => match self.refused(tid, errno) {
                     Ok(()) => return Ok(false),
-                    // A thread of ours made an exec while the leader was ending, and has its id now.
-                    Err(e) if self.lost && tid == self.pid && is_ours(&e) => return self.interrupt_new(tid),
+                    Err(e) if tid == self.pid && is_ours(&e) && self.may_have_moved() => {
+                        return self.interrupt_new(tid);
+                    }
                     Err(e) if left == 0 || *e.kind() != Kind::Permission && !is_ours(&e) => return Err(e),
                     Err(_) => std::thread::sleep(Duration::from_micros(200)),
                 },
             }
         }
         Ok(false)
+    }
+
+    /// True if a thread of ours may have made an exec while the leader was ending, and have its id now.
+    fn may_have_moved(&self) -> bool {
+        self.lost || self.threads.iter().any(|t| t.stopped.is_none())
     }
 
     /// Adds a thread that has just become ours.
