@@ -132,6 +132,7 @@ macro_rules! programs {
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;
+            beyond inotify_link;
             beyond inotify_many;
             beyond inotify_overlay;
             beyond leases "--file-locks";

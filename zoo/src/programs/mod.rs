@@ -59,6 +59,7 @@ mod i386_waits;
 mod in_flight;
 mod inotify;
 mod inotify_deleted;
+mod inotify_link;
 mod inotify_many;
 mod inotify_overlay;
 mod itimer_fires;

@@ -7,8 +7,9 @@ use super::{FdKind, alone};
 use crate::{Error, Result, ResultExt};
 use crust_image::proto::{FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry};
 use crust_kernel::notify::{inotify_next, inotify_watch, inotify_watch_path};
+use rustix::fs::FileType;
 use rustix::fs::inotify::CreateFlags;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind {
@@ -61,6 +62,12 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     Ok(opened)
 }
 
+/// A watch on a symbolic link itself stays one.
+fn on_link(path: &CStr, ino: u64) -> u32 {
+    let is_it = |s: &rustix::fs::Stat| s.st_ino == ino && FileType::from_raw_mode(s.st_mode) == FileType::Symlink;
+    if rustix::fs::lstat(path).is_ok_and(|s| is_it(&s)) { libc::IN_DONT_FOLLOW } else { 0 }
+}
+
 /// Adds the watches with their numbers.
 pub(super) fn watch(fd: BorrowedFd<'_>, record: &InotifyFileEntry, cx: &mut Opener<'_>) -> Result<()> {
     let mut wanted: Vec<&InotifyWdEntry> = record.wd.iter().collect();
@@ -74,7 +81,7 @@ pub(super) fn watch(fd: BorrowedFd<'_>, record: &InotifyFileEntry, cx: &mut Open
         next = number.wrapping_add(1);
         let path = w.f_handle.path.as_ref().and_then(|path| CString::new(path.as_slice()).ok());
         let got = match path {
-            Some(path) => inotify_watch_path(fd, &path, w.mask & MASK)
+            Some(path) => inotify_watch_path(fd, &path, w.mask & MASK | on_link(&path, w.i_ino))
                 .during("watching a file")
                 .map_err(|e| watch::misplaced(e, path.as_bytes()))?,
             None => {
