@@ -39,10 +39,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Parts of records of which each has one of many: the place for all of them would be a page for each open file and thread.
+/// Parts of records of which each has one of many, or only the first of many: the place for all of them would be a page for
+/// each open file and thread.
 fn boxed(pool: &DescriptorPool) -> Result<Vec<String>, Box<dyn Error>> {
     let mut found = Vec::new();
-    for (record, part) in [("file_entry", ""), ("core_entry", "ti_")] {
+    for (record, part) in [("file_entry", ""), ("core_entry", "ti_"), ("core_entry", "tc")] {
         let message = pool.get_message_by_name(record).ok_or(record)?;
         let parts = message.fields().filter(|f| matches!(f.kind(), Kind::Message(_)) && f.name().starts_with(part));
         found.extend(parts.map(|f| format!(".{record}.{}", f.name())));

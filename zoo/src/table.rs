@@ -16,6 +16,7 @@ macro_rules! programs {
             first chroot_root;
             first comm_names;
             first counter;
+            first crowd_children;
             first creds_caps;
             first creds_ids;
             first creds_securebits;

@@ -356,7 +356,7 @@ fn look_at_all(
     })?;
     let tree: Vec<PstreeEntry> = looked.iter().map(|l| l.pstree.clone()).collect();
     cx.blockers.extend(foreign_session(&tree, opts));
-    let records = looked.iter().map(|l| (&l.pstree, l.cores.first().and_then(|(_, core)| core.tc.as_ref())));
+    let records = looked.iter().map(|l| (&l.pstree, l.cores.first().and_then(|(_, core)| core.tc.as_deref())));
     cx.blockers.extend(Tree::check_shape(records).err());
     cx.blockers.extend(shared_objects(&looked));
     cx.blockers.extend(cx.files.take_blockers());
@@ -550,7 +550,7 @@ fn write_records(looked: &[Looked], cx: &Collected<'_>, out: &Partial) -> Result
 /// thread writes memory.
 fn write_process(memory: &mut MemoryWriter<'_>, seen: &Seen, l: &Looked) -> Result<()> {
     let out = memory.out;
-    let write = |(tid, core): &(NsTid, CoreEntry)| out.put_one(ImageKind::Core, tid.as_raw() as u64, core);
+    let write = |(tid, core): &(NsTid, Box<CoreEntry>)| out.put_one(ImageKind::Core, tid.as_raw() as u64, &**core);
     if out.is_stream() {
         memory.write(seen, l)?;
         l.cores.iter().try_for_each(write)?;

@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let ppid = if n == 0 { 0 } else { 100 + (n - 1) / 10 };
         tree.push(PstreeEntry { pid, ppid, pgid: 100, sid: 100, threads: vec![pid] });
         let tc = TaskCoreEntry { task_state: 1, comm: format!("worker-{n}").into_bytes(), ..Default::default() };
-        let core = CoreEntry { mtype: core_entry::March::X8664 as i32, tc: Some(tc), ..Default::default() };
+        let core = CoreEntry { mtype: core_entry::March::X8664 as i32, tc: Some(Box::new(tc)), ..Default::default() };
         put(ImageKind::Core, pid, encode_one(ImageKind::Core, &core)?)?;
         let ids =
             TaskKobjIdsEntry { vm_id: n + 1, files_id: n + 1, fs_id: n + 1, sighand_id: n + 1, ..Default::default() };

@@ -16,7 +16,7 @@ type Set = BTreeMap<String, Vec<u8>>;
 
 fn core(comm: &str, state: u32) -> Vec<u8> {
     let tc = TaskCoreEntry { task_state: state, comm: comm.into(), ..Default::default() };
-    let core = CoreEntry { mtype: core_entry::March::X8664 as i32, tc: Some(tc), ..Default::default() };
+    let core = CoreEntry { mtype: core_entry::March::X8664 as i32, tc: Some(Box::new(tc)), ..Default::default() };
     encode_one(ImageKind::Core, &core).unwrap()
 }
 

@@ -305,6 +305,20 @@ impl SeizedProcess {
         Ok(())
     }
 
+    /// True if the kernel tells the process that it has nobody to wait for: no thread of it has a child, living or dead, nor a
+    /// tracee. Nobody is waited for, and no zombie goes. For a process whose first thread may make that call.
+    ///
+    /// # Errors
+    /// As [`SeizedProcess::borrow_thread`], or if the call could not be made.
+    pub fn has_no_children(&mut self) -> Result<bool> {
+        let first = self.living();
+        let what = libc::WEXITED | libc::WSTOPPED | libc::WCONTINUED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        let mut remote = self.borrow_thread(first)?;
+        let told = remote.syscall(libc::SYS_waitid, [libc::P_ALL.into(), 0, 0, what as u64, 0, 0]);
+        remote.finish()?;
+        Ok(errno_of(told?) == Some(Errno::CHILD))
+    }
+
     /// Unmaps memory that no thread needs any more, such as a restorer's staging area, through the vDSO.
     ///
     /// # Errors

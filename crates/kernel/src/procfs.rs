@@ -387,8 +387,10 @@ impl Status {
 
     /// The value behind `Key:`, trimmed.
     pub fn get(&self, key: &str) -> Option<&str> {
+        let (text, key) = (self.text.as_bytes(), key.as_bytes());
+        // Most lines are told apart by the length of their key, or by its last letter.
         let is_it = |&&(start, colon, _): &&(usize, usize, usize)| {
-            colon - start == key.len() && self.text.get(start..colon) == Some(key)
+            colon - start == key.len() && text.get(colon - 1) == key.last() && text.get(start..colon) == Some(key)
         };
         let &(_, colon, end) = self.lines.iter().find(is_it)?;
         self.text.get(colon + 1..end).map(str::trim)

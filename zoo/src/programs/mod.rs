@@ -18,6 +18,7 @@ mod creds_caps;
 mod creds_ids;
 mod creds_securebits;
 mod creds_user;
+mod crowd_children;
 mod ctty;
 mod ctty_bare;
 mod dev_nodes;

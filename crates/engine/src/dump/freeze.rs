@@ -3,11 +3,11 @@ use super::waits::{self, Waits};
 use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
 use crate::lend::{Lent, lend};
-use crate::task::limits;
+use crate::task::{dispatch, limits};
 use crate::{Error, Kind, Object, Result, Stage, together};
 use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
-use crust_kernel::procfs::{ProcDir, Stat};
+use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::{Deadline, HostTid, ptrace};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
@@ -108,8 +108,19 @@ pub(crate) fn find_root(pid: i32) -> Result<HostTid> {
 /// Processes with their parents.
 pub(super) type Pairs = Vec<(HostTid, i32)>;
 
-/// Threads from which on only the first is asked for its children while the process runs.
+/// Threads from which on only the first is asked for its children while the process runs, and the process itself whether it
+/// has any once it stands still.
 const CROWD: usize = 64;
+
+/// True if the process, which stands still, has no children for sure. What its first thread is told holds for all threads,
+/// whose files would have to be read one by one. Where a call of ours might not come through, nobody is asked.
+fn is_childless(process: &mut SeizedProcess) -> bool {
+    let Some(first) = process.threads().first().map(SeizedThread::tid) else { return false };
+    let free = process.proc().and_then(|p| p.read_text("status").ok()).map(Status::new);
+    let free = free.is_some_and(|status| status.number("Seccomp") == Some(0));
+    let sends_none = || dispatch::look(&[first]).is_ok_and(|sent| sent.is_empty());
+    first == process.pid() && free && sends_none() && process.has_no_children().unwrap_or(false)
+}
 
 /// Some processes and all below them, as far as they are seen now: parents before children, nobody twice, and nobody who is
 /// in `known`.
@@ -261,10 +272,13 @@ impl Freezing {
     }
 
     /// Children of some of those that stand still, and adds to `parents` which of them have any.
-    fn children(&self, of: impl IntoIterator<Item = usize>, parents: &mut Vec<usize>) -> Result<Pairs> {
+    fn children(&mut self, of: impl IntoIterator<Item = usize>, parents: &mut Vec<usize>) -> Result<Pairs> {
         let mut found = Vec::new();
         for i in of {
-            let Still { pid, seized: Some(seized), .. } = &self.still[i] else { continue };
+            let Still { pid, seized: Some(seized), .. } = &mut self.still[i] else { continue };
+            if seized.threads().len() > CROWD && is_childless(seized) {
+                continue;
+            }
             let Some(proc) = seized.proc() else { continue };
             let threads: Vec<HostTid> = seized.threads().iter().map(SeizedThread::tid).collect();
             let children = together::each(threads.len(), |i| proc.children_of(threads.get(i).copied()));
@@ -279,6 +293,11 @@ impl Freezing {
         Ok(found)
     }
 
+    /// Those who are not known yet.
+    fn unknown(&self, pairs: &Pairs) -> Pairs {
+        pairs.iter().copied().filter(|c| !self.known.contains(&c.0)).collect()
+    }
+
     /// Adds whoever is found below those that stand still, until nobody is. All children that there are, with their parents.
     fn complete(&mut self) -> Result<Pairs> {
         let mut layer = 0;
@@ -286,13 +305,12 @@ impl Freezing {
         loop {
             let mut new = Vec::new();
             let mut pairs = self.children(layer..self.still.len(), &mut new)?;
-            let unknown = |pairs: &Pairs| pairs.iter().copied().filter(|c| !self.known.contains(&c.0)).collect();
-            let mut wanted: Pairs = unknown(&pairs);
+            let mut wanted = self.unknown(&pairs);
             if wanted.is_empty() {
                 // A task whose parent died before it stood still fell to an ancestor, which is frozen already. Who had no
                 // child once it stood still is nobody's ancestor.
-                pairs.extend(self.children(parents.iter().copied(), &mut Vec::new())?);
-                wanted = unknown(&pairs);
+                pairs.extend(self.children(parents.clone(), &mut Vec::new())?);
+                wanted = self.unknown(&pairs);
             }
             if wanted.is_empty() {
                 return Ok(pairs);

@@ -31,7 +31,7 @@ static NO_SIGNALS: SignalQueueEntry = SignalQueueEntry { signals: Vec::new() };
 pub(crate) struct Looked {
     pub(crate) pstree: PstreeEntry,
     /// Thread id inside, and its record.
-    pub(crate) cores: Vec<(NsTid, CoreEntry)>,
+    pub(crate) cores: Vec<(NsTid, Box<CoreEntry>)>,
     /// `None` for zombies.
     pub(crate) ids: Option<TaskKobjIdsEntry>,
     pub(crate) mm: Option<Mm>,
@@ -143,7 +143,7 @@ fn look_zombie(p: &Seen) -> Result<Looked> {
         comm: p.stat.comm.clone(),
         ..Default::default()
     };
-    let core = CoreEntry { mtype: regs::MTYPE, tc: Some(tc), ..Default::default() };
+    let core = Box::new(CoreEntry { mtype: regs::MTYPE, tc: Some(Box::new(tc)), ..Default::default() });
     Ok(Looked {
         pstree: pstree(p, ns_pid, vec![ns_pid]),
         cores: vec![(ns_pid, core)],
@@ -211,7 +211,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
         }
         cores.push((tid, core));
     }
-    cx.seccomp.save(&asked.seccomp, cores.iter_mut().map(|c| &mut c.1));
+    cx.seccomp.save(&asked.seccomp, cores.iter_mut().map(|c| &mut *c.1));
     let mut inner: Vec<NsTid> = cores.iter().map(|c| c.0).collect();
     let tid_inside = |raw: i32| {
         asked.threads.iter().position(|t| t.tid.as_raw() == raw).and_then(|i| inner.get(i)).map(|t| t.as_raw())
@@ -232,12 +232,12 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
             living.thread_core.as_ref().and_then(|t| t.creds.as_ref()).map_or(0, |c| c.secbits),
         )?;
         let core = ended::record(living, &stat, creds, syscall_at)?;
-        cores.insert(0, (ns_pid, core));
+        cores.insert(0, (ns_pid, Box::new(core)));
         inner.insert(0, ns_pid);
     }
     if let Some((_, core)) = cores.first_mut() {
         let mask = core.thread_core.as_ref().and_then(|t| t.blk_sigset).unwrap_or(0);
-        core.tc = Some(TaskCoreEntry { blk_sigset: mask, ..tc });
+        core.tc = Some(Box::new(TaskCoreEntry { blk_sigset: mask, ..tc }));
     }
     Ok(Looked { pstree: pstree(p, ns_pid, inner), cores, ids: Some(ids), mm: Some(mm), clean: true })
 }
@@ -294,7 +294,7 @@ struct Threads<'a> {
 struct OneThread {
     apart: Vec<Error>,
     tid: NsTid,
-    core: CoreEntry,
+    core: Box<CoreEntry>,
     /// Its control groups as text.
     groups: Option<Vec<u8>>,
 }
@@ -316,7 +316,7 @@ impl Threads<'_> {
         let creds = core.thread_core.as_mut().and_then(|t| t.creds.as_mut());
         let label = creds.and_then(|creds| lsm::save(creds, &self.p.proc, t.tid).err());
         let apart = apart.into_iter().chain(label).map(|e| e.on(Object::Task(self.p.pid.as_raw()))).collect();
-        Ok(OneThread { apart, tid, core, groups: glance.groups.clone() })
+        Ok(OneThread { apart, tid, core: Box::new(core), groups: glance.groups.clone() })
     }
 }
 

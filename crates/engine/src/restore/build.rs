@@ -657,7 +657,7 @@ fn write_plan(
 }
 
 fn task_record(t: &Task) -> Result<&TaskCoreEntry> {
-    t.core().and_then(|c| c.tc.as_ref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))
+    t.core().and_then(|c| c.tc.as_deref()).ok_or_else(|| Error::new(Kind::Internal, "no task record"))
 }
 
 /// Forks a twin from its elder's plan `main`, and says how it goes on.

@@ -161,7 +161,7 @@ fn alike(a: &Task, b: &Task, files: &FileImages, opts: &Options) -> bool {
 fn inherited(t: &Task) -> Option<TaskCoreEntry> {
     let core = t.core()?;
     let cgroup = core.thread_core.as_ref().and_then(|c| c.cg_set);
-    let tc = core.tc.as_ref()?;
+    let tc = core.tc.as_deref()?;
     Some(TaskCoreEntry {
         task_state: 0,
         exit_code: 0,
