@@ -119,7 +119,7 @@ fn a_process_goes_and_comes_back() {
         Answer::Go
     });
     assert_eq!(done.unwrap(), Dumped::Done);
-    assert_eq!(steps, ["PreDump", "NetworkLock", "QueryExternalFiles", "PostDump"]);
+    assert_eq!(steps, ["PreDump", "QueryExternalFiles", "PostDump"]);
     assert_eq!(process.code(), None, "killed");
     assert!(scene.has_images() && scene.dir.path("images/dump.log").exists());
 
