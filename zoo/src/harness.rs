@@ -598,6 +598,9 @@ fn refusal(case: &Case, tool: &Tool) -> Outcome {
             if tool.name == "ours" && !said.contains("help: ") {
                 return Err("the refusal gives no remedy".to_owned());
             }
+            if tool.name == "ours" && said.contains(".img") {
+                return Err("the refusal speaks of images, and there are none".to_owned());
+            }
             for name in room.read("names").lines() {
                 if !name.split('|').any(|word| said.contains(word)) {
                     return Err(format!("the refusal does not name {name:?}"));

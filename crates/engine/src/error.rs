@@ -272,7 +272,14 @@ impl Error {
 
     /// The advice: the exact one, else the kind's.
     pub fn advice(&self) -> &str {
-        let standing = if self.0.errno == Some(Errno::MFILE) { crust_inject::MORE_FILES } else { self.0.kind.help() };
+        let at_path = matches!(self.0.object, Some(Object::Path(_))) && self.0.kind == Kind::Kernel;
+        let standing = match self.0.errno {
+            Some(Errno::MFILE) => crust_inject::MORE_FILES,
+            Some(Errno::NOENT | Errno::NOTDIR) if at_path => "make its directory first, or name another path",
+            Some(Errno::EXIST) if at_path => "remove it, or name another path",
+            Some(Errno::ACCESS | Errno::ROFS | Errno::ISDIR) if at_path => "name a path that may be written",
+            _ => self.0.kind.help(),
+        };
         self.0.help.as_deref().unwrap_or(standing)
     }
 }
@@ -360,6 +367,8 @@ mod tests {
         let text = e.to_string();
         assert!(text.starts_with("task 4711, fd 7: reading the fd link failed: No such file"), "{text}");
         assert!(text.contains("stage: look") && text.contains("help: "), "{text}");
+        let e = Error::kernel("opening the log file failed", Errno::NOENT).on(Object::Path("/none/log".into()));
+        assert!(e.to_string().contains("help: make its directory first"), "{e}");
     }
 
     #[test]
