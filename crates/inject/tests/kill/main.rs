@@ -458,6 +458,37 @@ fn run_target(name: &'static str, kills: u64, boundaries: bool, dir: &Path, rand
     Some(tally)
 }
 
+/// A line for each target, and one for all.
+fn report(results: &[(&str, Tally, Duration)]) {
+    println!(
+        "target           kills boundary  lost stuck corrupt EINTR oversleep     time  kills by phase {:?}",
+        tracer::PHASES
+    );
+    let mut sum = Tally::default();
+    for (name, t, took) in results {
+        println!(
+            "{name:16} {:5} {:8} {:5} {:5} {:7} {:5} {:6} us {:6.1} s  {:?}",
+            t.kills,
+            t.boundary,
+            t.lost,
+            t.stuck,
+            t.corrupt,
+            t.eintr,
+            t.oversleep_us,
+            took.as_secs_f64(),
+            t.phases
+        );
+        sum.kills += t.kills;
+        sum.boundary += t.boundary;
+        sum.lost += t.bad();
+        sum.refused += t.refused;
+    }
+    println!(
+        "in all {} random and {} boundary kills, {} bad; {} tracers found every place for a landing burnt",
+        sum.kills, sum.boundary, sum.lost, sum.refused
+    );
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().collect();
     let word = |i: usize| args.get(i).map_or("", String::as_str);
@@ -517,33 +548,7 @@ fn main() {
             Some(bad == 0)
         });
     }
-    println!(
-        "target           kills boundary  lost stuck corrupt EINTR oversleep     time  kills by phase {:?}",
-        tracer::PHASES
-    );
-    let mut sum = Tally::default();
-    for (name, t, took) in &results {
-        println!(
-            "{name:16} {:5} {:8} {:5} {:5} {:7} {:5} {:6} us {:6.1} s  {:?}",
-            t.kills,
-            t.boundary,
-            t.lost,
-            t.stuck,
-            t.corrupt,
-            t.eintr,
-            t.oversleep_us,
-            took.as_secs_f64(),
-            t.phases
-        );
-        sum.kills += t.kills;
-        sum.boundary += t.boundary;
-        sum.lost += t.bad();
-        sum.refused += t.refused;
-    }
-    println!(
-        "in all {} random and {} boundary kills, {} bad; {} tracers found every place for a landing burnt",
-        sum.kills, sum.boundary, sum.lost, sum.refused
-    );
+    report(&results);
     drop(guard);
     let result = if parts.failed == 0 { "ok" } else { "FAILED" };
     println!("test result: {result}. {} passed; {} failed; {} ignored", parts.passed, parts.failed, parts.ignored);
