@@ -3,8 +3,14 @@
 //!
 //! SIGTERM and SIGINT at random moments: a dump or restore is rolled back and says so, or is as complete as any other.
 //!
+//! The same by way of the RPC, where clients hang up, and services and workers are hit: `crash/rpc.rs`.
+//!
 //! Ten programs, single processes, trees and hundreds of threads. `CRUST_KILLS=1000` is the number of kills of each
-//! sort over all of them (a few by default), `CRUST_CANCELS=1000` that of cancels.
+//! sort over all of them (a few by default), `CRUST_CANCELS=1000` that of cancels, `CRUST_SHOTS=1000` that of requests by RPC that
+//! are disturbed.
+#[path = "crash/rpc.rs"]
+mod rpc;
+
 use std::time::{Duration, Instant};
 use zoo::harness::{
     Case, End, Outcome, Proc, Room, Tool, check_round, expect_empty, expect_gone, finish, rule, skipped, step_limit,
@@ -26,6 +32,10 @@ impl Shots {
 
     fn cancels() -> Self {
         Self::of("cancel", "CRUST_CANCELS", 40)
+    }
+
+    fn requests() -> Self {
+        Self::of("shot", "CRUST_SHOTS", 40)
     }
 
     fn of(what: &'static str, knob: &str, all: u32) -> Self {
@@ -466,6 +476,11 @@ impl Dice {
         self.0 ^= self.0 << 17;
         (self.0 >> 11) as f64 / (1_u64 << 53) as f64
     }
+
+    /// From 0 to `n` - 1.
+    fn below(&mut self, n: usize) -> usize {
+        ((self.roll() * n as f64) as usize).min(n - 1)
+    }
 }
 
 macro_rules! tests {
@@ -486,6 +501,18 @@ macro_rules! tests {
             $(#[test]
             fn $program() {
                 super::dumps(stringify!($program), super::Shots::cancels(), super::cancel_one_dump);
+            })*
+        }
+        mod disturbed_dump {
+            $(#[test]
+            fn $program() {
+                super::dumps(stringify!($program), super::Shots::requests(), super::rpc::one_dump);
+            })*
+        }
+        mod disturbed_restore {
+            $(#[test]
+            fn $program() {
+                super::restores(stringify!($program), super::Shots::requests(), super::rpc::one_restore);
             })*
         }
         mod cancelled_restore {
