@@ -487,6 +487,37 @@ fn a_vfork_that_ends_is_waited_for() {
     });
 }
 
+/// Whoever does not stop is not waited for any longer than that is wanted.
+#[test]
+fn a_freeze_can_be_cancelled() {
+    with("refused_vfork", |case, room, root, tool| {
+        let (began, act) = (room.dir.join("freezing"), room.dir.join("act"));
+        // By a process without threads: what another test starts just now could have a file of ours open for writing.
+        let script =
+            r##"printf '#!/bin/sh\n[ "$CRTOOLS_SCRIPT_ACTION" != pre-dump ] || : > %s\n' "$1" > "$2"; chmod +x "$2""##;
+        let (began, act) = (began.display().to_string(), act.display().to_string());
+        if room.run(&["/bin/sh", "-c", script, "sh", &began, &act], &[], "act.out")? != 0 {
+            return Err("the script cannot be written".to_owned());
+        }
+        let more = ["--timeout", "6000", "--action-script", &act];
+        let argv = case.dump_argv(room, root, tool, "images", &more)?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        let dump = room.start(&argv, &[], "images.dump.out")?;
+        room.await_file("freezing", &[])?;
+        room.kill(dump, libc::SIGTERM)?;
+        match room.wait(dump, step_limit())? {
+            End::Exit(1) => {}
+            other => return Err(format!("the dump ended with {other:?}")),
+        }
+        if !room.read("images.dump.log").contains("the request was cancelled") {
+            return Err("the log does not say that it was cancelled".to_owned());
+        }
+        expect_no_images(&room.dir.join("images"))?;
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}
+
 /// Nobody of a tree is held while whoever waits for him in a vfork cannot be stopped.
 #[test]
 fn a_vfork_storm_is_frozen() {

@@ -102,6 +102,77 @@ fn verify_finds_a_changed_byte_in_any_file() {
     assert!(verify().status.success());
 }
 
+/// Waits until a pipe is empty, or is not.
+fn await_in_pipe(pipe: &impl std::os::fd::AsFd, empty: bool) {
+    let start = std::time::Instant::now();
+    while (rustix::io::ioctl_fionread(pipe).unwrap() == 0) != empty {
+        assert!(start.elapsed() < std::time::Duration::from_secs(60), "nobody is at the pipe");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// Ends by SIGTERM what waits for somebody else; what it said.
+fn cancelled(child: std::process::Child) -> String {
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    failed(child)
+}
+
+fn failed(child: std::process::Child) -> String {
+    let start = std::time::Instant::now();
+    let mut child = common::Process(child);
+    assert_eq!(child.code(), Some(1));
+    assert!(start.elapsed() < std::time::Duration::from_secs(100), "as long as a stream's patience lasts");
+    let mut said = String::new();
+    child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    said
+}
+
+/// Neither is waited for longer than somebody wants: a reader that takes nothing, a writer that sends nothing.
+#[test]
+fn a_stream_that_stands_still_is_given_up_when_it_is_not_wanted_any_more() {
+    if !inside("a_stream_that_stands_still_is_given_up_when_it_is_not_wanted_any_more") {
+        return;
+    }
+    let sample = Sample::start("stuck");
+    let dump = |more: &[&str]| {
+        let mut dump = sample.dump(&[&["--images-tar", "-"], more].concat());
+        dump.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut child = dump(&[]);
+    let pipe = child.stdout.take().unwrap();
+    await_in_pipe(&pipe, false);
+    let said = cancelled(child);
+    assert!(said.contains("the request was cancelled"), "{said}");
+    sample.goes_on();
+    drop(pipe);
+
+    let mut child = dump(&["--timeout", "1"]);
+    let pipe = child.stdout.take().unwrap();
+    let said = failed(child);
+    assert!(said.contains("the dump was not complete within 1s"), "{said}");
+    sample.goes_on();
+    drop(pipe);
+
+    let restore = |more: &[&str]| {
+        let mut restore = sample.crust("restore", &[&["-d", "--images-tar", "-"], more].concat());
+        restore.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut child = restore(&[]);
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(b"the first bytes").unwrap();
+    await_in_pipe(&pipe, true);
+    let said = cancelled(child);
+    assert!(said.contains("the request was cancelled"), "{said}");
+    drop(pipe);
+
+    let mut child = restore(&["--timeout", "1"]);
+    let pipe = child.stdin.take().unwrap();
+    let said = failed(child);
+    assert!(said.contains("the restore was not complete within 1s"), "{said}");
+    drop(pipe);
+}
+
 fn names(dir: &Path) -> BTreeSet<String> {
     fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
 }

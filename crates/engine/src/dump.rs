@@ -3,6 +3,7 @@ use crate::cgroup::freezer::{AsFound, Freezer};
 use crate::cgroup::look::OWN_SET;
 use crate::clock::Clock;
 use crate::error::ResultExt;
+use crate::events::Bounded;
 use crate::fault;
 use crate::images::{Committed, Outlet, Partial};
 use crate::memory::{self, Ahead, PageCount, PagesDump};
@@ -75,7 +76,7 @@ const DESCRIPTORS: i32 = 1024;
 /// # Errors
 /// Any error leaves the tree running as before and no image directory that could be taken for a good one.
 pub fn dump(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
-    let mut bounded = crate::events::Bounded::new(events, opts.timeout);
+    let mut bounded = Bounded::new(events, opts.timeout.map(Deadline::after));
     let started = Instant::now();
     let done = loop {
         match dump_within(opts, &mut bounded) {
@@ -109,9 +110,9 @@ fn may_begin_again(opts: &Options, started: Instant) -> bool {
     opts.images_tar.is_none() && !opts.stream && started.elapsed() < opts.timeout.unwrap_or(CHANGING).min(CHANGING)
 }
 
-fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
+fn dump_within(opts: &Options, events: &mut Bounded<'_>) -> Result<DumpReport> {
     let mut clock = Clock::start();
-    let deadline = Deadline::after(opts.timeout.unwrap_or(Options::DEFAULT_TIMEOUT));
+    let (deadline, pulse) = (events.within(Options::DEFAULT_TIMEOUT), events.pulse());
     refuse_options(opts)?;
     if let Err(e) = crust_kernel::fd::make_room(DESCRIPTORS) {
         log::debug!("no room for {DESCRIPTORS} descriptors beforehand: {e}");
@@ -127,10 +128,9 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
         }
         None => Partial::create(dir.as_fd()),
     };
-    let out = out.at(Stage::Write)?;
+    let out = out.at(Stage::Write)?.watched(pulse.clone());
     estimate::check(root, &out).at(Stage::Write)?;
-    let until = opts.timeout.map_or(LOOK_LIMIT, |t| t.saturating_sub(clock.started.elapsed()));
-    let until = plugins::Until { deadline: Deadline::after(until), watch: events.watch() };
+    let until = plugins::Until { deadline: events.within(LOOK_LIMIT), watch: events.watch() };
     let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Dump, until)
         .and_then(|all| all.tell(Hook::PauseDevices, opts.pid).map(|()| Arc::new(all)))
         .map_err(|e| e.at(Stage::Find).state(UNTOUCHED))?;
@@ -139,9 +139,9 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
 
     let freezing = Instant::now();
     let mut freezer = opts.freeze_cgroup.as_deref().map(Freezer::open).transpose().at(Stage::Freeze)?;
-    let mut tree =
-        FrozenTree::freeze(root, freezer.as_mut(), deadline).map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
-    tree.set_deadline(Deadline::after(LOOK_LIMIT));
+    let mut tree = FrozenTree::freeze(root, freezer.as_mut(), (deadline, &pulse))
+        .map_err(|e| e.at(Stage::Freeze).state(UNTOUCHED))?;
+    tree.set_deadline(events.within(LOOK_LIMIT));
     let mut report = DumpReport { pid: opts.pid, freezing: freezing.elapsed(), ..Default::default() };
     clock.done("freeze");
 
@@ -156,6 +156,8 @@ fn dump_within(opts: &Options, events: &mut dyn Events) -> Result<DumpReport> {
             return Err(e);
         }
     };
+    // What ends it now is not to be cut short.
+    tree.set_deadline(Deadline::after(LOOK_LIMIT));
     // Neither the tree nor its freeze waits for this; a dying tree, whose memory takes time to go, is waited for behind it.
     let hash = || {
         if let Err(e) = committed.hash_rest(!opts.no_sync) {
@@ -260,9 +262,7 @@ fn save(
         out.put_one(ImageKind::Cpuinfo, 0, &crate::cpu::record()).at(Stage::Write)?;
     }
     // The last moment to turn back: from the commit on the checkpoint exists.
-    if events.cancelled() {
-        return Err(Error::new(Kind::Cancelled, "the request was cancelled"));
-    }
+    cancelled(events)?;
     fault::point(Stage::Commit)?;
     let committed = out.commit(!opts.no_sync).map_err(|e| e.at(Stage::Commit))?;
     report.image_bytes = committed.image_bytes();
@@ -459,7 +459,7 @@ impl<'a> MemoryWriter<'a> {
         if self.ahead.is_none() {
             // A stream has no room to make.
             let name = ImageKind::Pages.file_name(u64::from(self.pages_id + 1));
-            let Ok(mut file) = self.out.create_file(&name).map(Outlet::from) else { return false };
+            let Ok(mut file) = self.out.outlet(&name) else { return false };
             let ahead = Ahead::begin(&mut file, about).unwrap_or_default();
             self.ahead = Some((file, ahead));
         }

@@ -1,7 +1,10 @@
 //! The engine's side of notifications: what happened, to whoever speaks to the user (CLI scripts, RPC client, progress).
+use crust_kernel::Deadline;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// A point of the journey that clients can act on, with CRIU's script names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +80,14 @@ impl Watch {
     pub fn is_over(&self) -> bool {
         self.0.as_ref().is_some_and(|ask| ask())
     }
+
+    /// An error once the end is wished for.
+    pub(crate) fn go_on(&self) -> crate::Result<()> {
+        match self.is_over() {
+            true => Err(crate::Error::new(crate::Kind::Cancelled, "the request was cancelled")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl fmt::Debug for Watch {
@@ -109,18 +120,48 @@ pub trait Events {
 /// Events with a deadline: once it has passed they ask for the end, as a caller would.
 pub(crate) struct Bounded<'a> {
     inner: &'a mut dyn Events,
-    until: Option<crust_kernel::Deadline>,
-    late: bool,
+    until: Option<Deadline>,
+    late: Arc<AtomicBool>,
 }
 
+/// How often work in small pieces asks. It may consist of a million pieces, and an answer may take a system call.
+const PULSE: Duration = Duration::from_millis(20);
+
 impl<'a> Bounded<'a> {
-    pub(crate) fn new(inner: &'a mut dyn Events, limit: Option<std::time::Duration>) -> Self {
-        Self { inner, until: limit.map(crust_kernel::Deadline::after), late: false }
+    pub(crate) fn new(inner: &'a mut dyn Events, until: Option<Deadline>) -> Self {
+        Self { inner, until, late: Arc::default() }
     }
 
     /// True if it was the deadline that ended it.
     pub(crate) fn is_late(&self) -> bool {
-        self.late
+        self.late.load(Ordering::Relaxed)
+    }
+
+    /// The deadline, at most `limit` from now on.
+    pub(crate) fn within(&self, limit: Duration) -> Deadline {
+        self.until.unwrap_or_else(|| Deadline::after(limit))
+    }
+
+    /// For work in small pieces, of several threads too: the deadline counts, and nobody is asked more often than each
+    /// [`PULSE`]. Once over it stays over.
+    pub(crate) fn pulse(&self) -> Watch {
+        let (inner, until, late) = (self.inner.watch(), self.until, self.late.clone());
+        let (begun, next, over) = (Instant::now(), AtomicU64::new(0), AtomicBool::new(false));
+        Watch::new(move || {
+            let now = begun.elapsed().as_millis() as u64;
+            if now < next.load(Ordering::Relaxed) {
+                return over.load(Ordering::Relaxed);
+            }
+            next.store(now + PULSE.as_millis() as u64, Ordering::Relaxed);
+            let asked = inner.is_over();
+            if !asked && until.is_some_and(Deadline::expired) {
+                late.store(true, Ordering::Relaxed);
+            }
+            if asked || late.load(Ordering::Relaxed) {
+                over.store(true, Ordering::Relaxed);
+            }
+            over.load(Ordering::Relaxed)
+        })
     }
 }
 
@@ -141,8 +182,10 @@ impl Events for Bounded<'_> {
         if self.inner.cancelled() {
             return true;
         }
-        self.late = self.until.is_some_and(crust_kernel::Deadline::expired);
-        self.late
+        if self.until.is_some_and(Deadline::expired) {
+            self.late.store(true, Ordering::Relaxed);
+        }
+        self.is_late()
     }
 }
 

@@ -2,6 +2,7 @@
 use crate::cgroup::rebuild::Groups;
 use crate::clock::Clock;
 use crate::error::{Error, Kind, OnObject, ResultExt};
+use crate::events::Bounded;
 use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
@@ -85,19 +86,25 @@ struct Plan {
 pub fn restore(opts: &Options, events: &mut dyn Events) -> Result<RestoreReport> {
     let clock = Clock::start();
     let deadline = clock.started + opts.timeout.unwrap_or(DEFAULT_LIMIT);
+    let events = &mut Bounded::new(events, Some(Deadline::at(deadline)));
     refuse_options(opts)?;
     let until = plugins::Until { deadline: Deadline::at(deadline), watch: events.watch() };
     let plugins = Plugins::connect(&opts.plugins, plugins::Stage::Restore, until)
         .map_err(|e| e.at(Stage::Read).state("nothing was created"))?;
     let done = restore_with(&plugins, opts, events, clock, deadline);
     plugins.end(done.is_ok());
-    done
+    match done {
+        Err(e) if e.kind() == Kind::Cancelled && events.is_late() => {
+            Err(late(opts).at(Stage::Build).state("no task of the tree is left"))
+        }
+        done => done,
+    }
 }
 
 fn restore_with(
     plugins: &Plugins,
     opts: &Options,
-    events: &mut dyn Events,
+    events: &mut Bounded<'_>,
     mut clock: Clock,
     deadline: Instant,
 ) -> Result<RestoreReport> {
@@ -107,7 +114,7 @@ fn restore_with(
         plan.files.offer_masters(opts, events).map_err(|e| e.at(Stage::Build).state("nothing was created"))?;
     plan.files.find_outside().map_err(|e| e.at(Stage::Build).state("nothing was created"))?;
     let arena = Arena::new(plan.tree.tasks.len())?;
-    let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten())?;
+    let segments = memory::Segments::create(&plan.source, plan.memory.iter().flatten(), &events.pulse())?;
     plan.source.dismiss();
     clock.done("shared memory");
     let started = Instant::now();
@@ -204,15 +211,19 @@ fn in_time(opts: &Options, deadline: Instant) -> Result<()> {
     if Instant::now() < deadline {
         return Ok(());
     }
+    Err(late(opts))
+}
+
+fn late(opts: &Options) -> Error {
     let what = format!("the restore was not complete within {:?}", opts.timeout.unwrap_or(DEFAULT_LIMIT));
-    Err(Error::new(Kind::Timeout, what).help("give it more time with --timeout, or let its action scripts take less"))
+    Error::new(Kind::Timeout, what).help("give it more time with --timeout, or let its action scripts take less")
 }
 
 /// Reads and checks everything. Control groups are there then, and nothing else is.
 fn begin(
     plugins: &Plugins,
     opts: &Options,
-    events: &mut dyn Events,
+    events: &mut Bounded<'_>,
     clock: &mut Clock,
 ) -> Result<(Plan, Option<Groups>)> {
     let (mut plan, mut groups) = read(opts, events).map_err(|e| e.at(Stage::Read))?;
@@ -333,14 +344,14 @@ fn descendants(root: i32) -> Vec<i32> {
     all
 }
 
-fn read(opts: &Options, events: &mut dyn Events) -> Result<(Plan, Option<Groups>)> {
+fn read(opts: &Options, events: &mut Bounded<'_>) -> Result<(Plan, Option<Groups>)> {
     let dir = opts.images_dir.as_ref().ok_or_else(|| Error::new(Kind::BadRequest, "no image directory was given"))?;
     let (dir, work_dir) = (dir.as_fd(), opts.work_dir.as_ref().map(|d| d.as_fd()));
     let source = match &opts.images_tar {
-        Some(tar) => Source::open_tar(tar, work_dir)?,
+        Some(tar) => Source::open_tar(tar, work_dir, &events.pulse())?,
         None if opts.stream => {
             events.notify(Event::PreStream, None, None)?;
-            Source::open_streamer(dir, work_dir)?
+            Source::open_streamer(dir, work_dir, events.pulse())?
         }
         None => Source::open(dir)?,
     };
@@ -574,7 +585,6 @@ fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Even
         if arrived >= want {
             return Ok(());
         }
-        not_cancelled(events)?;
         if Instant::now() >= deadline {
             let late: Vec<String> = plan
                 .tree
@@ -586,6 +596,7 @@ fn wait_at(lines: &Lines<'_>, word: &AtomicU32, want: u32, events: &mut dyn Even
                 .collect();
             return Err(Error::new(Kind::Timeout, format!("the tree was not complete in time ({})", late.join(", "))));
         }
+        not_cancelled(events)?;
         events.progress("threads", u64::from(arrived), u64::from(want));
         arena::sleep_on(word, arrived);
         if last_look.elapsed() > Duration::from_millis(100) {

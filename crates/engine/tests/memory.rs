@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test speaks on its terminal")]
 #![allow(unsafe_code, reason = "tests map and fill memory by hand")]
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+use crust_engine::Watch;
 use crust_engine::images::{Outlet, Source};
 use crust_engine::memory::{self, FileIds, Mm, PagesDump, status};
 use crust_engine::memory::{Images, MapFiles, Segments, SharedMemory, StageOptions};
@@ -433,7 +434,7 @@ fn rebuild(dir: &str, park_all: bool) -> crust_engine::Result<()> {
     let images = Images::read(&source, 1)?;
     let names = std::fs::read_to_string(format!("{dir}/names")).unwrap();
     let names = names.lines().map(|l| l.split_once(' ').unwrap()).map(|(n, p)| (n.parse().unwrap(), p.to_owned()));
-    let segments = Segments::create(&source, [&images])?;
+    let segments = Segments::create(&source, [&images], &Watch::default())?;
     let mut occupied = images.occupied();
     occupied.extend(memory::layout::busy(&memory::layout::own()?));
     let boot_len = 64 << 20;

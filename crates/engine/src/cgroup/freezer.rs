@@ -1,6 +1,7 @@
 //! `--freeze-cgroup`: a group stands still while its threads are seized, and is as it was found afterwards, also if we are
 //! killed meanwhile: a small process that watches us puts the state back then.
 use super::look;
+use crate::Watch;
 use crate::error::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{CgroupPerms, CgroupPropEntry};
 use crust_kernel::fork::{Fork, fork};
@@ -107,11 +108,11 @@ impl Freezer {
     }
 
     /// Freezes the group, if it is not frozen, and waits until all of it stands still.
-    pub(crate) fn freeze(&mut self, deadline: Deadline) -> Result<()> {
-        self.freeze_and_wait(deadline).map_err(|e| e.on(Object::Path(self.name.clone())))
+    pub(crate) fn freeze(&mut self, deadline: Deadline, watch: &Watch) -> Result<()> {
+        self.freeze_and_wait(deadline, watch).map_err(|e| e.on(Object::Path(self.name.clone())))
     }
 
-    fn freeze_and_wait(&mut self, deadline: Deadline) -> Result<()> {
+    fn freeze_and_wait(&mut self, deadline: Deadline, watch: &Watch) -> Result<()> {
         // A freezer of version 1 that saw a task fork or exit at the wrong moment stays on its way until it is asked again.
         const ASK_AGAIN: Duration = Duration::from_millis(50);
         if !self.found.frozen {
@@ -122,6 +123,7 @@ impl Freezer {
         let mut backoff = Backoff::new();
         let mut asked = Instant::now();
         while !self.is_still()? {
+            watch.go_on()?;
             if !backoff.pause(deadline) {
                 let state = self.members()?.into_iter().filter_map(waiting_for).next().unwrap_or_default();
                 let what = format!("the cgroup did not freeze in time{state}");

@@ -4,7 +4,7 @@ use crate::cgroup::freezer::Freezer;
 use crate::error::{OnObject, ResultExt};
 use crate::lend::{Lent, lend};
 use crate::task::{dispatch, limits};
-use crate::{Error, Kind, Object, Result, Stage, together};
+use crate::{Error, Kind, Object, Result, Stage, Watch, together};
 use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat, Status};
@@ -149,8 +149,10 @@ struct Still {
 }
 
 /// A tree that is being frozen. Dropping it lets it run again.
-struct Freezing {
+struct Freezing<'a> {
     deadline: Deadline,
+    /// Whether it is still wanted.
+    watch: &'a Watch,
     still: Vec<Still>,
     known: HashSet<HostTid>,
     /// Those who are to be let go, for which they have to stop first.
@@ -168,24 +170,25 @@ struct Round<'a> {
     asked: Vec<Option<Answer>>,
 }
 
-impl Freezing {
+impl Freezing<'_> {
     /// Asks some processes and all below them to stop, and waits for them. The number of waits does not grow with the tree's
     /// depth.
     fn add(&mut self, wanted: Pairs) -> Result<()> {
         let wanted = below(wanted, &self.known);
         let waits = waits::look(wanted.iter().map(|w| w.0));
         let ask = |&(pid, _): &(HostTid, i32)| {
+            self.watch.go_on()?;
             let late = self.late.remove(&pid);
-            Ok(late.unwrap_or_else(|| SeizedProcess::ask_leader(pid, ptrace::Options::default(), self.deadline)))
+            Ok(Ok(late.unwrap_or_else(|| SeizedProcess::ask_leader(pid, ptrace::Options::default(), self.deadline))))
         };
-        let asked = wanted.iter().map(ask).collect();
+        let asked = wanted.iter().map(ask).collect::<Result<_>>()?;
         self.take(&wanted, asked, waits)
     }
 
     /// The same while their control group is frozen, so that none of its tasks can be born meanwhile.
     fn add_frozen(&mut self, wanted: Pairs, freezer: &mut Freezer) -> Result<()> {
         let waits = waits::look(below(wanted.clone(), &self.known).into_iter().map(|w| w.0));
-        freezer.freeze(self.deadline)?;
+        freezer.freeze(self.deadline, self.watch)?;
         let wanted = below(wanted, &self.known);
         let ask = |&(pid, _): &(HostTid, i32)| SeizedProcess::ask_all(pid, ptrace::Options::default(), self.deadline);
         let asked = wanted.iter().map(ask).collect();
@@ -200,7 +203,11 @@ impl Freezing {
         let mut round = Round { wanted, parents, asked: asked.into_iter().map(Some).collect() };
         for (i, &(pid, ppid)) in wanted.iter().enumerate() {
             let Some(answer) = round.asked.get_mut(i).and_then(Option::take) else { continue };
-            let mut seized = match answer.and_then(|a| self.await_stop(a, i, &mut round)) {
+            let stopped = match answer {
+                Ok(asked) => self.await_stop(asked, i, &mut round)?,
+                Err(e) => Err(e),
+            };
+            let mut seized = match stopped {
                 Ok(s) => Some(s),
                 Err(e) if *e.kind() == crust_inject::Kind::Zombie && ppid != 0 => None,
                 Err(e) if *e.kind() == crust_inject::Kind::Gone && ppid != 0 => continue,
@@ -219,26 +226,27 @@ impl Freezing {
         Ok(())
     }
 
-    /// Waits for one of them. In a vfork it does not stop before its child goes on, so those below it are let go then.
+    /// Waits for one of them, as long as that is wanted. In a vfork it does not stop before its child goes on, so those below
+    /// it are let go then.
     fn await_stop(
         &mut self,
         mut process: Asked,
         at: usize,
         round: &mut Round<'_>,
-    ) -> crust_inject::Result<SeizedProcess> {
+    ) -> Result<crust_inject::Result<SeizedProcess>> {
         /// How long it may take before somebody looks why.
         const FIRST: Duration = Duration::from_millis(2);
         const MOST: Duration = Duration::from_millis(50);
-        if !round.parents.contains(&process.pid().as_raw()) {
-            return process.await_stop();
-        }
-        let mut patience = FIRST;
+        let has_children = round.parents.contains(&process.pid().as_raw());
+        let mut patience = if has_children { FIRST } else { MOST };
         loop {
-            process = match process.await_stop_for(patience)? {
-                Ok(seized) => return Ok(seized),
-                Err(process) => process,
+            process = match process.await_stop_for(patience) {
+                Ok(Ok(seized)) => return Ok(Ok(seized)),
+                Ok(Err(process)) => process,
+                Err(e) => return Ok(Err(e)),
             };
-            if process.waits_for_vfork() {
+            self.watch.go_on()?;
+            if has_children && process.waits_for_vfork() {
                 self.let_go_below(at, round);
                 self.let_go_late();
             }
@@ -315,6 +323,7 @@ impl Freezing {
             if wanted.is_empty() {
                 return Ok(pairs);
             }
+            self.watch.go_on()?;
             if self.deadline.expired() {
                 return Err(Error::new(Kind::Timeout, "the tree forks faster than it can be frozen"));
             }
@@ -382,9 +391,13 @@ impl FrozenTree {
     ///
     /// # Errors
     /// The task that could not be stopped; everything runs again then.
-    pub(crate) fn freeze(root: HostTid, freezer: Option<&mut Freezer>, deadline: Deadline) -> Result<Self> {
+    pub(crate) fn freeze(
+        root: HostTid,
+        freezer: Option<&mut Freezer>,
+        (deadline, watch): (Deadline, &Watch),
+    ) -> Result<Self> {
         let (still, known, late) = Default::default();
-        let mut freezing = Freezing { deadline, still, known, late };
+        let mut freezing = Freezing { deadline, watch, still, known, late };
         let root = vec![(root, 0)];
         match freezer {
             Some(freezer) => freezing.add_frozen(root, freezer)?,

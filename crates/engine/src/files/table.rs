@@ -30,7 +30,8 @@ pub(super) fn send_range(from: &OwnedFd, at: u64, len: u64, out: &mut Outlet) ->
     let (mut at, end) = (at, at + len);
     let mut buf = Vec::new();
     while at < end {
-        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 30);
+        let want = usize::try_from(end - at).unwrap_or(usize::MAX).min(1 << 26);
+        out.watch().go_on()?;
         if let Some(file) = out.file() {
             let copied = fault::io().and_then(|()| rustix::fs::copy_file_range(from, Some(&mut at), file, None, want));
             match copied {

@@ -5,7 +5,7 @@ use super::hashing::hash_of;
 use super::stream::{Outlet, OutletTo, Stream};
 use super::{Source, cannot_write, failed, image, in_memory, open_new, plain, sync_file, write_all};
 use crate::options::Tar;
-use crate::{Error, Kind, Object, Result, fault};
+use crate::{Error, Kind, Object, Result, Watch, fault};
 use crust_image::manifest::{ContentHash, Digest, Feature, FileLine, Hasher, MANIFEST_NAME, Manifest};
 use crust_image::{ImageKind, Message};
 use rustix::fs::{self, FallocateFlags, Mode, OFlags};
@@ -51,6 +51,7 @@ impl Written {
 pub struct Partial {
     to: Destination,
     written: Mutex<Written>,
+    watch: Watch,
 }
 
 #[derive(Debug)]
@@ -60,12 +61,25 @@ enum Destination {
 }
 
 impl Partial {
+    fn new(to: Destination) -> Self {
+        Self { to, written: Mutex::default(), watch: Watch::default() }
+    }
+
+    /// `watch` is asked in long work for these images, up to the moment when they appear.
+    pub(crate) fn watched(mut self, watch: Watch) -> Self {
+        if let Destination::Stream(stream) = &mut self.to {
+            stream.watch = watch.clone();
+        }
+        self.watch = watch;
+        self
+    }
+
     /// Begins a dump into `dir`, and removes what killed dumps left there.
     ///
     /// # Errors
     /// If nothing can be written there: nothing is changed then.
     pub fn create(dir: BorrowedFd<'_>) -> Result<Self> {
-        Ok(Self { to: Destination::Directory(Aside::create(dir)?), written: Mutex::default() })
+        Ok(Self::new(Destination::Directory(Aside::create(dir)?)))
     }
 
     /// Begins a dump to the criu-image-streamer that listens in `dir`.
@@ -73,7 +87,7 @@ impl Partial {
     /// # Errors
     /// If nobody does.
     pub fn to_streamer(dir: BorrowedFd<'_>) -> Result<Self> {
-        Ok(Self { to: Destination::Stream(Stream::streamer(dir)?), written: Mutex::default() })
+        Ok(Self::new(Destination::Stream(Stream::streamer(dir)?)))
     }
 
     /// Begins a dump into a tar archive. A file appears when the archive is whole; a pipe gets each byte at once.
@@ -81,7 +95,7 @@ impl Partial {
     /// # Errors
     /// If the archive cannot be opened.
     pub fn to_tar(place: &Tar) -> Result<Self> {
-        Ok(Self { to: Destination::Stream(Stream::tar(place)?), written: Mutex::default() })
+        Ok(Self::new(Destination::Stream(Stream::tar(place)?)))
     }
 
     /// Asks whether `bytes` more fit, before anything is frozen for them. What this user may not use does not count.
@@ -123,7 +137,8 @@ impl Partial {
         plain(name)?;
         match &self.to {
             Destination::Directory(_) => {
-                Ok(Outlet { name: name.to_owned(), to: OutletTo::File(self.create_file(name)?) })
+                let to = OutletTo::File(self.create_file(name)?);
+                Ok(Outlet { name: name.to_owned(), to, watch: self.watch.clone() })
             }
             Destination::Stream(stream) => stream.outlet(name),
         }
@@ -134,7 +149,7 @@ impl Partial {
     /// # Errors
     /// If they cannot be sent.
     pub fn close(&self, outlet: Outlet) -> Result<()> {
-        let Outlet { name, to } = outlet;
+        let Outlet { name, to, .. } = outlet;
         if let (Destination::Stream(stream), OutletTo::Stream(flow)) = (&self.to, to) {
             let (len, hash) = stream.close(&name, flow)?;
             self.lock().files.insert(name, (Some(len), Some(hash)));
@@ -269,7 +284,7 @@ impl Partial {
         };
         // What lives in memory alone cannot be made more durable.
         let sync = sync && !in_memory(&aside.dir);
-        let files = durable(&aside, std::mem::take(&mut written.files), sync)?;
+        let files = durable(&aside, std::mem::take(&mut written.files), sync, &self.watch)?;
         let parent_path = written.parent.as_ref().map(|(path, _)| path.clone());
         let manifest = written.manifest(files);
         if has_inventory {
@@ -283,7 +298,8 @@ impl Partial {
                 .map_err(|e| cannot_write("the unfinished dump cannot be made durable", e))?;
         }
 
-        // Up to here the image directory is untouched. From here on only names change.
+        // Up to here the image directory is untouched. From here on only names change, and nothing turns back.
+        self.watch.go_on()?;
         let dir = aside.dir.try_clone().map_err(|e| failed(&e, "."))?;
         aside.reveal(&manifest, has_inventory, has_inventory, parent_path.as_deref(), sync)?;
         Ok(Committed { place: Place::Directory(dir), manifest, has_manifest: has_inventory })
@@ -313,7 +329,7 @@ fn end_stream(stream: Stream, mut written: Written, has_inventory: bool, sync: b
 
 /// Makes files durable if `sync` says so, many small ones together. Their lengths, and the hashes of those that are known or
 /// cheap.
-fn durable(aside: &Aside, files: Files, sync: bool) -> Result<Vec<FileLine>> {
+fn durable(aside: &Aside, files: Files, sync: bool, watch: &Watch) -> Result<Vec<FileLine>> {
     let together = sync && files.len() > MANY_FILES;
     if together {
         fault::io()
@@ -332,6 +348,7 @@ fn durable(aside: &Aside, files: Files, sync: bool) -> Result<Vec<FileLine>> {
         }
     }
     let line = |(name, (len, hash)): (String, (Option<u64>, Option<ContentHash>))| {
+        watch.go_on()?;
         let (len_bytes, hash) = match (len, each) {
             (Some(len), false) => (len, hash),
             _ => aside.with_file(&name, |f| {

@@ -4,10 +4,10 @@
 //! descriptor, however we end. Without the right to make one, a hidden directory in the work directory does as well.
 use super::aside::Aside;
 use super::hashing::each_piece;
-use super::stream::{OutletTo, Stream, connect, pipe, send_all, send_pipe, wait_for};
+use super::stream::{OutletTo, PATIENCE, Stream, connect, pipe, send_all, send_pipe, wait_for};
 use super::{Source, as_input_error, cannot_write, image, open_new, write_all};
 use crate::options::Tar;
-use crate::{Error, Kind, Object, OnObject, Result, ResultExt};
+use crate::{Error, Kind, Object, OnObject, Result, ResultExt, Watch};
 use crust_image::manifest::{ContentHash, Hasher, is_manifest, is_plain_name};
 use crust_image::tar::{self, Input};
 use crust_image::{ImageKind, streamer};
@@ -20,6 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A place for images on their way.
 #[derive(Debug)]
@@ -78,6 +79,8 @@ struct FeedState {
     socket: Option<OwnedFd>,
     asked: HashMap<String, bool>,
     arrived: Arrived,
+    /// Who ends our waits.
+    watch: Watch,
 }
 
 impl Feed {
@@ -92,7 +95,7 @@ impl Feed {
             return Ok(());
         }
         let Some(socket) = &state.socket else { return Ok(()) };
-        let arrived = fetch(socket.as_fd(), self.dir.as_fd(), name)?;
+        let arrived = fetch(socket.as_fd(), self.dir.as_fd(), name, &state.watch)?;
         state.asked.insert(name.to_owned(), arrived.is_some());
         state.arrived.files.insert(name.to_owned(), arrived);
         Ok(())
@@ -105,13 +108,17 @@ impl Feed {
 }
 
 /// Asks the streamer for one file.
-fn fetch(socket: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> Result<Option<(u64, ContentHash)>> {
+fn fetch(socket: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str, watch: &Watch) -> Result<Option<(u64, ContentHash)>> {
     let lost = |e: Errno| {
+        if let Err(over) = watch.go_on() {
+            return over;
+        }
         Error::kernel("the connection to criu-image-streamer failed", e)
             .on(image(name))
             .help("see what criu-image-streamer says")
     };
     send_all(socket, &streamer::request(name)).map_err(lost)?;
+    wait_for(socket, PollFlags::IN, PATIENCE, watch).map_err(lost)?;
     let mut from = File::from(socket.try_clone_to_owned().during("duplicating a descriptor")?);
     match streamer::read_reply(&mut from)? {
         None => return Err(lost(Errno::PIPE)),
@@ -127,6 +134,7 @@ fn fetch(socket: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> Result<Opti
     let mut buffer = vec![0; 1 << 20];
     let mut len = 0;
     loop {
+        watch.go_on()?;
         match rustix::io::read(&read, &mut buffer) {
             Ok(0) => break,
             Ok(n) => {
@@ -136,7 +144,7 @@ fn fetch(socket: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> Result<Opti
                     .map_err(|e| cannot_write("keeping the stream's images failed", e).on(image(name)))?;
                 len += n as u64;
             }
-            Err(Errno::AGAIN) => wait_for(read.as_fd(), PollFlags::IN).map_err(lost)?,
+            Err(Errno::AGAIN) => wait_for(read.as_fd(), PollFlags::IN, PATIENCE, watch).map_err(lost)?,
             Err(Errno::INTR) => {}
             Err(e) => return Err(lost(e)),
         }
@@ -149,18 +157,31 @@ fn fetch(socket: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str) -> Result<Opti
 pub struct TarInput {
     file: File,
     seekable: bool,
+    watch: Watch,
 }
 
 impl TarInput {
     /// Reads from where the descriptor stands.
     pub fn new(file: File) -> Self {
         let seekable = super::is_regular(file.as_fd());
-        Self { file, seekable }
+        Self { file, seekable, watch: Watch::default() }
+    }
+
+    /// `watch` is asked between pieces, and while nothing comes.
+    fn watched(self, watch: Watch) -> Self {
+        Self { watch, ..self }
     }
 }
 
 impl io::Read for TarInput {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        if self.watch.is_over() {
+            return Err(Errno::CANCELED.into());
+        }
+        if !self.seekable {
+            // Who sends may not have begun: the request's own deadline counts, and no other.
+            wait_for(self.file.as_fd(), PollFlags::IN, Duration::MAX, &self.watch)?;
+        }
         self.file.read(into)
     }
 }
@@ -217,13 +238,17 @@ pub(super) fn unpack(input: impl Input, mut create: impl FnMut(&str) -> Result<F
 }
 
 impl Source {
-    /// Takes the checkpoint out of an archive. `work_dir` serves where memory cannot.
+    /// Takes the checkpoint out of an archive. `work_dir` serves where memory cannot, `watch` ends the wait for who sends it.
     ///
     /// # Errors
     /// If it is no archive, has what no checkpoint has (links, paths that lead elsewhere), or is not whole.
-    pub fn open_tar(place: &Tar, work_dir: Option<BorrowedFd<'_>>) -> Result<Self> {
+    pub fn open_tar(place: &Tar, work_dir: Option<BorrowedFd<'_>>, watch: &Watch) -> Result<Self> {
         let spool = Spool::new(work_dir)?;
-        unpack(open_tar(place)?, |name| open_new(spool.dir.as_fd(), name))?;
+        let input = open_tar(place)?.watched(watch.clone());
+        let unpacked = unpack(input, |name| open_new(spool.dir.as_fd(), name));
+        // Who reads archives takes an end of our patience for an end of the archive.
+        watch.go_on()?;
+        unpacked?;
         let mut source = Self::open(spool.dir.as_fd()).map_err(as_input_error)?;
         source.verify_stream()?;
         source.spool = Some(spool);
@@ -234,10 +259,10 @@ impl Source {
     ///
     /// # Errors
     /// If nobody listens there, or what comes is no checkpoint.
-    pub fn open_streamer(dir: BorrowedFd<'_>, work_dir: Option<BorrowedFd<'_>>) -> Result<Self> {
+    pub fn open_streamer(dir: BorrowedFd<'_>, work_dir: Option<BorrowedFd<'_>>, watch: Watch) -> Result<Self> {
         let socket = connect(dir, streamer::SERVE_SOCKET, "serve")?;
         let spool = Spool::new(work_dir)?;
-        let inner = FeedState { socket: Some(socket), asked: HashMap::new(), arrived: Arrived::default() };
+        let inner = FeedState { socket: Some(socket), asked: HashMap::new(), arrived: Arrived::default(), watch };
         let own = spool.dir.try_clone().during("duplicating a descriptor")?;
         let feed = Feed { dir: own, inner: Mutex::new(inner) };
         let mut source = Self::open_with(spool.dir.as_fd(), Some(feed)).map_err(as_input_error)?;

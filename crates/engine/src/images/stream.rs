@@ -4,7 +4,7 @@
 //! through, and `inventory.img` last of all. Whoever reads a stream without it has no checkpoint.
 use super::{PARTIAL_PREFIX, cannot_write, image, write_all};
 use crate::options::Tar;
-use crate::{Error, Kind, Object, OnObject, Result, ResultExt, fault};
+use crate::{Error, Kind, Object, OnObject, Result, ResultExt, Watch, fault};
 use crust_image::manifest::{ContentHash, Hasher};
 use crust_image::{streamer, tar};
 use crust_kernel::Deadline;
@@ -23,7 +23,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// A reader that takes nothing for this long is taken for dead. The tree waits meanwhile.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
+/// How often a wait looks whether it is still wanted.
+const TICK: Duration = Duration::from_millis(50);
 /// Pipes that the streamer has not emptied yet are kept open up to this many.
 const MAX_PIPES: usize = 200;
 /// Room in a pipe: fewer changes between the two processes.
@@ -34,6 +36,8 @@ const PIPE_BYTES: usize = 1 << 20;
 pub(super) struct Stream {
     to: To,
     state: Mutex<State>,
+    /// Who ends our waits.
+    pub(super) watch: Watch,
 }
 
 #[derive(Debug)]
@@ -68,6 +72,8 @@ struct State {
 pub struct Outlet {
     pub(super) name: String,
     pub(super) to: OutletTo,
+    /// Whether all this is still wanted.
+    pub(super) watch: Watch,
 }
 
 #[derive(Debug)]
@@ -90,7 +96,7 @@ pub(super) struct Flow {
 impl From<File> for Outlet {
     /// A file that lies in no checkpoint.
     fn from(file: File) -> Self {
-        Self { name: "pages".to_owned(), to: OutletTo::File(file) }
+        Self { name: "pages".to_owned(), to: OutletTo::File(file), watch: Watch::default() }
     }
 }
 
@@ -108,7 +114,18 @@ impl Outlet {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let header = tar::header(&self.name, bytes, now)?;
         flow.promised = Some(bytes);
-        write_patiently(flow.fd.as_fd(), &header).map_err(|e| refused(e, &self.name))
+        write_patiently(flow.fd.as_fd(), &header, &self.watch).map_err(|e| refused(e, &self.name))
+    }
+
+    /// For an outlet of no checkpoint.
+    #[cfg(test)]
+    pub(crate) fn set_watch(&mut self, watch: Watch) {
+        self.watch = watch;
+    }
+
+    /// Whoever writes much asks this between pieces.
+    pub(crate) fn watch(&self) -> &Watch {
+        &self.watch
     }
 
     /// The file, where it is one that can be mapped and written at any place.
@@ -132,7 +149,7 @@ impl Outlet {
         if flow.is_tar && flow.promised.is_none_or(|promised| after > promised) {
             return Err(Error::new(Kind::Internal, "a file became longer than announced").on(image(&self.name)));
         }
-        write_patiently(flow.fd.as_fd(), bytes).map_err(|e| refused(e, &self.name))?;
+        write_patiently(flow.fd.as_fd(), bytes, &self.watch).map_err(|e| refused(e, &self.name))?;
         flow.hasher.update(bytes);
         flow.written = after;
         Ok(())
@@ -145,6 +162,7 @@ fn refused(e: Errno, name: &str) -> Error {
         Errno::PIPE | Errno::CONNRESET => Error::kernel("whoever reads the stream has gone", e)
             .on(image(name))
             .help("see what criu-image-streamer, or the program behind the pipe, says"),
+        Errno::CANCELED => Error::new(Kind::Cancelled, "the request was cancelled").on(image(name)),
         Errno::TIMEDOUT => {
             Error::kernel(format!("the stream's reader took nothing for {PATIENCE:?}"), e).on(image(name))
         }
@@ -152,14 +170,14 @@ fn refused(e: Errno, name: &str) -> Error {
     }
 }
 
-/// Writes to whatever takes its time: with patience for each piece, not for the whole.
-fn write_patiently(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<()> {
+/// Writes to whatever takes its time: with patience for each piece, not for the whole. ECANCELED: it is not wanted any more.
+fn write_patiently(fd: BorrowedFd<'_>, mut bytes: &[u8], watch: &Watch) -> rustix::io::Result<()> {
     while !bytes.is_empty() {
         fault::io()?;
         match rustix::io::write(fd, fault::cut(bytes)) {
             Ok(0) => return Err(Errno::NOSPC),
             Ok(n) => bytes = bytes.get(n..).unwrap_or_default(),
-            Err(Errno::AGAIN) => wait_for(fd, PollFlags::OUT)?,
+            Err(Errno::AGAIN) => wait_for(fd, PollFlags::OUT, PATIENCE, watch)?,
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
@@ -168,16 +186,24 @@ fn write_patiently(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> rustix::io::Result<(
 }
 
 /// Waits until `fd` is ready, or something is wrong with it; the call after this tells which.
-pub(super) fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags) -> rustix::io::Result<()> {
-    let deadline = Deadline::after(PATIENCE);
+pub(super) fn wait_for(
+    fd: BorrowedFd<'_>,
+    flags: PollFlags,
+    patience: Duration,
+    watch: &Watch,
+) -> rustix::io::Result<()> {
+    let deadline = Deadline::after(patience);
     loop {
         let mut fds = [PollFd::new(&fd, flags)];
-        let rest = deadline.remaining().try_into().unwrap_or_default();
+        let rest = deadline.remaining().min(TICK).try_into().unwrap_or_default();
         match poll(&mut fds, Some(&rest)) {
             Ok(0) if deadline.expired() => return Err(Errno::TIMEDOUT),
             Ok(0) | Err(Errno::INTR) => {}
             Ok(_) => return Ok(()),
             Err(e) => return Err(e),
+        }
+        if watch.is_over() {
+            return Err(Errno::CANCELED);
         }
     }
 }
@@ -240,7 +266,7 @@ pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 
 impl Stream {
     fn new(to: To) -> Self {
-        Self { to, state: Mutex::new(State::default()) }
+        Self { to, state: Mutex::new(State::default()), watch: Watch::default() }
     }
 
     /// Connects to the streamer that listens in `dir`.
@@ -311,7 +337,7 @@ impl Stream {
             }
         };
         let flow = Flow { fd, is_tar, promised: None, written: 0, hasher: Hasher::for_file(name) };
-        Ok(Outlet { name: name.to_owned(), to: OutletTo::Stream(flow) })
+        Ok(Outlet { name: name.to_owned(), to: OutletTo::Stream(flow), watch: self.watch.clone() })
     }
 
     /// Ends a file: its length and hash.
@@ -322,18 +348,18 @@ impl Stream {
             flow.written += missing;
             while missing > 0 {
                 let piece = zeros.get(..missing.min(zeros.len() as u64) as usize).unwrap_or_default();
-                write_patiently(flow.fd.as_fd(), piece).map_err(|e| refused(e, name))?;
+                write_patiently(flow.fd.as_fd(), piece, &self.watch).map_err(|e| refused(e, name))?;
                 flow.hasher.update(piece);
                 missing -= piece.len() as u64;
             }
             let padding = zeros.get(..tar::padding(flow.written)).unwrap_or_default();
-            write_patiently(flow.fd.as_fd(), padding).map_err(|e| refused(e, name))?;
+            write_patiently(flow.fd.as_fd(), padding, &self.watch).map_err(|e| refused(e, name))?;
             self.lock().current = None;
         } else {
             let mut state = self.lock();
             state.pipes.push((name.to_owned(), flow.fd));
             if state.pipes.len() >= MAX_PIPES {
-                drain(&mut state.pipes)?;
+                drain(&mut state.pipes, &self.watch)?;
             }
         }
         Ok((flow.written, flow.hasher.finish()))
@@ -364,11 +390,11 @@ impl Stream {
         }
         match &self.to {
             To::Streamer(socket) => {
-                drain(&mut self.lock().pipes)?;
+                drain(&mut self.lock().pipes, &self.watch)?;
                 net::shutdown(socket, net::Shutdown::Both).during("ending the connection to the streamer")?;
             }
             To::Tar(fd, aside) => {
-                write_patiently(fd.as_fd(), &tar::END).map_err(|e| refused(e, "the archive's end"))?;
+                write_patiently(fd.as_fd(), &tar::END, &self.watch).map_err(|e| refused(e, "the archive's end"))?;
                 let cannot = |what: &str, e: Errno| cannot_write(what, e).on(Object::Path("the archive".to_owned()));
                 if sync && super::is_regular(fd.as_fd()) {
                     super::sync_file(fd.as_fd()).map_err(|e| cannot("cannot be made durable", e))?;
@@ -427,7 +453,7 @@ impl Drop for Stream {
 }
 
 /// Waits until the streamer has taken all bytes out of the pipes, then closes them: only then are they out of our hands.
-fn drain(pipes: &mut Vec<(String, OwnedFd)>) -> Result<()> {
+fn drain(pipes: &mut Vec<(String, OwnedFd)>, watch: &Watch) -> Result<()> {
     for (name, pipe) in pipes.drain(..) {
         let (deadline, mut backoff) = (Deadline::after(PATIENCE), crust_kernel::Backoff::new());
         loop {
@@ -441,6 +467,7 @@ fn drain(pipes: &mut Vec<(String, OwnedFd)>) -> Result<()> {
             if matches!(polled, Ok(n) if n > 0) && fds[0].revents().contains(PollFlags::ERR) {
                 return Err(refused(Errno::PIPE, &name));
             }
+            watch.go_on()?;
             if !backoff.pause(deadline) {
                 return Err(refused(Errno::TIMEDOUT, &name));
             }

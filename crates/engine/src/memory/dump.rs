@@ -10,7 +10,7 @@ use super::page_flags as pf;
 use super::pages::{How, Run};
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Outlet;
-use crate::{OnObject, Result};
+use crate::{OnObject, Result, Watch};
 use crust_image::ImageKind;
 use crust_image::manifest::{ContentHash, Hasher};
 use crust_image::proto::PagemapEntry;
@@ -307,6 +307,7 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Re
     if total == 0 {
         return Ok(PagesDump::default());
     }
+    let watch = out.watch().clone();
     let Some(out) = out.file() else { return copy_to_stream(source, runs, out) };
     let window = if total >= SMALL { Window::open(out, total) } else { None };
     if window.is_none() && total >= SMALL {
@@ -318,7 +319,7 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Re
     if total <= HASHED {
         state.hasher = Some(Hasher::for_file(&ImageKind::Pages.file_name(0)));
     }
-    let job = Job { source, runs, out, window, state: Mutex::new(state), moved: Condvar::new() };
+    let job = Job { source, runs, out, window, watch, state: Mutex::new(state), moved: Condvar::new() };
     let threads = if total < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) };
     if threads == 1 {
         job.work(BUFFER_CHUNK)?;
@@ -351,6 +352,7 @@ fn copy_to_stream(source: &dyn Source, runs: &[Run], out: &mut Outlet) -> Result
     let mut left = runs.iter().copied();
     let mut next = left.next();
     while next.is_some() {
+        out.watch().go_on()?;
         pieces.clear();
         let mut len = 0;
         while let Some(run) = next.filter(|_| len < BUFFER_CHUNK && pieces.len() < MAX_RANGES) {
@@ -453,6 +455,7 @@ struct Job<'a> {
     runs: &'a [Run],
     out: BorrowedFd<'a>,
     window: Option<Window>,
+    watch: Watch,
     state: Mutex<State>,
     moved: Condvar,
 }
@@ -545,6 +548,7 @@ impl Job<'_> {
         let mut kept: Vec<(u64, u64)> = Vec::new();
         let mut entries = Vec::new();
         while self.claim(&mut chunk) {
+            self.watch.go_on()?;
             // SAFETY: the buffer belongs to this worker alone; in the window every claim has its own range, which ends
             // before the next claim's starts and lies inside the mapped file.
             let bytes = unsafe {
@@ -730,6 +734,31 @@ fn merge_entry(all: &mut Vec<PagemapEntry>, entry: PagemapEntry) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// However large the memory: between two pieces somebody may end it.
+    #[test]
+    fn a_copy_ends_when_it_is_not_wanted_any_more() {
+        use std::sync::Arc;
+        use std::sync::atomic::{AtomicU32, Ordering};
+        let memfd = || rustix::fs::memfd_create("test", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let len = 4 * SMALL;
+        let content = memfd();
+        for at in (0..len).step_by(PAGE_SIZE as usize) {
+            rustix::io::pwrite(&content, &[1], at + PAGE_SIZE - 1).unwrap();
+        }
+        let most = u32::try_from(len / BUFFER_CHUNK).unwrap();
+        for asked_before in [0, 1, 3] {
+            let asked = Arc::new(AtomicU32::new(0));
+            let counter = asked.clone();
+            let mut out = Outlet::from(std::fs::File::from(memfd()));
+            out.set_watch(Watch::new(move || counter.fetch_add(1, Ordering::Relaxed) >= asked_before));
+            let e = copy_file(content.as_fd(), len, &mut out).unwrap_err();
+            assert_eq!(e.kind(), Kind::Cancelled, "{e}");
+            assert!(asked.load(Ordering::Relaxed) < most, "asked {asked:?} times");
+        }
+        let whole = copy_file(content.as_fd(), len, &mut Outlet::from(std::fs::File::from(memfd()))).unwrap();
+        assert_eq!(whole.written, len / PAGE_SIZE);
+    }
 
     #[test]
     fn a_run_is_split_where_it_must_not_go_on() {

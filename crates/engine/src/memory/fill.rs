@@ -5,8 +5,8 @@
 //! MADV_HUGEPAGE would leave a flag on the mapping that no call can clear again.
 #![allow(unsafe_code, reason = "reads files into memory given by address")]
 use super::load::Pages;
-use crate::Result;
 use crate::error::{Error, Object, ResultExt};
+use crate::{Result, Watch};
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, HUGE_PAGE};
 use std::os::fd::{AsFd, OwnedFd};
@@ -74,13 +74,15 @@ impl Filler {
         self.bytes
     }
 
-    /// Reads everything, by at most `threads` threads (0: as many as pay).
-    pub(super) fn run(&self, pages: &Pages, files: &[OwnedFd], threads: usize) -> Result<()> {
+    /// Reads everything, by at most `threads` threads (0: as many as pay), as long as `watch` lets them.
+    pub(super) fn run(&self, pages: &Pages, files: &[OwnedFd], threads: usize, watch: &Watch) -> Result<()> {
         let next = AtomicUsize::new(0);
         let work = || -> Result<()> {
             let mut iov = Vec::new();
             while let Some(job) = self.jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.read(job, pages, files, &mut iov)
+                let go_on = watch.go_on();
+                go_on
+                    .and_then(|()| self.read(job, pages, files, &mut iov))
                     .inspect_err(|_| next.store(self.jobs.len(), Ordering::Relaxed))?;
             }
             Ok(())

@@ -9,9 +9,9 @@ use super::load::Images;
 use super::stage::{MAP_FIXED_NOREPLACE, MapFiles};
 use super::status as st;
 use super::twin::Cursor;
-use crate::Result;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Source;
+use crate::{Result, Watch};
 use crust_image::proto::VmaEntry;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman;
@@ -281,7 +281,7 @@ impl Held {
         }
         self.bytes += filler.bytes();
         if filler.bytes() > 0 {
-            filler.run(&images.pages, content, threads)?;
+            filler.run(&images.pages, content, threads, &Watch::default())?;
         }
         // Here, where it is cheap: neighbours that differ in nothing else have become one mapping, and to divide it costs
         // each descendant more than the one before.

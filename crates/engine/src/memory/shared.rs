@@ -11,7 +11,7 @@ use super::sysv;
 use crate::error::{Error, Kind, ResultExt};
 use crate::images::{Outlet, Partial, Source};
 use crate::task::Target;
-use crate::{Object, OnObject, Result};
+use crate::{Object, OnObject, Result, Watch};
 use crust_image::ImageKind;
 use crust_image::proto::{IpcShmEntry, VmaEntry};
 use crust_kernel::ids::PAGE_SIZE;
@@ -216,7 +216,7 @@ impl Segments {
     ///
     /// # Errors
     /// If memory or images are missing.
-    pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>) -> Result<Self> {
+    pub fn create<'a>(source: &Source, tree: impl IntoIterator<Item = &'a Images>, watch: &Watch) -> Result<Self> {
         let mut made = Self::default();
         made.maker = std::process::id();
         let mut lengths: BTreeMap<u64, (u64, bool, VmaEntry)> = BTreeMap::new();
@@ -241,7 +241,7 @@ impl Segments {
                 *known = (len.max(known.0), reserve && known.1, known.2);
             }
         }
-        made.attach(source, &attached)?;
+        made.attach(source, &attached, watch)?;
         for (id, (len, reserve, vma)) in lengths {
             let pages = Pages::read(source, ImageKind::ShmemPagemap, id)?;
             let area = match hugetlb::bits(&vma) {
@@ -252,14 +252,14 @@ impl Segments {
                     area
                 }
             };
-            fill_area(source, &pages, &area, &ImageKind::ShmemPagemap.file_name(id))?;
+            fill_area(source, &pages, &area, &ImageKind::ShmemPagemap.file_name(id), watch)?;
             made.by_id.insert(id, area.leak());
         }
         Ok(made)
     }
 
     /// The System V segments, each attached once here.
-    fn attach(&mut self, source: &Source, attached: &BTreeSet<u64>) -> Result<()> {
+    fn attach(&mut self, source: &Source, attached: &BTreeSet<u64>, watch: &Watch) -> Result<()> {
         if attached.is_empty() {
             return Ok(());
         }
@@ -272,7 +272,7 @@ impl Segments {
             self.undo.extend(segment.undo);
             self.by_id.insert(*id, (segment.base, segment.len));
             let name = ImageKind::ShmemPagemap.file_name(*id);
-            fill_mapped(source, &pages, segment.base, segment.len, &name)?;
+            fill_mapped(source, &pages, segment.base, segment.len, &name, watch)?;
         }
         Ok(())
     }
@@ -317,15 +317,15 @@ fn file_behind(area: &Area) -> Result<OwnedFd> {
 }
 
 /// Fills a shared mapping from images, and lets go of the pages (the segment keeps them).
-pub(super) fn fill_area(source: &Source, pages: &Pages, area: &Area, name: &str) -> Result<()> {
-    if fill_mapped(source, pages, area.start(), area.len_bytes(), name)? {
+pub(super) fn fill_area(source: &Source, pages: &Pages, area: &Area, name: &str, watch: &Watch) -> Result<()> {
+    if fill_mapped(source, pages, area.start(), area.len_bytes(), name, watch)? {
         area.advise(0, area.len_bytes(), libc::MADV_DONTNEED).during("letting go of filled memory")?;
     }
     Ok(())
 }
 
 /// Fills shared memory mapped at `base`; true if there was anything to fill.
-fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str) -> Result<bool> {
+fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str, watch: &Watch) -> Result<bool> {
     let mut filler = Filler::default();
     for e in &pages.extents {
         if e.end > len.next_multiple_of(PAGE_SIZE) {
@@ -336,7 +336,7 @@ fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str) 
     if filler.bytes() == 0 {
         return Ok(false);
     }
-    filler.run(pages, &pages.open(source)?, 0)?;
+    filler.run(pages, &pages.open(source)?, 0, watch)?;
     Ok(true)
 }
 
@@ -369,5 +369,5 @@ pub fn fill_file(source: &Source, kind: ImageKind, id: u64, file: BorrowedFd<'_>
         }
     }
     let area = Area::file(file.as_fd(), 0, len, true).during("mapping a file to fill it")?;
-    fill_area(source, &pages, &area, &kind.file_name(id))
+    fill_area(source, &pages, &area, &kind.file_name(id), &Watch::default())
 }

@@ -10,9 +10,9 @@ use super::layout::{self, Special};
 use super::load::{Extent, Images};
 use super::shared::Segments;
 use super::status as st;
-use crate::Result;
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Source;
+use crate::{Result, Watch};
 use crust_image::proto::VmaEntry;
 use crust_inject::arch::compat;
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program};
@@ -339,7 +339,8 @@ impl<'a> Staged<'a> {
         }
         if filler.bytes() > 0 {
             let open = images.pages.open(source)?;
-            filler.run(&images.pages, &open, threads)?;
+            // Who builds a task is killed rather than asked.
+            filler.run(&images.pages, &open, threads, &Watch::default())?;
         }
         self.filled_bytes += filler.bytes();
         Ok(())
