@@ -453,11 +453,11 @@ impl<'a> MemoryWriter<'a> {
     /// is nothing to do.
     fn work_ahead(&mut self, p: &Seen) -> bool {
         let about = p.stat.resident_pages * PAGE_SIZE;
-        if about < WORTH_WORK_AHEAD {
+        // A stream has no room to make.
+        if about < WORTH_WORK_AHEAD || self.out.is_stream() {
             return false;
         }
         if self.ahead.is_none() {
-            // A stream has no room to make.
             let name = ImageKind::Pages.file_name(u64::from(self.pages_id + 1));
             let Ok(mut file) = self.out.outlet(&name) else { return false };
             let ahead = Ahead::begin(&mut file, about).unwrap_or_default();
