@@ -184,7 +184,7 @@ pub fn from_status(status: &Status, securebits: u32) -> Result<CredsEntry> {
         cap_bnd: two_words(caps("CapBnd")?),
         secbits: securebits,
         groups: status.numbers("Groups").ok_or_else(|| missing("Groups"))?,
-        no_new_privs: status.number("NoNewPrivs").map(|n| n as u32),
+        no_new_privs: status.number("NoNewPrivs").filter(|&n| n != 0).map(|n| n as u32),
         cap_amb: two_words(caps("CapAmb")?),
         ..Default::default()
     })
