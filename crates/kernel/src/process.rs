@@ -121,6 +121,8 @@ pub struct Sched {
     pub rt_priority: u32,
     /// Smallest and largest utilization that the task is taken to have; both 0 where the kernel has no such clamps.
     pub clamp: (u32, u32),
+    /// Time slice in nanoseconds of a task with a fair policy, if the kernel tells it (Linux 6.12), else 0.
+    pub slice_ns: u64,
 }
 
 impl Sched {
@@ -177,7 +179,14 @@ pub fn sched(tid: HostTid) -> Result<Sched> {
     };
     let reset = if attr.flags & RESET_ON_FORK != 0 { libc::SCHED_RESET_ON_FORK as u32 } else { 0 };
     let clamp = (attr.util_min, attr.util_max);
-    Ok(Sched { policy: attr.policy | reset, nice, rt_priority: if rt { attr.priority } else { 0 }, clamp })
+    let fair = [libc::SCHED_OTHER, libc::SCHED_BATCH].contains(&(attr.policy as i32));
+    Ok(Sched {
+        policy: attr.policy | reset,
+        nice,
+        rt_priority: if rt { attr.priority } else { 0 },
+        clamp,
+        slice_ns: if fair { attr.runtime } else { 0 },
+    })
 }
 
 /// unshare(2).

@@ -1,5 +1,5 @@
 //! Settings that CRIU does not save: core dump filter, memory policy, machine checks, KSM, time stamp counter, memory that
-//! denies write and execute (MDWE), deadline scheduling.
+//! denies write and execute (MDWE), deadline scheduling, time slices.
 #![allow(unsafe_code, reason = "calls without a wrapper")]
 use zoo::sys::{prctl, prctl_read};
 
@@ -18,7 +18,7 @@ fn memory_policy() -> (i64, i32, u64) {
 }
 
 /// struct sched_attr of this thread: policy, flags, runtime, deadline, period.
-fn deadline() -> [u64; 5] {
+fn schedule() -> [u64; 5] {
     let mut attr = [0_u64; 7];
     // SAFETY: 56 bytes that are live, as the kernel is told.
     unsafe { libc::syscall(libc::SYS_sched_getattr, 0, attr.as_mut_ptr(), 56, 0) };
@@ -50,9 +50,20 @@ pub(super) fn main() {
         let attr = [56 | 6 << 32, 0, 0, 1_000_000, 100_000_000, 100_000_000, 0_u64];
         // SAFETY: 56 live bytes, as their first field says. A machine that does not allow it leaves the policy as it is.
         unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attr.as_ptr(), 0) };
-        let before = deadline();
+        let before = schedule();
         while seat.gap() {
-            seat.eq("policy, flags, runtime, deadline, period", deadline(), before);
+            seat.eq("policy, flags, runtime, deadline, period", schedule(), before);
+        }
+    });
+    zoo.thread("slice", |seat| {
+        // 5 ms at once. A kernel before 6.12 has no slices of one's own.
+        let attr = [56, 0, 0, 5_000_000, 0, 0, 0_u64];
+        // SAFETY: 56 live bytes, as their first field says.
+        let set = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, attr.as_ptr(), 0) };
+        seat.eq("sched_setattr", set, 0);
+        let before = schedule();
+        while seat.gap() {
+            seat.eq("policy, flags, slice", schedule(), before);
         }
     });
     zoo::must(std::fs::write("/proc/self/coredump_filter", "0x11"));

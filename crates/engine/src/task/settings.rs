@@ -1,6 +1,6 @@
-//! Settings of threads and processes that CRIU's format has no place for: processors, I/O priority, timer slack, SCHED_DEADLINE,
-//! memory policy, speculation, time stamp counter and CPUID traps, machine checks; of the process KSM, MDWE, kinds of
-//! huge page avoidance, the core dump filter.
+//! Settings of threads and processes that CRIU's format has no place for: processors, I/O priority, timer slack,
+//! SCHED_DEADLINE and time slices, memory policy, speculation, time stamp counter and CPUID traps, machine checks; of the
+//! process KSM, MDWE, kinds of huge page avoidance, the core dump filter.
 //!
 //! They are asked and set by the thread itself, as a part of its plan, and kept in fields of our own, which CRIU skips.
 //! What differs from nothing is recorded only: no record means that the setting is as every program has it.
@@ -8,6 +8,8 @@ use crate::error::ResultExt;
 use crate::{Error, Result};
 use crust_image::proto::{CrustProcessSettings, CrustThreadSettings};
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program, Slot};
+use crust_kernel::HostTid;
+use crust_kernel::process::Sched;
 use crust_kernel::procfs::{ProcDir, Status};
 use std::sync::OnceLock;
 
@@ -29,7 +31,6 @@ const SPEC_ORDINARY: i64 = 0b11;
 const SPEC_SETTABLE: i64 = 1;
 /// Store bypass, indirect branches, L1D flush.
 const SPECULATION: [u32; 3] = [0, 1, 2];
-const SCHED_DEADLINE: u32 = 6;
 /// Most bytes of a processor mask: 8192 processors.
 const MASK_BYTES: usize = 1024;
 /// struct sched_attr with utilisation clamps
@@ -75,6 +76,8 @@ struct Known {
     /// Bytes of a mask of all processors, and of all memory nodes, that may ever be.
     mask_bytes: usize,
     node_bytes: usize,
+    /// Our own time slice: that of everybody who asked for no other.
+    slice_ns: u64,
 }
 
 fn prctl(option: i32, args: [u64; 4]) -> rustix::io::Result<i32> {
@@ -102,8 +105,24 @@ fn known() -> &'static Known {
             core_scheduling,
             mask_bytes: bytes("/sys/devices/system/cpu/possible", MASK_BYTES),
             node_bytes: bytes("/sys/devices/system/node/possible", 128),
+            slice_ns: own_schedule().map_or(0, |own| own.slice_ns),
         }
     })
+}
+
+fn own_schedule() -> Option<Sched> {
+    crust_kernel::process::sched(HostTid::new(rustix::thread::gettid().as_raw_nonzero().get())?).ok()
+}
+
+/// Whether a `struct sched_attr` says more than policy, priority and nice value: SCHED_DEADLINE, or a time slice of one's own.
+fn says_more(attr: &[u8]) -> bool {
+    let policy = attr.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+    let runtime = attr.get(24..32).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    match policy as i32 {
+        libc::SCHED_DEADLINE => true,
+        libc::SCHED_OTHER | libc::SCHED_BATCH => runtime != 0 && runtime != known().slice_ns,
+        _ => false,
+    }
 }
 
 /// Asks how many bytes of key numbers a keyring has. Unlike the session's, these two do not come to be by asking.
@@ -208,7 +227,6 @@ pub fn thread(
     let word = |at| read(at, 4).map(|b| b.try_into().map_or(0, u32::from_le_bytes));
     let mode = if slot(asked.policy)? == 0 { word(asked.policy_mode)? } else { 0 };
     let attr = read(asked.attr, SCHED_ATTR_BYTES)?;
-    let policy = attr.get(4..8).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
     let mut speculation = Vec::new();
     for &(which, at) in &asked.speculation {
         let state = slot(at)?;
@@ -228,7 +246,7 @@ pub fn thread(
         speculation,
         memory_policy: Some(mode).filter(|&m| m != 0),
         memory_nodes: if mode == 0 { None } else { Some(trimmed(read(asked.policy_nodes, known().node_bytes)?)) },
-        deadline: (policy == SCHED_DEADLINE).then_some(attr),
+        sched_attr: says_more(&attr).then_some(attr),
         dispatch: None,
         debug_registers: Vec::new(),
     })
@@ -371,7 +389,7 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, want: &CrustThreadSettings, pi
         let args = [mode.into(), at.into(), max_node(nodes.len())];
         p.syscall(plan, "set_mempolicy", libc::SYS_set_mempolicy, &args);
     }
-    if let Some(attr) = &want.deadline {
+    if let Some(attr) = &want.sched_attr {
         let at = p.data(attr);
         p.syscall(plan, "sched_setattr", libc::SYS_sched_setattr, &[0.into(), at.into(), 0.into()]);
     }

@@ -154,8 +154,8 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
     let ordinary = CrustThreadSettings::default();
     super::settings::plan_thread(p, plan, t.crust_settings.as_ref().unwrap_or(&ordinary), own.pinned);
     let (policy, prio) = (t.sched_policy(), t.sched_prio());
-    let deadline = t.crust_settings.as_ref().is_some_and(|s| s.deadline.is_some());
-    if deadline {
+    let attr = t.crust_settings.as_ref().is_some_and(|s| s.sched_attr.is_some());
+    if attr {
         // Set with all that belongs to it.
     } else if policy != own.policy || prio != own.priority {
         let param = p.data(&prio.to_le_bytes());
