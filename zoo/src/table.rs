@@ -104,6 +104,7 @@ macro_rules! programs {
             first tree_family;
             first umask_cwd;
             first vdso_clock;
+            first vdso_none;
             first vmas_5000;
             first zombies;
             beyond aio;
@@ -219,6 +220,7 @@ macro_rules! programs {
             refused refused_unix_reset;
             refused refused_unix_waiting;
             refused refused_userfaultfd;
+            refused refused_vdso_part;
             refused refused_vfork;
         }
     };

@@ -1,13 +1,17 @@
 //! Questions without consequences: what this kernel offers, and what in a tree would block a dump.
-use crate::dump::{Collected, blockers_outside, find_root, foreign_session, inner_id, stat_of};
+use crate::dump::{
+    Collected, blockers_outside, find_root, foreign_session, inner_id, kernel_mappings, shared_memory, stat_of,
+};
 use crate::error::ResultExt;
-use crate::task::{Target, lsm};
+use crate::files::ids::TaskIds;
+use crate::task::{Target, lsm, odds};
 use crate::{Error, Kind, Object, Options, Result, memory};
 use crust_image::proto::{CredsEntry, PstreeEntry};
-use crust_kernel::NsTid;
+use crust_kernel::kcmp::Shared;
 use crust_kernel::pidfd::PidFd;
-use crust_kernel::procfs::{ProcDir, Status};
-use std::collections::HashSet;
+use crust_kernel::procfs::{ProcDir, Stat, Status};
+use crust_kernel::{HostTid, NsTid};
+use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 
 /// One answer of [`host`].
@@ -45,6 +49,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
     let mut pids = vec![(root, 0)];
     let mut seen = HashSet::from([root]);
     let mut records = Vec::new();
+    let mut spaces = HashMap::new();
     let mut at = 0;
     while let Some(&(pid, ppid)) = pids.get(at) {
         at += 1;
@@ -68,6 +73,7 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
             let Ok(text) = live.read_text("status") else { continue };
             (proc, status) = (live, text);
         }
+        blockers.extend(shares_memory(&mut cx.ids, &mut spaces, proc.id(), &stat));
         blockers.extend(task(&proc, &Status::new(status), ns_pid, &mut cx));
         for child in proc.children().unwrap_or_default() {
             if seen.insert(child) {
@@ -79,6 +85,20 @@ pub fn tree(pid: i32, opts: &Options) -> Result<Vec<Error>> {
     blockers.extend(cx.files.take_blockers());
     blockers.extend(cx.shared.check_sysv());
     Ok(blockers)
+}
+
+/// A process with the memory of another one of the tree (`spaces`: who has which). A dump waits for the end of a vfork, in
+/// which the parent sleeps undisturbed.
+fn shares_memory(ids: &mut TaskIds, spaces: &mut HashMap<u32, HostTid>, pid: HostTid, stat: &Stat) -> Option<Error> {
+    let (space, _) = ids.intern(pid, Shared::Vm).ok()?;
+    let Some(&other) = spaces.get(&space) else {
+        spaces.insert(space, pid);
+        return None;
+    };
+    let sleeps = |tid| ProcDir::open(tid).ok().and_then(|dir| stat_of(&dir)).is_none_or(|stat| stat.state == b'D');
+    let parents = || ProcDir::open(other).and_then(|dir| dir.threads()).unwrap_or_default();
+    let in_vfork = stat.ppid == other.as_raw() && parents().into_iter().any(sleeps);
+    (!in_vfork).then(|| shared_memory(other).on(Object::Task(pid.as_raw())))
 }
 
 /// What one running process has that would block a dump.
@@ -96,6 +116,9 @@ fn task(proc: &ProcDir, status: &Status, ns_pid: NsTid, cx: &mut Collected<'_>) 
     let looked = pidfd.during("pidfd_open").and_then(|pidfd| {
         let target = Target { pid, ns_pid, proc, pidfd: pidfd.as_fd() };
         let mm = memory::collect(&target, &mut cx.files)?;
+        // Of a 32-bit program only its stopped threads tell that it is one.
+        found.extend(kernel_mappings(&target, false, &mm)?);
+        found.extend(odds::mapping_policy(pid.as_raw(), proc));
         cx.shared.note_sysv(&target, &mm);
         cx.files.dump_fds(&target)?;
         cx.files.dump_fs(&target)

@@ -29,10 +29,11 @@ mod glance;
 mod look;
 mod waits;
 
+pub(crate) use ask::shared_memory;
 use freeze::{FrozenTree, Seen};
 pub(crate) use freeze::{find_root, stat_of};
 use look::Looked;
-pub(crate) use look::{Collected, blockers_outside, inner_id};
+pub(crate) use look::{Collected, blockers_outside, inner_id, kernel_mappings};
 
 /// What a dump did; becomes `stats-dump` and the lines people read.
 #[derive(Clone, Debug, Default)]

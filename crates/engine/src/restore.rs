@@ -690,21 +690,32 @@ fn processes<'a>(plan: &'a Plan, arena: &Arena) -> Result<Vec<finish::Process<'a
     let mut all = Vec::new();
     for (i, task) in plan.tree.tasks.iter().enumerate() {
         let Some(images) = &plan.memory[i] else { continue };
-        let vdso = images.mm.vmas.iter().find(|v| v.status & memory::status::VDSO != 0).ok_or_else(|| {
-            Error::unsupported("the program has no vDSO", "restore with CRIU").on(Object::Task(task.pid.as_raw()))
-        })?;
+        let vdso = images.mm.vmas.iter().find(|v| v.status & memory::status::VDSO != 0);
         let is_32bit = task.core().is_some_and(compat::is);
-        let inside = memory::layout::syscall_offset(is_32bit).ok_or_else(none)?;
+        let (pid, boot) = (host(task.pid)?, arena.boot(i));
+        let syscall_at = match vdso {
+            Some(vdso) => vdso.start + memory::layout::syscall_offset(is_32bit).ok_or_else(none)?,
+            None => syscall_in_code(pid, boot).on_task(task.pid.as_raw())?,
+        };
         all.push(finish::Process {
             task,
-            pid: host(task.pid)?,
+            pid,
             threads: task.threads.iter().map(|&t| host(t)).collect::<Result<_>>()?,
-            boot: arena.boot(i),
-            syscall_at: vdso.start + inside,
+            boot,
+            syscall_at,
             is_32bit,
         });
     }
     Ok(all)
+}
+
+/// Where a program without a vDSO, complete but for its registers, has an instruction for our last calls.
+fn syscall_in_code(pid: HostTid, boot: (u64, u64)) -> Result<u64> {
+    let proc = ProcDir::open(pid).during("opening its /proc directory")?;
+    memory::layout::syscall_in_code(&proc, pid, boot)?.ok_or_else(|| {
+        let help = "restore with CRIU";
+        Error::unsupported("the program has no vDSO, and no system call instruction in its code", help)
+    })
 }
 
 /// CRIU's pid file: the number alone, refused if the file is there already.

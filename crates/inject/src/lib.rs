@@ -15,6 +15,7 @@ mod run;
 mod seccomp;
 mod seize;
 mod site;
+mod tail;
 
 pub use each::{Job, run_each};
 pub use error::{Error, Kind, MORE_FILES, Result};

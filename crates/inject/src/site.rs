@@ -1,4 +1,5 @@
-//! Where landings lie in the target: first in the zero padding behind the vDSO's contents, then in an area of our own.
+//! Where landings lie in the target: first in the zero padding behind the vDSO's contents (in a program without one: behind
+//! its code, `tail.rs`), then in an area of our own.
 //!
 //! Rules, each paid for with lost targets in the prototype:
 //! a place for a landing is used only while all of it is zero; an orderly end makes it zero again; a crash burns it, because
@@ -6,6 +7,7 @@
 //! and is only ever appended to. So whatever a dead tracer left is never changed under a thread that might run in it.
 use crate::arch::{compat, interp, landing};
 use crate::error::{During, Error, Kind, Result};
+use crate::tail;
 use crust_kernel::maps;
 use crust_kernel::procfs::ProcDir;
 use crust_kernel::remote_mem::RemoteMem;
@@ -13,9 +15,9 @@ use crust_kernel::{HostTid, VirtAddr, procmap};
 use rustix::io::Errno;
 
 const PAGE: u64 = crust_kernel::ids::PAGE_SIZE;
-const REGISTRY_BYTES: u64 = 16;
+pub(crate) const REGISTRY_BYTES: u64 = 16;
 /// First word of the registry and of an area. Changes with the layout of either.
-const MAGIC: u64 = u64::from_le_bytes(*b"crustA01");
+pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"crustA01");
 /// Head of an area: magic, bytes, start of data, next free landing, next free data.
 const HEAD_BYTES: u64 = 64;
 /// Room for landings in a new area: enough for hundreds of crashes before another area is needed.
@@ -23,7 +25,7 @@ const CODE_ROOM: u64 = 256 * 1024;
 /// Room for plans and scratch memory in a new area. Untouched pages cost nothing.
 const DATA_ROOM: u64 = 768 * 1024;
 
-/// The padding behind the vDSO's contents.
+/// The padding behind the vDSO's contents, or behind other code.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Padding {
     start: u64,
@@ -99,11 +101,11 @@ pub(crate) struct Site {
     landings: Vec<(HostTid, u64)>,
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn word(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u64> {
+pub(crate) fn half(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?)))
 }
 
@@ -144,11 +146,15 @@ fn elf32_content_len(head: &[u8]) -> Option<u64> {
 }
 
 impl Site {
-    /// Looks for the vDSO of the process that `pid`, a living thread, belongs to and `dir` is of.
+    /// Looks for the vDSO, or other room, of the process that `pid`, a living thread, belongs to and `dir` is of.
     pub(crate) fn find(pid: HostTid, dir: &ProcDir, mem: &RemoteMem) -> Result<Self> {
         let padding = match Self::padding_from_auxv(dir, mem) {
             Some(padding) => Some(padding),
             None => Self::padding_from_maps(dir, mem).during(pid, "looking for its vDSO")?,
+        };
+        let padding = match padding {
+            Some(padding) => Some(padding),
+            None => Self::padding_of_code(dir, mem).during(pid, "looking for room behind its code")?,
         };
         let site = Self {
             pid,
@@ -176,6 +182,11 @@ impl Site {
         let text = dir.read_text("maps")?;
         let found = text.lines().find(|l| l.ends_with("[vdso]")).and_then(|l| maps::Mapping::parse_line(l.as_bytes()));
         Ok(found.and_then(|m| Self::padding_of(mem, m.start, m.end)))
+    }
+
+    fn padding_of_code(dir: &ProcDir, mem: &RemoteMem) -> rustix::io::Result<Option<Padding>> {
+        let found = tail::find(dir, mem)?;
+        Ok(found.map(|tail::Tail { start, end, bytes }| Padding { start, end, low: false, bytes }))
     }
 
     fn padding_of(mem: &RemoteMem, base: u64, end: u64) -> Option<Padding> {
@@ -217,14 +228,15 @@ impl Site {
         }
         let none = |what: &str| Error::new(Kind::Unsupported, self.pid, what);
         if self.padding.is_none() {
-            return Err(none("it has no vDSO with room for a landing"));
+            return Err(none(
+                "it has no vDSO, and no code of a program file with room behind it, where it could make calls for us",
+            ));
         }
-        let all_burnt = none(
-            "all places for landings in its vDSO were burnt by tracers that died; `crust cleanup -t PID` can free them",
-        );
+        let all_burnt =
+            none("all places for landings in it were burnt by tracers that died; `crust cleanup -t PID` can free them");
         let at = self.free_place().ok_or(all_burnt)?;
         self.vdso_slots.push((tid, at));
-        self.write_padding(mem, at, code, "writing a landing into its vDSO")?;
+        self.write_padding(mem, at, code, "writing a landing into it")?;
         Ok(at)
     }
 
@@ -267,7 +279,7 @@ impl Site {
             bytes[..8].copy_from_slice(&MAGIC.to_le_bytes());
             bytes[8..].copy_from_slice(&area.to_le_bytes());
         }
-        self.write_padding(mem, at, &bytes, "noting our area in its vDSO padding")
+        self.write_padding(mem, at, &bytes, "noting our area in it")
     }
 
     /// The area that a dead tracer left, if there is one with our interpreter in it.

@@ -143,6 +143,15 @@ enum Part {
     Refused(Error),
 }
 
+/// What hinders a process that shares its memory with `other`.
+pub(crate) fn shared_memory(other: HostTid) -> Error {
+    let text = format!("shares its memory with process {other}");
+    Error::unsupported(
+        text,
+        "processes that share memory (vfork in progress, CLONE_VM) are not supported: wait until one ends",
+    )
+}
+
 type Pairs<'a> = std::iter::Zip<std::slice::Iter<'a, &'a Seen>, std::vec::IntoIter<Option<&'a mut SeizedProcess>>>;
 
 impl<'a> Waves<'a> {
@@ -162,9 +171,7 @@ impl<'a> Waves<'a> {
                 let (vm, _) = self.address_spaces.intern(seen.live, Shared::Vm)?;
                 // What we put into an address space must not be there while anybody looks at it through another process.
                 if let Some(other) = self.asked_in.insert(vm, seen.pid) {
-                    let text = format!("shares its memory with process {other}");
-                    let help = "processes that share memory (vfork in progress, CLONE_VM) are not supported";
-                    wave.push(Part::Refused(Error::unsupported(text, help).on(Object::Task(seen.pid.as_raw()))));
+                    wave.push(Part::Refused(shared_memory(other).on(Object::Task(seen.pid.as_raw()))));
                     self.left.next();
                     continue;
                 }

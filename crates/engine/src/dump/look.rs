@@ -220,9 +220,6 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
     if p.live != p.pid
         && let Some((_, living)) = cores.first()
     {
-        let vdso = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)).map(|v| v.entry.start);
-        let offset = memory::layout::syscall_offset(questions.is_32bit);
-        let syscall_at = vdso.zip(offset).map(|(start, at)| start + at);
         let leader = ProcDir::open_thread(p.pid, p.pid).during("opening /proc/PID/task/PID")?;
         let gone = || Error::new(Kind::TargetChanged, "ended while it was being looked at");
         // Of the thread alone: the process's own shows the signal that stopped it instead.
@@ -231,7 +228,7 @@ fn look_live(p: &Seen, asked: &Asked, cx: &mut Collected<'_>) -> Result<Looked> 
             &status_of(&leader)?,
             living.thread_core.as_ref().and_then(|t| t.creds.as_ref()).map_or(0, |c| c.secbits),
         )?;
-        let core = ended::record(living, &stat, creds, syscall_at)?;
+        let core = ended::record(living, &stat, creds, call_place(&target, questions.is_32bit, &mm)?)?;
         cores.insert(0, (ns_pid, Box::new(core)));
         inner.insert(0, ns_pid);
     }
@@ -248,6 +245,7 @@ fn look_shared(target: &Target<'_>, asked: &Asked, cx: &mut Collected<'_>) -> Re
     let mut mm = memory::collect(target, &mut cx.files)?;
     cx.blockers.extend(odds::mapping_policy(target.pid.as_raw(), target.proc));
     still_on_its_way(asked, &mm)?;
+    cx.blockers.extend(kernel_mappings(target, questions.is_32bit, &mm)?);
     mm.entry.mm_brk = answers.slot(questions.main, questions.brk)? as u64;
     mm.entry.dumpable = Some(answers.slot(questions.main, questions.dumpable)? as i32);
     mm.entry.thp_disabled = (answers.slot(questions.main, questions.thp_disabled)? & 1 != 0).then_some(true);
@@ -318,6 +316,34 @@ impl Threads<'_> {
         let apart = apart.into_iter().chain(label).map(|e| e.on(Object::Task(self.p.pid.as_raw()))).collect();
         Ok(OneThread { apart, tid, core: Box::new(core), groups: glance.groups.clone() })
     }
+}
+
+/// Address of a system call instruction that the restored program has, too.
+fn call_place(target: &Target<'_>, is_32bit: bool, mm: &Mm) -> Result<Option<u64>> {
+    let Some(vdso) = mm.vmas.iter().find(|v| v.is(memory::status::VDSO)) else {
+        return memory::layout::syscall_in_code(target.proc, target.pid, (0, 0));
+    };
+    Ok(memory::layout::syscall_offset(is_32bit).map(|at| vdso.entry.start + at))
+}
+
+/// What hinders a program that has not all of the mappings that its kernel gave it. With none of them it can be restored if it
+/// is a 64-bit program that makes calls itself.
+pub(crate) fn kernel_mappings(target: &Target<'_>, is_32bit: bool, mm: &Mm) -> Result<Option<Error>> {
+    let has = |status| mm.vmas.iter().any(|v| v.is(status));
+    let (code, data) = (has(memory::status::VDSO), has(memory::status::VVAR));
+    let what = match (code, data) {
+        (true, true) => return Ok(None),
+        (true, false) if !memory::layout::kernel_has_vvar() => return Ok(None),
+        (true, false) => "it has unmapped the data of its vDSO, but not the code",
+        (false, true) => "it has unmapped the code of its vDSO, but not the data",
+        (false, false) if is_32bit => "it is a 32-bit program without a vDSO",
+        (false, false) if call_place(target, is_32bit, mm)?.is_some() => return Ok(None),
+        (false, false) => "it has no vDSO, and no system call instruction in its code",
+    };
+    Ok(Some(
+        Error::unsupported(what, "let it keep what its kernel mapped, or unmap all of it")
+            .on(Object::Task(target.ns_pid.as_raw())),
+    ))
 }
 
 /// A thread that a killed dump left inside its landing, behind the vDSO's contents, must come home first: the landing is not

@@ -4,7 +4,9 @@ use crate::error::ResultExt;
 use crust_inject::arch::compat;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::maps::{self, Mapping};
-use crust_kernel::{HostTid, mman};
+use crust_kernel::procfs::ProcDir;
+use crust_kernel::remote_mem::RemoteMem;
+use crust_kernel::{HostTid, VirtAddr, mman};
 
 /// Sorts ranges and joins those that touch or overlap. What comes in order is joined as it comes.
 pub fn merged(ranges: impl IntoIterator<Item = (u64, u64)>) -> Vec<(u64, u64)> {
@@ -154,6 +156,35 @@ pub fn syscall_offset(of_32bit: bool) -> Option<u64> {
         crate::task::regs::find_syscall(own_vdso(&Special::of(&own().ok()?))?)
     };
     at.map(|at| at as u64)
+}
+
+/// True if the vDSO of 64-bit programs has data of its own on this kernel.
+pub fn kernel_has_vvar() -> bool {
+    own().is_ok_and(|own| !Special::of(&own).vvar.is_empty())
+}
+
+/// Address of a system call instruction in the code of a 64-bit program that has no vDSO, as [`syscall_offset`] in those that
+/// have one. `except`: start and length of what is ours in it.
+///
+/// # Errors
+/// Its mappings cannot be read.
+pub fn syscall_in_code(proc: &ProcDir, pid: HostTid, except: (u64, u64)) -> Result<Option<u64>> {
+    const STEP: u64 = 1 << 20;
+    let mem = RemoteMem::open_read_only(pid).during("opening its memory")?;
+    let all = maps::read_maps(proc).during("reading its mappings")?;
+    let ours = |m: &Mapping| m.start < except.0 + except.1 && except.0 < m.end;
+    for m in all.iter().filter(|m| m.read && m.exec && m.name != b"[vsyscall]" && !ours(m)) {
+        for at in (m.start..m.end).step_by(STEP as usize) {
+            // An instruction may stand across the end of a step.
+            let mut code = vec![0; (m.end - at).min(STEP + 1) as usize];
+            if mem.read(VirtAddr(at), &mut code).is_ok()
+                && let Some(inside) = crate::task::regs::find_syscall(&code)
+            {
+                return Ok(Some(at + inside as u64));
+            }
+        }
+    }
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -516,13 +516,14 @@ fn main() {
     println!("{kills} random kills, seed {seed}");
     let mut parts = Parts::new(&args);
     // Name, share of the random kills, and whether every boundary is tried.
-    let plan: [(&'static str, u64, bool); 14] = [
+    let plan: [(&'static str, u64, bool); 15] = [
         ("counter", 12, true),
         ("sleep", 12, true),
         ("read", 12, true),
         ("vector", 12, true),
         ("altstack", 12, false),
         ("smallstack", 10, true),
+        ("novdso", 10, true),
         ("i386-c", 6, true),
         ("i386-s", 6, true),
         ("i386-a", 6, false),

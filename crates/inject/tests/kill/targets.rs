@@ -26,6 +26,7 @@ pub(crate) fn run(name: &str, path: &Path) -> ! {
             ready(1);
             vector(page, 0)
         }
+        "novdso" => without_vdso(page, ready),
         "altstack" => altstack(page),
         "smallstack" => {
             ready(1);
@@ -78,6 +79,20 @@ fn counter(page: &Page, lane: usize) -> ! {
         }
         page.step(lane);
     }
+}
+
+/// Without its vDSO, so that nothing here may ask for the time.
+fn without_vdso(page: &'static Page, ready: impl Fn(u64)) -> ! {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    for line in maps.lines().filter(|l| l.ends_with("[vdso]") || l.contains("[vvar")) {
+        let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+        let at = |text: &str| usize::from_str_radix(text, 16).unwrap();
+        // SAFETY: the kernel's code and data for quick calls: nothing is called from here on that uses them.
+        assert_eq!(unsafe { libc::munmap(at(start) as *mut libc::c_void, at(end) - at(start)) }, 0);
+    }
+    std::thread::spawn(|| counter(page, 0));
+    ready(2);
+    vector(page, 1)
 }
 
 fn errno() -> i32 {

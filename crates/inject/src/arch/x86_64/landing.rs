@@ -8,6 +8,8 @@ use super::regs::{Regs, is_32bit};
 
 /// Bytes of a compact landing: for injected single calls.
 pub const COMPACT_BYTES: usize = 144;
+/// What every compact landing begins with: its call, and the first argument of the next.
+pub const COMPACT_BEGINS: [u8; 7] = [0x0f, 0x05, 0xbf, SIG_SETMASK as u8, 0, 0, 0];
 /// Bytes of a full landing: for plans, which also use the flags, rbx, rbp, rsp and r12 to r14.
 pub const FULL_BYTES: usize = 256;
 /// Where in a full landing a plan's last record jumps to.
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn compact_fits_and_points_at_its_literals() {
         let code = compact(&regs(), 0xfeed);
-        assert_eq!(code[..2], SYSCALL);
+        assert_eq!(code[..7], COMPACT_BEGINS);
         // lea rsi, [rip + mask] at 7..14, jmp [rip + home] at 122..128
         assert_eq!(code[7..10], [0x48, 0x8d, 0x35]);
         assert_eq!(14 + i32::from_le_bytes(code[10..14].try_into().unwrap()), 128);
