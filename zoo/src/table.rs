@@ -202,6 +202,7 @@ macro_rules! programs {
             refused refused_keys;
             refused refused_landlock;
             refused refused_ldt;
+            refused refused_long_path;
             refused refused_memfd_secret;
             refused refused_memory_limit;
             refused refused_mqueue;

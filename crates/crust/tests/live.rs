@@ -384,6 +384,7 @@ fn who_is_just_dying_does_not_stand_in_the_way() {
     assert_eq!(code, Some(1));
     let named = format!("which ended, but its parent {} has not waited for it", std::process::id());
     assert!(err.contains(&named), "{err}");
+    assert!(err.contains("help: a process that ended keeps its id until its parent waits for it"), "{err}");
     // Waited for while the restore runs, or before it looks.
     let mut command = Command::new(CRUST);
     command.args(["restore", "-D", "images", "-d"]).current_dir(&sample.dir.0).env_clear();

@@ -67,6 +67,8 @@ struct Facts {
     other_root: bool,
     raw_socket: bool,
     fanotify: bool,
+    /// Names of the network devices behind its tun files; empty for a file without one.
+    tuns: Vec<String>,
     low_ports: Vec<u32>,
 }
 
@@ -193,6 +195,14 @@ impl Needs {
         if facts.fanotify {
             add(Cap::SYS_ADMIN, "has a fanotify group".into());
         }
+        for (name, (uid, gid)) in facts.tuns.iter().filter_map(|name| Some((name, owner_of_device(name)?))) {
+            if uid.is_some_and(|uid| uid != own.creds.euid)
+                || gid.is_some_and(|gid| gid != own.creds.egid && !own.creds.groups.contains(&gid))
+            {
+                let why = format!("is attached to the network device {name}, which belongs to somebody else");
+                self.add(own, Step::Restore, Cap::NET_ADMIN, task, why);
+            }
+        }
         if facts.seccomp {
             self.seccomp(own, Step::Restore, facts.pid);
         }
@@ -274,7 +284,12 @@ pub fn of_tree(pid: i32) -> Result<Needs> {
         if seccomp {
             found.seccomp(&own, Step::Dump, raw);
         }
-        all.push(live(&proc, creds, seccomp));
+        let facts = live(&proc, creds, seccomp);
+        if !facts.tuns.is_empty() {
+            let why = "has opened /dev/net/tun: whose network such a file belongs to is not told to everybody";
+            found.add(&own, Step::Dump, Cap::NET_ADMIN, Some(raw), why);
+        }
+        all.push(facts);
     }
     found.restore_all(&own, &all);
     Ok(found)
@@ -299,11 +314,26 @@ fn live(proc: &ProcDir, creds: CredsEntry, seccomp: bool) -> Facts {
         let Ok(link) = proc.readlink(&format!("fd/{fd}")) else { continue };
         let link = String::from_utf8_lossy(&link);
         facts.fanotify |= link == "anon_inode:[fanotify]";
+        if link == "/dev/net/tun" {
+            let info = proc.read_text(&format!("fdinfo/{fd}")).unwrap_or_default();
+            let name = info.lines().find_map(|line| line.strip_prefix("iff:")).unwrap_or_default();
+            facts.tuns.push(name.trim().to_owned());
+        }
         let Some(inode) = link.strip_prefix("socket:[").and_then(|l| l.strip_suffix(']')) else { continue };
         facts.raw_socket |= raw.contains(inode);
         facts.low_ports.extend(ports.get(inode).filter(|&&p| p != 0));
     }
     facts
+}
+
+/// User and group that may attach to a tun device; `None`: everybody may. Nothing is known of a device that is not here.
+fn owner_of_device(name: &str) -> Option<(Option<u32>, Option<u32>)> {
+    if name.is_empty() || name.contains('/') {
+        return None;
+    }
+    // -1 for nobody.
+    let id = |what| number(&format!("/sys/class/net/{name}/{what}")).and_then(|id| u32::try_from(id).ok());
+    Some((id("owner"), id("group")))
 }
 
 /// Inodes of raw and packet sockets of a process's network, and the local ports of others.
@@ -344,6 +374,7 @@ pub fn of_images(opts: &Options) -> Result<Needs> {
     for file in source.read_all::<FileEntry>(ImageKind::Files, 0)? {
         whole.fanotify |= file.ffy.is_some();
         whole.raw_socket |= file.psk.is_some();
+        whole.tuns.extend(file.tunf.and_then(|tun| tun.netdev));
         if let Some(socket) = &file.isk {
             whole.raw_socket |= socket.r#type == SOCK_RAW;
             whole.low_ports.extend(Some(socket.src_port).filter(|&p| p != 0));
@@ -372,7 +403,8 @@ pub fn of_images(opts: &Options) -> Result<Needs> {
         all.push(facts);
     }
     if let Some(root) = all.first_mut() {
-        (root.fanotify, root.raw_socket, root.low_ports) = (whole.fanotify, whole.raw_socket, whole.low_ports);
+        (root.fanotify, root.raw_socket) = (whole.fanotify, whole.raw_socket);
+        (root.low_ports, root.tuns) = (whole.low_ports, whole.tuns);
     }
     let mut found = Needs::default();
     found.restore_all(&own, &all);

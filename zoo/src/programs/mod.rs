@@ -130,6 +130,7 @@ mod refused_io_uring_worker;
 mod refused_keys;
 mod refused_landlock;
 mod refused_ldt;
+mod refused_long_path;
 mod refused_memfd_secret;
 mod refused_memory_limit;
 mod refused_mqueue;

@@ -1,4 +1,5 @@
 //! Working directory, root and umask (fs-PID.img), and the executable: files that no descriptor refers to.
+use super::look::unreadable;
 use super::regular;
 use super::restore::{FileImages, Opener};
 use super::table::FileTable;
@@ -33,7 +34,7 @@ impl FileTable<'_> {
             PathLink::Root => "root",
         };
         let on = |e: Error| e.on(Object::Path(format!("/proc/{}/{name}", t.pid)));
-        let link = t.proc.readlink(name).during("reading the link").map_err(on)?;
+        let link = t.proc.readlink(name).map_err(unreadable).map_err(on)?;
         let stat = t.proc.stat_file(name).during("following the link").map_err(on)?;
         let flags = OFlags::RDONLY.bits();
         if let Some(id) = regular::known_special(&stat, &link, flags, self.records()) {

@@ -9,10 +9,22 @@ use crust_kernel::fdinfo::FdInfo;
 use crust_kernel::own_fd::{self, OwnFds};
 use crust_kernel::{HostTid, TargetFd};
 use rustix::fs::{OFlags, Stat};
+use rustix::io::Errno;
 use std::cell::{Cell, OnceCell};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// Why one of a task's links in /proc cannot be read.
+pub(super) fn unreadable(e: Errno) -> Error {
+    match e {
+        Errno::NAMETOOLONG => Error::unsupported(
+            "leads to a path of more than 4096 bytes, which the kernel does not tell",
+            "give a directory above it a shorter name, or let the program leave it",
+        ),
+        e => Error::kernel("the link cannot be read", e),
+    }
+}
 
 /// The descriptor. The copy shares the open file description with the target: nothing may change its position or flags.
 pub(super) struct FdView<'a> {
@@ -141,7 +153,7 @@ impl Eyes {
         if let Some(Ok(link)) = self.own.as_mut().map(|own| own.link(copy)) {
             return Ok(link);
         }
-        target.proc.readlink(&format!("fd/{fd}")).during("reading the fd link")
+        target.proc.readlink(&format!("fd/{fd}")).map_err(unreadable)
     }
 
     /// The fdinfo, by way of our copy where that says all.

@@ -78,7 +78,14 @@ pub(super) fn check_free(ids: &[NsTid]) -> Option<Error> {
     }
     let more = if holders.len() > 32 { format!(" and {} more", holders.len() - 32) } else { String::new() };
     let named: Vec<String> = holders.iter().take(32).map(Holder::text).collect();
-    Some(Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", named.join(", "))))
+    let e = Error::new(Kind::Taken, format!("ids that the tree needs are taken: {}{more}", named.join(", ")));
+    Some(match holders.iter().all(|h| h.ended_below.is_some()) {
+        true => e.help(
+            "a process that ended keeps its id until its parent waits for it: let the parent do so, or end the parent; or restore \
+             inside a fresh pid namespace (`unshare -pf --mount-proc`)",
+        ),
+        false => e,
+    })
 }
 
 /// Keeps ids that the kernel hands out by itself (to threads that fill memory) clear of the tree's, which are in order.

@@ -87,6 +87,7 @@ impl Cap {
     pub const SETUID: Self = Self::new(7);
     pub const SETPCAP: Self = Self::new(8);
     pub const NET_BIND_SERVICE: Self = Self::new(10);
+    pub const NET_ADMIN: Self = Self::new(12);
     pub const NET_RAW: Self = Self::new(13);
     pub const SYS_CHROOT: Self = Self::new(18);
     pub const SYS_PTRACE: Self = Self::new(19);
