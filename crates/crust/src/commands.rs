@@ -158,6 +158,12 @@ pub(crate) fn validate(verb: Verb, s: &mut Settings) -> Result<()> {
         ))
         .help("open it for crust: what starts it may close descriptors (Python's subprocess does without pass_fds)"));
     }
+    // Of the verbs here none writes to it, but who named it waits for something.
+    if let Some(fd) = s.status_fd.filter(|fd| !crust_kernel::inherited::was_given(*fd)) {
+        return Err(bad(format!("--status-fd {fd}: crust was started without a descriptor {fd}")).help(
+            "open it for crust: what starts it may close descriptors (Python's subprocess does without pass_fds)",
+        ));
+    }
     if s.network_lock_given && restore {
         log::warn!("--network-lock is ignored by restore: the method of the dump is used");
     }
@@ -270,6 +276,9 @@ fn restore(invocation: Invocation) -> Result<Exit> {
     if !s.engine.unprivileged && rootless::is_needed() {
         return restore_rootless(s);
     }
+    if s.exec_cmd {
+        can_be_run(&command)?;
+    }
     let goes_on = s.exec_cmd || !s.detached;
     let (restored, scripts) = match restore_tree(&mut s, goes_on) {
         Ok(done) => done,
@@ -380,9 +389,30 @@ fn become_command(command: &[OsString], scripts: &Scripts) -> Error {
     let e = std::process::Command::new(program).args(args).envs(scripts.environment()).exec();
     let failed = std::result::Result::<(), _>::Err(e).during("running the command of --exec-cmd");
     match failed.on_path(&program.to_string_lossy()) {
-        Err(e) => e,
+        Err(e) => e.help(NAME_A_PROGRAM).state("the tree is restored and runs"),
         Ok(()) => Error::new(Kind::Internal, "exec returned"),
     }
+}
+
+const NAME_A_PROGRAM: &str = "name a program that can be run, by its path or by a name that is found in PATH";
+
+/// Whether there is such a program: asked before a tree is restored, since nobody would be its parent else.
+pub(crate) fn can_be_run(command: &[OsString]) -> Result<()> {
+    let Some(program) = command.first() else { return Err(bad("--exec-cmd requires a command")) };
+    let is_program = |path: &Path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok();
+    let path = Path::new(program);
+    let found = if program.as_encoded_bytes().contains(&b'/') {
+        is_program(path)
+    } else {
+        let places = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
+        std::env::split_paths(&places).any(|place| is_program(&place.join(path)))
+    };
+    if found {
+        return Ok(());
+    }
+    Err(bad("the command of --exec-cmd cannot be run")
+        .on(Object::Path(path.display().to_string()))
+        .help(NAME_A_PROGRAM))
 }
 
 /// `crust check`: the host, one feature, or a tree.

@@ -50,6 +50,24 @@ fn inherited_descriptors_must_be_there() {
     let (code, _, err) = ends(&mut restore);
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("fd[5]:pipe:[77]: crust was started without a descriptor 5"), "{err}");
+    for verb in [&["restore"][..], &["dump", "-t", "1"], &["check"]] {
+        let (code, _, err) = ends(crust(&dir).args(verb).args(["--status-fd", "5"]));
+        assert_eq!(code, 1, "{verb:?}: {err}");
+        assert!(err.contains("--status-fd 5: crust was started without a descriptor 5"), "{verb:?}: {err}");
+    }
+}
+
+#[test]
+fn the_command_for_after_a_restore_must_be_there() {
+    let dir = Dir::new("exec-missing");
+    std::fs::write(dir.0.join("text"), "no program").unwrap();
+    for program in ["/nonexistent/program", "no-such-program", "./text", "/"] {
+        let mut restore = crust(&dir);
+        restore.args(["restore", "-D"]).arg(&dir.0).args(["--exec-cmd", "--", program]);
+        let (code, _, err) = ends(&mut restore);
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains(&format!("{program}: the command of --exec-cmd cannot be run")), "{err}");
+    }
 }
 
 #[test]

@@ -358,6 +358,11 @@ impl Worker {
             Ok(job) => job,
             Err(e) => return self.result(RequestType::Restore, Err(e)),
         };
+        if !job.exec_cmd.is_empty()
+            && let Err(e) = commands::can_be_run(&job.exec_cmd)
+        {
+            return self.result(RequestType::Restore, Err(e));
+        }
         let mut events = self.events(&mut job);
         let done = crust_engine::restore(&job.settings.engine, &mut events);
         let exit = self.result(
