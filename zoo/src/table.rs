@@ -190,6 +190,7 @@ macro_rules! programs {
             apart fork_storm;
             apart held_pipe;
             refused refused_bpf_program;
+            apart vfork_deep;
             apart vfork_ends;
             apart vfork_storm;
             refused refused_device;

@@ -548,6 +548,26 @@ fn a_vfork_storm_is_frozen() {
     });
 }
 
+/// A row of processes that cannot be stopped is let go as a whole, not one after the other.
+#[test]
+fn a_row_of_vforks_is_let_go_at_once() {
+    with("vfork_deep", |case, room, root, tool| {
+        let start = std::time::Instant::now();
+        let argv = case.dump_argv(room, root, tool, "images", &["--timeout", "1"])?;
+        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
+        if room.run(&argv, &[], "images.dump.out")? == 0 {
+            return Err("who cannot be stopped was dumped".into());
+        }
+        // Forty of them, and two seconds for each, would be more.
+        if start.elapsed() > std::time::Duration::from_secs(60) {
+            return Err(format!("the dump took {:?}", start.elapsed()));
+        }
+        room.touch("end.1")?;
+        check_round(room, 1)?;
+        finish(room, root, 2)
+    });
+}
+
 /// A dump takes a few descriptors for the processes that it is just looking at, and none for the others.
 #[test]
 fn many_processes_take_few_descriptors() {

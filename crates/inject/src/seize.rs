@@ -170,33 +170,57 @@ impl Asked {
         self.process.pid
     }
 
-    /// The second half of [`SeizedProcess::seize_with`]. Gives itself back if `limit` came first and its own deadline has not.
+    /// The second half of [`SeizedProcess::seize_with`]. Gives itself back if `limit` or its own deadline comes first.
     ///
     /// # Errors
-    /// As [`SeizedProcess::seize`].
+    /// As [`SeizedProcess::seize`], but for the time.
     pub fn await_stop_for(mut self, limit: Duration) -> Result<std::result::Result<SeizedProcess, Self>> {
         self.process.deadline = self.deadline.capped(limit);
         let stopped = self.process.collect();
         self.process.deadline = self.deadline;
         match stopped {
             Ok(()) => Ok(Ok(self.process)),
-            Err(e) if *e.kind() == Kind::Timeout && !self.deadline.expired() => Ok(Err(self)),
+            Err(e) if *e.kind() == Kind::Timeout => Ok(Err(self)),
             Err(e) => Err(e),
         }
+    }
+
+    /// What to tell if nobody waits for it any longer.
+    pub fn timed_out(&self) -> Error {
+        let running = self.process.threads.iter().find(|t| t.stopped.is_none()).map_or(self.process.pid, |t| t.tid);
+        self.process.did_not_stop(running)
+    }
+
+    /// Lets many run again that have to stop first. In a chain of vforks each can do so only after the one below it is free, so
+    /// they are asked in turn, as long as it helps.
+    pub fn let_go_all(all: Vec<Self>) {
+        /// However long the chain is.
+        const LONGEST: Duration = Duration::from_secs(5);
+        let last = Deadline::after(LONGEST);
+        let (mut rest, mut patience) = (all, last.capped(GRACE));
+        let mut waiter = StopWaiter::new();
+        while !rest.is_empty() {
+            let before = rest.len();
+            rest = rest.into_iter().rev().filter_map(|a| a.await_stop_for(Duration::ZERO).ok()?.err()).rev().collect();
+            if rest.len() < before {
+                patience = last.capped(GRACE);
+                waiter.reset();
+            }
+            if !rest.is_empty() && !waiter.pause(patience) {
+                break;
+            }
+        }
+        if let Some(one) = rest.first() {
+            let e = one.timed_out();
+            log::error!("while letting {} processes go: {e}; the kernel lets them go when we end", rest.len());
+        }
+        // They were waited for long enough.
+        rest.iter_mut().for_each(|asked| asked.process.threads.clear());
     }
 
     /// True if one of its threads cannot stop before a child of it that was born by vfork(2) ends or executes something.
     pub fn waits_for_vfork(&self) -> bool {
         self.process.threads.iter().filter(|t| t.stopped.is_none()).any(|t| self.process.is_in_vfork(t.tid))
-    }
-
-    /// As [`Asked::await_stop_for`], up to its own deadline.
-    ///
-    /// # Errors
-    /// As [`SeizedProcess::seize`].
-    pub fn await_stop(mut self) -> Result<SeizedProcess> {
-        self.process.collect()?;
-        Ok(self.process)
     }
 }
 

@@ -209,6 +209,7 @@ mod unix_waiting_order;
 mod unlinked_file;
 mod vdso_clock;
 mod vdso_none;
+mod vfork_deep;
 mod vfork_ends;
 mod vfork_storm;
 mod vmas_5000;

@@ -8,7 +8,7 @@ static ENDED: AtomicU32 = AtomicU32::new(0);
 static FAULTS: AtomicU32 = AtomicU32::new(0);
 
 /// The child's life, on a stack of its own. It ends with the file of its number, or with the program.
-extern "C" fn wait_for_end(number: *mut libc::c_void) -> i32 {
+pub(super) extern "C" fn wait_for_end(number: *mut libc::c_void) -> i32 {
     let name = [c"end.1".as_ptr(), c"end.2".as_ptr()][number as usize & 1];
     // SAFETY: the paths are constants; the calls touch only the child's own stack and this thread's errno.
     while unsafe { libc::access(name, 0) != 0 && libc::access(c"quit".as_ptr(), 0) != 0 } {

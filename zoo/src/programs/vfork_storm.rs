@@ -7,7 +7,7 @@ use zoo::storms::Storms;
 const STACK: usize = 1 << 16;
 
 /// Waits for a child that has this memory, lives on `stack` and does `life`. Its exit code.
-fn vfork(stack: &mut [u128], life: extern "C" fn(*mut libc::c_void) -> i32, with: *mut libc::c_void) -> i32 {
+pub(super) fn vfork(stack: &mut [u128], life: extern "C" fn(*mut libc::c_void) -> i32, with: *mut libc::c_void) -> i32 {
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
     // SAFETY: the stack is the child's alone, for the caller waits in the kernel until the child has ended.
     let child = unsafe { libc::clone(life, stack.as_mut_ptr_range().end.cast(), flags, with) };

@@ -155,8 +155,17 @@ struct Freezing<'a> {
     watch: &'a Watch,
     still: Vec<Still>,
     known: HashSet<HostTid>,
-    /// Those who are to be let go, for which they have to stop first.
-    late: HashMap<HostTid, Asked>,
+    late: Late,
+}
+
+/// Those who are to be let go, for which they have to stop first.
+#[derive(Default)]
+struct Late(HashMap<HostTid, Asked>);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        Asked::let_go_all(self.0.drain().map(|(_, asked)| asked).collect());
+    }
 }
 
 type Answer = crust_inject::Result<Asked>;
@@ -178,7 +187,7 @@ impl Freezing<'_> {
         let waits = waits::look(wanted.iter().map(|w| w.0));
         let ask = |&(pid, _): &(HostTid, i32)| {
             self.watch.go_on()?;
-            let late = self.late.remove(&pid);
+            let late = self.late.0.remove(&pid);
             Ok(Ok(late.unwrap_or_else(|| SeizedProcess::ask_leader(pid, ptrace::Options::default(), self.deadline))))
         };
         let asked = wanted.iter().map(ask).collect::<Result<_>>()?;
@@ -198,13 +207,21 @@ impl Freezing<'_> {
     }
 
     /// Waits for processes that were asked to stop. One that is gone by now is none of ours any more, unless it is the root.
-    fn take(&mut self, wanted: &Pairs, asked: Vec<Answer>, mut waits: Waits) -> Result<()> {
+    fn take(&mut self, wanted: &Pairs, asked: Vec<Answer>, waits: Waits) -> Result<()> {
         let parents = wanted.iter().map(|w| w.1).collect();
         let mut round = Round { wanted, parents, asked: asked.into_iter().map(Some).collect() };
+        let taken = self.take_each(&mut round, waits);
+        // After an error the others are let go with those who are late: some may wait for each other.
+        self.late.0.extend(round.asked.into_iter().flatten().flatten().map(|asked| (asked.pid(), asked)));
+        taken
+    }
+
+    fn take_each(&mut self, round: &mut Round<'_>, mut waits: Waits) -> Result<()> {
+        let wanted = round.wanted;
         for (i, &(pid, ppid)) in wanted.iter().enumerate() {
             let Some(answer) = round.asked.get_mut(i).and_then(Option::take) else { continue };
             let stopped = match answer {
-                Ok(asked) => self.await_stop(asked, i, &mut round)?,
+                Ok(asked) => self.await_stop(asked, i, round)?,
                 Err(e) => Err(e),
             };
             let mut seized = match stopped {
@@ -245,7 +262,12 @@ impl Freezing<'_> {
                 Ok(Err(process)) => process,
                 Err(e) => return Ok(Err(e)),
             };
-            self.watch.go_on()?;
+            let cancelled = self.watch.go_on().err();
+            if cancelled.is_some() || self.deadline.expired() {
+                let why = process.timed_out();
+                self.late.0.insert(process.pid(), process);
+                return cancelled.map_or(Ok(Err(why)), Err);
+            }
             if has_children && process.waits_for_vfork() {
                 self.let_go_below(at, round);
                 self.let_go_late();
@@ -265,16 +287,16 @@ impl Freezing<'_> {
         for i in below.into_iter().rev() {
             let Some(Ok(process)) = round.asked.get_mut(i).and_then(Option::take) else { continue };
             if let Ok(Err(late)) = process.await_stop_for(Duration::ZERO) {
-                self.late.insert(wanted[i].0, late);
+                self.late.0.insert(wanted[i].0, late);
             }
         }
     }
 
     /// The same for those who had to wait for a vfork themselves.
     fn let_go_late(&mut self) {
-        for (pid, process) in std::mem::take(&mut self.late) {
+        for (pid, process) in std::mem::take(&mut self.late.0) {
             if let Ok(Err(late)) = process.await_stop_for(Duration::ZERO) {
-                self.late.insert(pid, late);
+                self.late.0.insert(pid, late);
             }
         }
     }
