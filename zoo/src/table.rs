@@ -11,6 +11,7 @@ macro_rules! programs {
             first blocked_poll;
             first blocked_read;
             first brk_heap;
+            first brk_huge;
             first cgroups;
             first children_1000;
             first chroot_root;

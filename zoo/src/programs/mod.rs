@@ -7,6 +7,7 @@ mod blocked_read;
 mod bpf_maps;
 mod bpf_maps_more;
 mod brk_heap;
+mod brk_huge;
 mod cgroups;
 mod children_1000;
 mod chroot_deleted;

@@ -177,9 +177,22 @@ fn is_plain(vma: &VmaEntry) -> bool {
     is(vma, st::ANON_PRIVATE) && vma.flags & odd == 0
 }
 
+/// What the kernel lets anybody have at once, however little memory there is.
+const SMALL_PIECE: u64 = 64 << 20;
+
+/// Makes memory that was just mapped without rights readable and writable. More than all of the machine's memory is refused at
+/// once, but not piece by piece, as a heap grows.
 fn make_writable(at: u64, len: u64) -> rustix::io::Result<()> {
-    // SAFETY: called only for memory just mapped, which nothing uses yet.
-    unsafe { mman::mprotect(at, len, libc::PROT_READ | libc::PROT_WRITE) }
+    let open = |at, len| {
+        // SAFETY: called only for memory just mapped, which nothing uses yet.
+        unsafe { mman::mprotect(at, len, libc::PROT_READ | libc::PROT_WRITE) }
+    };
+    match open(at, len) {
+        Err(Errno::NOMEM) => {
+            (0..len).step_by(SMALL_PIECE as usize).try_for_each(|from| open(at + from, SMALL_PIECE.min(len - from)))
+        }
+        done => done,
+    }
 }
 
 impl<'a> Staged<'a> {
@@ -214,7 +227,7 @@ impl<'a> Staged<'a> {
                 }
             }
             // Private memory must be writable while it is filled; `finish` puts the protection right.
-            let prot = if filled && is_private(vma) { vma.prot | WRITE | libc::PROT_READ as u32 } else { vma.prot };
+            let mut prot = if filled && is_private(vma) { vma.prot | WRITE | libc::PROT_READ as u32 } else { vma.prot };
             let kept = libc::MAP_GROWSDOWN | libc::MAP_NORESERVE;
             let mut flags = vma.flags & kept as u32 | MAP_FIXED_NOREPLACE;
             let fail = |e: Errno, what: &str| {
@@ -237,9 +250,17 @@ impl<'a> Staged<'a> {
             } else if is(vma, st::ANON_PRIVATE) {
                 flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::bits(vma);
                 flags |= if vma.flags & MAP_DROPPABLE != 0 { MAP_DROPPABLE } else { libc::MAP_PRIVATE as u32 };
-                // SAFETY: FIXED_NOREPLACE takes only what is free.
-                unsafe { mman::mmap(at, len, prot as i32, flags as i32, None, 0) }
-                    .map_err(|e| fail(e, "mapping memory"))?;
+                let map = |prot: u32| {
+                    // SAFETY: FIXED_NOREPLACE takes only what is free.
+                    unsafe { mman::mmap(at, len, prot as i32, flags as i32, None, 0) }
+                };
+                match map(prot) {
+                    Err(Errno::NOMEM) if prot & WRITE != 0 && !hugetlb::is(vma) => {
+                        map(0).and_then(|_| make_writable(at, len)).map_err(|e| fail(e, "mapping memory"))?;
+                        prot = libc::PROT_READ as u32 | WRITE;
+                    }
+                    done => drop(done.map_err(|e| fail(e, "mapping memory"))?),
+                }
             } else if vma.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0 {
                 let key = (vma.shmid, vma.fdflags.unwrap_or(0));
                 if last_file.as_ref().is_none_or(|(id, flags, _)| (*id, *flags) != key) {
