@@ -195,6 +195,22 @@ fn make_writable(at: u64, len: u64) -> rustix::io::Result<()> {
     }
 }
 
+/// Maps private memory, piece by piece if it is too much at once; the protection that it has then.
+fn map_anonymous(vma: &VmaEntry, at: u64, prot: u32, flags: u32) -> rustix::io::Result<u32> {
+    let map = |prot: u32| {
+        // SAFETY: FIXED_NOREPLACE takes only what is free.
+        unsafe { mman::mmap(at, vma.end - vma.start, prot as i32, flags as i32, None, 0) }
+    };
+    match map(prot) {
+        Err(Errno::NOMEM) if prot & WRITE != 0 && !hugetlb::is(vma) => {
+            map(0)?;
+            make_writable(at, vma.end - vma.start)?;
+            Ok(libc::PROT_READ as u32 | WRITE)
+        }
+        done => done.map(|_| prot),
+    }
+}
+
 impl<'a> Staged<'a> {
     fn map_all(
         &mut self,
@@ -250,17 +266,7 @@ impl<'a> Staged<'a> {
             } else if is(vma, st::ANON_PRIVATE) {
                 flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::bits(vma);
                 flags |= if vma.flags & MAP_DROPPABLE != 0 { MAP_DROPPABLE } else { libc::MAP_PRIVATE as u32 };
-                let map = |prot: u32| {
-                    // SAFETY: FIXED_NOREPLACE takes only what is free.
-                    unsafe { mman::mmap(at, len, prot as i32, flags as i32, None, 0) }
-                };
-                match map(prot) {
-                    Err(Errno::NOMEM) if prot & WRITE != 0 && !hugetlb::is(vma) => {
-                        map(0).and_then(|_| make_writable(at, len)).map_err(|e| fail(e, "mapping memory"))?;
-                        prot = libc::PROT_READ as u32 | WRITE;
-                    }
-                    done => drop(done.map_err(|e| fail(e, "mapping memory"))?),
-                }
+                prot = map_anonymous(vma, at, prot, flags).map_err(|e| fail(e, "mapping memory"))?;
             } else if vma.status & (st::FILE_PRIVATE | st::FILE_SHARED) != 0 {
                 let key = (vma.shmid, vma.fdflags.unwrap_or(0));
                 if last_file.as_ref().is_none_or(|(id, flags, _)| (*id, *flags) != key) {
