@@ -53,6 +53,7 @@ macro_rules! programs {
             first mem_fork_shares;
             first mem_guard;
             first mem_madvise;
+            first mem_lock_future;
             first mem_mlock;
             first mem_private;
             first mem_shared_devzero;
@@ -206,6 +207,7 @@ macro_rules! programs {
             refused refused_ldt;
             refused refused_long_path;
             refused refused_memfd_secret;
+            refused refused_lock_limit;
             refused refused_memory_limit;
             refused refused_mqueue;
             refused refused_overlay_link;

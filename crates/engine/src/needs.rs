@@ -8,11 +8,11 @@ use crate::dump::{find_root, stat_of};
 use crate::error::{Error, Kind, Result, ResultExt};
 use crate::images::Source;
 use crate::task::creds::{self, Cap, mask};
-use crate::task::limits;
+use crate::task::{limits, lockall};
 use crust_image::ImageKind;
-use crust_image::proto::{CoreEntry, CredsEntry, FileEntry, FsEntry, PstreeEntry};
+use crust_image::proto::{CoreEntry, CredsEntry, CrustProcessSettings, FileEntry, FsEntry, PstreeEntry};
 use crust_kernel::HostTid;
-use crust_kernel::procfs::{ProcDir, Status};
+use crust_kernel::procfs::{Limit, ProcDir, Status};
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -63,6 +63,8 @@ struct Facts {
     loginuid: Option<u32>,
     /// Policy and nice value of each thread.
     sched: Vec<(u32, i32)>,
+    /// From images only: a running process does not tell.
+    locks: CrustProcessSettings,
     seccomp: bool,
     other_root: bool,
     raw_socket: bool,
@@ -75,7 +77,7 @@ struct Facts {
 /// Whoever asks.
 struct Own {
     creds: CredsEntry,
-    hard_limits: Vec<u64>,
+    limits: [Limit; 16],
     oom_score_adj: i32,
     loginuid: Option<u32>,
     first_port: u32,
@@ -98,7 +100,7 @@ impl Own {
         let status = Status::new(proc.read_text("status").during("reading /proc/self/status")?);
         Ok(Self {
             creds: creds::from_status(&status, 0)?,
-            hard_limits: limits::look(&proc)?.iter().map(|l| l.max).collect(),
+            limits: limits::look(&proc)?,
             oom_score_adj: number("/proc/self/oom_score_adj").unwrap_or(0) as i32,
             loginuid: number("/proc/self/loginuid").map(|n| n as u32),
             first_port: number("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or(1024) as u32,
@@ -170,7 +172,7 @@ impl Needs {
         for (cap, why) in facts.creds.iter().flat_map(|want| creds::needed(&own.creds, want)) {
             add(cap, why);
         }
-        let raised = limits::raised(facts.hard_limits.iter().copied(), own.hard_limits.iter().copied()).next();
+        let raised = limits::raised(facts.hard_limits.iter().copied(), own.limits.iter().map(|l| l.max)).next();
         if let Some((name, want, have)) = raised {
             add(Cap::SYS_RESOURCE, format!("has the hard limit {want} of {name}, ours is {have}"));
         }
@@ -182,6 +184,9 @@ impl Needs {
         }
         if let Some((_, nice)) = facts.sched.iter().find(|(policy, nice)| *nice < 0 && policy & 0xff == 0) {
             add(Cap::SYS_NICE, format!("has the nice value {nice}"));
+        }
+        if let Some(why) = lockall::needs_right(&facts.locks, &own.limits) {
+            add(Cap::IPC_LOCK, why);
         }
         if facts.raw_socket {
             add(Cap::NET_RAW, "has a raw or packet socket".into());
@@ -391,6 +396,7 @@ pub fn of_images(opts: &Options) -> Result<Needs> {
         facts.hard_limits = tc.rlimits.as_ref().map_or_else(Vec::new, |l| l.rlimits.iter().map(|l| l.max).collect());
         facts.oom_score_adj = tc.oom_score_adj;
         facts.loginuid = tc.loginuid;
+        facts.locks = tc.crust_settings.unwrap_or_default();
         let others = entry.threads.iter().filter(|&&t| t != entry.pid);
         let others = others.map(|&t| source.read_one(ImageKind::Core, t.into())).collect::<Result<Vec<CoreEntry>>>()?;
         for thread in std::iter::once(&leader).chain(&others).filter_map(|core| core.thread_core.as_ref()) {

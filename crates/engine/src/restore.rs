@@ -7,7 +7,7 @@ use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
 use crate::task::creds::{self, Cap};
-use crate::task::{compat, limits, lsm, odds, regs, seccomp, settings, thread, timers};
+use crate::task::{compat, limits, lockall, lsm, odds, regs, seccomp, settings, thread, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::core_entry::March;
@@ -492,6 +492,9 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
             odds::check_loginuid(tc.loginuid, may_set_loginuid);
             found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
+            found.extend(
+                tc.crust_settings.as_ref().and_then(|want| lockall::check(want, &plan.creds, &plan.own.limits)),
+            );
         }
         found.truncate(8);
         errors.extend(found.into_iter().map(|e| e.on(Object::Task(t.pid.as_raw()))));

@@ -16,6 +16,8 @@ const FIRST_SLOT: u32 = (HEADER_BYTES / 8) as u32;
 /// Header status: not started, running, failed.
 pub const STATUS_FAILED: u32 = 2;
 
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
 /// Room for as many records from the start.
 const MANY_RECORDS: usize = 24;
 
@@ -70,6 +72,8 @@ pub enum Arg {
     Result(Slot, i64),
     /// The address of data of the program.
     Data(DataRef),
+    /// The address of the page in which data of the program begin.
+    PageOf(DataRef),
     /// The address of a plan's header.
     Header(PlanId),
     /// The address of the failed record: for error paths.
@@ -419,6 +423,7 @@ impl Program {
             match arg {
                 Arg::Value(v) => (v, false),
                 Arg::Data(d) => (data_base + d.0, false),
+                Arg::PageOf(d) => ((data_base + d.0) & !(PAGE_BYTES - 1), false),
                 Arg::Header(p) => (headers[p.0], false),
                 Arg::Result(slot, plus) => ((plus << 16) as u64 | u64::from(slot.0), true),
                 Arg::FailedRecord => (1, true),

@@ -50,6 +50,11 @@ impl std::fmt::Display for PlanFailure {
 }
 
 impl Ran {
+    /// Where it ran: in our area, as long as that is there ([`SeizedProcess::clean_up`]).
+    pub fn address(&self) -> VirtAddr {
+        VirtAddr(self.base)
+    }
+
     fn at(&self, address: u64, len: usize) -> Option<&[u8]> {
         let from = usize::try_from(address.checked_sub(self.base)?).ok()?;
         self.bytes.get(from..from.checked_add(len)?)

@@ -4,7 +4,7 @@ use super::freeze::Seen;
 use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{breakpoints, compat, dispatch, limits, odds, seccomp, settings, signals, timers};
+use crate::task::{breakpoints, compat, dispatch, limits, lockall, odds, seccomp, settings, signals, timers};
 use crate::{Result, together};
 use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -41,6 +41,8 @@ pub(super) struct Asked {
     pub(super) vm: u32,
     /// Threads whose system calls can be sent to themselves.
     pub(super) dispatch: HashMap<HostTid, CrustDispatch>,
+    /// As [`CrustProcessSettings::locks_new`](crust_image::proto::CrustProcessSettings).
+    pub(super) locks_new: Option<u32>,
 }
 
 /// What the tracer knows of a thread.
@@ -235,12 +237,11 @@ fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)], groups: bool) -> Vec<
     );
     early.glances = of_each(&crowd, glances);
     let mut ran = ran.into_iter();
-    let asked = processes.iter().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
-        let prepared = prepared?;
-        let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
-        prepared.finish(seen, process, *vm, ran, &mut early)
-    });
-    let asked = asked.zip(processes.iter()).map(|(asked, (seen, ..))| {
+    let asked = processes.iter_mut().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
+        let asked = prepared.and_then(|prepared| {
+            let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
+            prepared.finish(seen, process, *vm, ran, &mut early)
+        });
         // Until it is looked at, which may be much later.
         seen.proc.rest();
         asked.on_task(seen.pid.as_raw())
@@ -308,7 +309,7 @@ impl Prepared {
         Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
 
-    fn finish(self, seen: &Seen, process: &SeizedProcess, vm: u32, ran: Ran, early: &mut Early) -> Result<Asked> {
+    fn finish(self, seen: &Seen, process: &mut SeizedProcess, vm: u32, ran: Ran, early: &mut Early) -> Result<Asked> {
         for q in &self.questions.threads {
             if let Some(failure) = ran.failure(q.plan) {
                 return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
@@ -316,6 +317,8 @@ impl Prepared {
         }
         let threads =
             process.threads().iter().map(|t| Thread::look(seen, t, early, self.timed)).collect::<Result<Vec<_>>>()?;
+        let locks = ran.result(self.questions.main, self.questions.locks);
+        let locks_new = lockall::look(process, seen.live, locks)?;
         let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;
         let waiting = threads.first().is_none_or(|t| t.status.mask("ShdPnd") != Some(0));
         Ok(Asked {
@@ -327,6 +330,7 @@ impl Prepared {
             questions: self.questions,
             answers: Answers { ran },
             dispatch: self.dispatch,
+            locks_new,
         })
     }
 }
@@ -348,6 +352,7 @@ pub(super) struct Questions {
     /// How many of those are open; all, if this is not there.
     pub(super) descriptors_open: Option<usize>,
     pub(super) settings: settings::AskedProcess,
+    locks: Slot,
     pub(super) segments: Slot,
     pub(super) threads: Vec<ThreadQuestions>,
     /// They were put to a 32-bit program.
@@ -397,6 +402,7 @@ impl Questions {
             |fd: u32| p.syscall_slot(main, "F_GETFD", libc::SYS_fcntl, &[fd.into(), libc::F_GETFD.into()], Expect::Any);
         let descriptors = numbers.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
         let settings = settings::ask_process(p, main);
+        let locks = lockall::ask(p, main);
         let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan, is_32bit)).collect();
         let segments = compat::ask_table(p, main);
         Ok(Self {
@@ -413,6 +419,7 @@ impl Questions {
             descriptors,
             descriptors_open: count,
             settings,
+            locks,
             segments,
             threads,
             is_32bit,

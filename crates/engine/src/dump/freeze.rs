@@ -9,7 +9,6 @@ use crust_inject::{Asked, SeizedProcess, SeizedThread};
 use crust_kernel::pidfd::PidFd;
 use crust_kernel::procfs::{ProcDir, Stat, Status};
 use crust_kernel::{Deadline, HostTid, ptrace};
-use rustix::io::Errno;
 use rustix::process::{Pid, Signal};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -71,7 +70,7 @@ impl From<crust_inject::Error> for Error {
             K::Kernel => Kind::Kernel,
             _ => Kind::Internal,
         };
-        let limit = if e.errno() == Some(Errno::NOMEM) { limits::out_of_memory(e.task()) } else { None };
+        let limit = e.errno().and_then(|errno| limits::out_of_memory(e.task(), errno));
         let help = limit.unwrap_or_else(|| e.help().to_owned());
         Error::new(kind, e.what()).on(Object::Task(e.task().as_raw())).help(help)
     }

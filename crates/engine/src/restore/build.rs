@@ -11,7 +11,7 @@ use crate::files::FileImages;
 use crate::images::Source;
 use crate::memory;
 use crate::task::timers::IdMode;
-use crate::task::{compat, creds, limits, lsm, odds, seccomp, settings, signals, thread, timers};
+use crate::task::{compat, creds, limits, lockall, lsm, odds, seccomp, settings, signals, thread, timers};
 use crate::{Options, Result, Stage};
 use crust_image::proto::{
     CoreEntry, CredsEntry, CrustProcessSettings, MmEntry, SignalQueueEntry, TaskCoreEntry, VmaEntry,
@@ -692,6 +692,7 @@ fn plan_process(cx: &Cx<'_>, p: &mut Program, main: PlanId, i: usize, boot: &Boo
     thread::plan_process(p, main, tc, mm.thp_disabled(), &cx.own);
     if let Some(settings) = &tc.crust_settings {
         settings::plan_process(p, main, settings);
+        lockall::plan(p, main, settings);
     }
     if let Some(want) = t.core().and_then(|c| c.thread_core.as_ref()?.creds.as_ref()) {
         lsm::plan_process(p, main, want);

@@ -89,6 +89,7 @@ impl Cap {
     pub const NET_BIND_SERVICE: Self = Self::new(10);
     pub const NET_ADMIN: Self = Self::new(12);
     pub const NET_RAW: Self = Self::new(13);
+    pub const IPC_LOCK: Self = Self::new(14);
     pub const SYS_CHROOT: Self = Self::new(18);
     pub const SYS_PTRACE: Self = Self::new(19);
     pub const SYS_ADMIN: Self = Self::new(21);

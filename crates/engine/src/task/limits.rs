@@ -5,8 +5,10 @@ use crust_image::proto::{RlimitEntry, TaskRlimitsEntry};
 use crust_inject::plan::{DataRef, PlanId, Program};
 use crust_kernel::HostTid;
 use crust_kernel::procfs::{Limit, ProcDir, Status, parse_limits};
+use rustix::io::Errno;
 
 const RLIMIT_DATA: usize = 2;
+pub(crate) const RLIMIT_MEMLOCK: usize = 8;
 const RLIMIT_AS: usize = 9;
 /// struct rlimit64: soft limit, hard limit.
 const LIMIT_BYTES: usize = 16;
@@ -40,13 +42,19 @@ pub fn look(proc: &ProcDir) -> Result<[Limit; 16]> {
 }
 
 /// What keeps a process from having one more mapping, where it refused one for want of memory: which limit, and the way out.
-pub(crate) fn out_of_memory(pid: HostTid) -> Option<String> {
+pub(crate) fn out_of_memory(pid: HostTid, errno: Errno) -> Option<String> {
+    if !matches!(errno, Errno::NOMEM | Errno::AGAIN) {
+        return None;
+    }
     /// More than we ask of a process.
     const OURS: u64 = 16 << 20;
     let proc = ProcDir::open(pid).ok()?;
     let limits = look(&proc).ok()?;
     let status = Status::new(proc.read_text("status").ok()?);
-    for (index, size, option) in [(RLIMIT_AS, "VmSize", "as"), (RLIMIT_DATA, "VmData", "data")] {
+    // That of locked memory counts where new mappings are locked (mlockall with MCL_FUTURE).
+    let kinds = [(RLIMIT_AS, "VmSize", "as"), (RLIMIT_DATA, "VmData", "data"), (RLIMIT_MEMLOCK, "VmLck", "memlock")];
+    let (locked, others) = (&kinds[2..], &kinds[..2]);
+    for &(index, size, option) in if errno == Errno::AGAIN { locked } else { others } {
         let used = u64::try_from(status.number(size)?).ok()? << 10;
         let limit = limits[index].cur;
         if used.saturating_add(OURS) > limit {
@@ -57,6 +65,9 @@ pub(crate) fn out_of_memory(pid: HostTid) -> Option<String> {
                 NAMES[index]
             ));
         }
+    }
+    if errno == Errno::AGAIN {
+        return None;
     }
     let most: usize = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?.trim().parse().ok()?;
     (proc.read_text("maps").ok()?.lines().count() + 8 > most)

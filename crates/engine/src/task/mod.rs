@@ -5,6 +5,7 @@ pub mod creds;
 pub mod dispatch;
 pub mod ended;
 pub mod limits;
+pub mod lockall;
 pub mod lsm;
 pub mod odds;
 pub mod regs_x86_64;

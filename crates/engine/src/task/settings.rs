@@ -276,6 +276,7 @@ pub fn process(
             .and_then(|f| u32::from_str_radix(f.trim(), 16).ok())
             .filter(|&kinds| kinds != ORDINARY_COREDUMP_FILTER),
         autogroup_nice: None,
+        locks_new: None,
     })
 }
 
