@@ -204,6 +204,8 @@ macro_rules! programs {
             refused refused_io_uring_worker;
             refused refused_keys;
             refused refused_landlock;
+            refused refused_landlock_task;
+            refused refused_landlock_thread;
             refused refused_ldt;
             refused refused_long_path;
             refused refused_memfd_secret;

@@ -9,6 +9,7 @@ use crate::error::{During, Error, Kind, Result};
 use crate::home::ALL_SIGNALS;
 use crate::plan::{Arg, DataRef, Expect, Failure, Linked, PlanId, Program, RECORD_BYTES, Slot};
 use crate::seize::SeizedProcess;
+use crust_kernel::procfs::Status;
 use crust_kernel::ptrace::Stop;
 use crust_kernel::remote_mem::{RemoteRange, process_vm_read_all};
 use crust_kernel::{HostTid, VirtAddr};
@@ -178,12 +179,9 @@ impl SeizedProcess {
     }
 
     /// True if plans in all of its threads would have to be stepped from call to call, which costs two stops for each.
-    ///
-    /// # Errors
-    /// Its status file cannot be read.
-    pub fn steps_plans(&mut self) -> Result<bool> {
-        let caught = self.status()?.mask("SigCgt").unwrap_or(u64::MAX);
-        Ok(choose_mark(caught, self.threads.iter().map(|t| t.sigmask)).is_none())
+    pub fn steps_plans(&self, status: &Status) -> bool {
+        let caught = status.mask("SigCgt").unwrap_or(u64::MAX);
+        choose_mark(caught, self.threads.iter().map(|t| t.sigmask)).is_none()
     }
 
     fn choose_mark(&mut self, indices: &[usize]) -> Result<Option<i32>> {

@@ -321,7 +321,10 @@ impl SeizedProcess {
     }
 
     /// Its status file, or that of a thread that lives if the leader has ended.
-    pub(crate) fn status(&mut self) -> Result<Status> {
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn status(&mut self) -> Result<Status> {
         let (pid, living) = (self.pid, self.living());
         let dir = self.dir()?;
         let read = if living == pid {

@@ -24,6 +24,13 @@ fn own(value: i64) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Landlock (Linux 5.13), compiled in and switched on.
+pub fn landlock() -> bool {
+    const ASK_VERSION: u64 = 1;
+    // SAFETY: with this flag no attributes are read, and nothing is made.
+    unsafe { call(libc::SYS_landlock_create_ruleset, [0, 0, ASK_VERSION, 0, 0, 0]) }.is_ok()
+}
+
 /// An ioctl whose argument is a plain number that the kernel does not follow.
 fn ioctl_number(fd: &OwnedFd, request: u64) -> Result<i64, Errno> {
     // SAFETY: all requests used here take no argument; the few that return something return a descriptor.

@@ -131,6 +131,8 @@ mod refused_io_uring;
 mod refused_io_uring_worker;
 mod refused_keys;
 mod refused_landlock;
+mod refused_landlock_task;
+mod refused_landlock_thread;
 mod refused_ldt;
 mod refused_lock_limit;
 mod refused_long_path;

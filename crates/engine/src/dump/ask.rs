@@ -4,7 +4,7 @@ use super::freeze::Seen;
 use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{breakpoints, compat, dispatch, limits, lockall, odds, seccomp, settings, signals, timers};
+use crate::task::{breakpoints, compat, dispatch, landlock, limits, lockall, odds, seccomp, settings, signals, timers};
 use crate::{Result, together};
 use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -43,6 +43,8 @@ pub(super) struct Asked {
     pub(super) dispatch: HashMap<HostTid, CrustDispatch>,
     /// As [`CrustProcessSettings::locks_new`](crust_image::proto::CrustProcessSettings).
     pub(super) locks_new: Option<u32>,
+    /// Threads that Landlock confines.
+    pub(super) confined: Vec<HostTid>,
 }
 
 /// What the tracer knows of a thread.
@@ -136,6 +138,8 @@ pub(super) struct Waves<'a> {
     asked_in: HashMap<u32, HostTid>,
     /// Control groups are saved.
     groups: bool,
+    /// If anybody can be confined by Landlock at all.
+    outside: Option<landlock::Outside>,
 }
 
 /// What becomes of a process in a wave.
@@ -159,7 +163,9 @@ type Pairs<'a> = std::iter::Zip<std::slice::Iter<'a, &'a Seen>, std::vec::IntoIt
 impl<'a> Waves<'a> {
     pub(super) fn new(seen: &'a [&'a Seen], seized: Vec<Option<&'a mut SeizedProcess>>, groups: bool) -> Self {
         let left = seen.iter().zip(seized).peekable();
-        Self { left, address_spaces: TaskIds::new(), asked_in: HashMap::new(), groups }
+        // Without /proc nothing of this goes anywhere.
+        let outside = landlock::Outside::look().ok().flatten();
+        Self { left, address_spaces: TaskIds::new(), asked_in: HashMap::new(), groups, outside }
     }
 
     /// The next wave, or the reason why it cannot be.
@@ -187,7 +193,7 @@ impl<'a> Waves<'a> {
                 wave.push(Part::Zombie);
             }
         }
-        let mut asked = ask(&mut live, self.groups).into_iter();
+        let mut asked = ask(&mut live, self.groups, self.outside.as_ref()).into_iter();
         let missing = || Error::new(Kind::Internal, "a process was not asked");
         let answer = |part| match part {
             Part::Asked => asked.next().ok_or_else(missing)?.map(Some),
@@ -216,8 +222,13 @@ fn of_each<T>(crowd: &[Other], results: Vec<Option<T>>) -> HashMap<HostTid, T> {
 }
 
 /// Asks some live processes, all at once. One result for each, in order. `groups`: control groups are saved.
-fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)], groups: bool) -> Vec<Result<Asked>> {
-    let mut prepared: Vec<Result<Prepared>> = processes.iter_mut().map(|(seen, p, _)| Prepared::new(seen, p)).collect();
+fn ask(
+    processes: &mut [(&Seen, &mut SeizedProcess, u32)],
+    groups: bool,
+    outside: Option<&landlock::Outside>,
+) -> Vec<Result<Asked>> {
+    let mut prepared: Vec<Result<Prepared>> =
+        processes.iter_mut().map(|(seen, p, _)| Prepared::new(seen, p, outside)).collect();
     // What cannot be read is left to whoever needs it.
     let crowd = crowd(processes);
     let mut early = Early::default();
@@ -240,7 +251,7 @@ fn ask(processes: &mut [(&Seen, &mut SeizedProcess, u32)], groups: bool) -> Vec<
     let asked = processes.iter_mut().zip(prepared.drain(..)).map(|((seen, process, vm), prepared)| {
         let asked = prepared.and_then(|prepared| {
             let ran = ran.next().ok_or_else(|| Error::new(Kind::Internal, "a process was not asked"))??;
-            prepared.finish(seen, process, *vm, ran, &mut early)
+            prepared.finish(seen, process, *vm, ran, &mut early, outside)
         });
         // Until it is looked at, which may be much later.
         seen.proc.rest();
@@ -257,6 +268,36 @@ fn jobs<'a>(
         let Prepared { program, on, .. } = prepared.as_mut().ok()?;
         Some(Job { process, program: std::mem::take(program), on })
     })
+}
+
+/// Threads that Landlock confines, of those who could be asked; warns of those who may be and could not.
+fn confined(
+    seen: &Seen,
+    threads: &[Thread],
+    questions: &Questions,
+    ran: &Ran,
+    outside: Option<&landlock::Outside>,
+) -> Vec<HostTid> {
+    use landlock::Verdict;
+    let Some(us) = outside else { return Vec::new() };
+    let mut found = Vec::new();
+    let mut unknown = false;
+    for (t, q) in threads.iter().zip(&questions.threads) {
+        let answer = q.sees_us.and_then(|slot| ran.result(q.plan, slot));
+        match us.judge(&t.status, answer, || landlock::is_at_home(&seen.proc)) {
+            Verdict::Free => {}
+            Verdict::Confined => found.push(t.tid),
+            // Who may gain privileges needed one to confine itself: hardly anybody does that.
+            Verdict::Unknown => unknown |= t.status.number("NoNewPrivs") == Some(1),
+        }
+    }
+    if unknown {
+        let pid = seen.pid;
+        log::warn!(
+            "whether task {pid} confined itself with Landlock cannot be told from here: if so, it comes back without"
+        );
+    }
+    found
 }
 
 /// Descriptors to ask a process for.
@@ -293,7 +334,7 @@ struct Prepared {
 }
 
 impl Prepared {
-    fn new(seen: &Seen, process: &mut SeizedProcess) -> Result<Self> {
+    fn new(seen: &Seen, process: &mut SeizedProcess, outside: Option<&landlock::Outside>) -> Result<Self> {
         let timer_list = seen.proc.read_text("timers").during("reading the list of timers")?;
         let tids: Vec<HostTid> = process.threads().iter().map(SeizedThread::tid).collect();
         for thread in process.threads() {
@@ -301,15 +342,25 @@ impl Prepared {
         }
         let dispatch = dispatch::look(&tids)?;
         let mut program = Program::new();
-        let cheap = !process.steps_plans()?;
+        let status = process.status()?;
+        let cheap = !process.steps_plans(&status);
+        let outside = outside.filter(|us| us.asks(&status));
         let descriptors = Descriptors::look(&seen.proc, cheap).during("listing descriptors")?;
         let is_32bit = process.is_32bit()?;
-        let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, is_32bit)?;
+        let questions = Questions::ask(&mut program, &tids, &timer_list, descriptors, is_32bit, outside)?;
         let on = tids.iter().zip(&questions.threads).map(|(&t, q)| (t, q.plan)).collect();
         Ok(Self { program, questions, on, timed: !timer_list.trim().is_empty(), dispatch })
     }
 
-    fn finish(self, seen: &Seen, process: &mut SeizedProcess, vm: u32, ran: Ran, early: &mut Early) -> Result<Asked> {
+    fn finish(
+        self,
+        seen: &Seen,
+        process: &mut SeizedProcess,
+        vm: u32,
+        ran: Ran,
+        early: &mut Early,
+        outside: Option<&landlock::Outside>,
+    ) -> Result<Asked> {
         for q in &self.questions.threads {
             if let Some(failure) = ran.failure(q.plan) {
                 return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
@@ -320,6 +371,7 @@ impl Prepared {
         let locks = ran.result(self.questions.main, self.questions.locks);
         let locks_new = lockall::look(process, seen.live, locks)?;
         let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;
+        let confined = confined(seen, &threads, &self.questions, &ran, outside);
         let waiting = threads.first().is_none_or(|t| t.status.mask("ShdPnd") != Some(0));
         Ok(Asked {
             threads,
@@ -331,6 +383,7 @@ impl Prepared {
             answers: Answers { ran },
             dispatch: self.dispatch,
             locks_new,
+            confined,
         })
     }
 }
@@ -361,6 +414,8 @@ pub(super) struct Questions {
 
 pub(super) struct ThreadQuestions {
     pub(super) plan: PlanId,
+    /// Whether it may look at us.
+    sees_us: Option<Slot>,
     /// Of 32-bit code: others can be asked from outside.
     pub(super) robust_list: Option<DataRef>,
     pub(super) altstack: DataRef,
@@ -378,6 +433,7 @@ impl Questions {
         timer_list: &str,
         Descriptors { numbers, count, flags_too }: Descriptors,
         is_32bit: bool,
+        outside: Option<&landlock::Outside>,
     ) -> Result<Self> {
         let plans: Vec<PlanId> = tids.iter().map(|t| p.plan(format!("thread {t}"))).collect();
         let main = *plans.first().ok_or_else(|| Error::new(Kind::Internal, "a process without threads"))?;
@@ -403,7 +459,7 @@ impl Questions {
         let descriptors = numbers.into_iter().map(|fd| (TargetFd(fd), flags_too.then(|| getfd(fd)))).collect();
         let settings = settings::ask_process(p, main);
         let locks = lockall::ask(p, main);
-        let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan, is_32bit)).collect();
+        let threads = plans.iter().map(|&plan| Self::ask_thread(p, plan, is_32bit, outside)).collect();
         let segments = compat::ask_table(p, main);
         Ok(Self {
             main,
@@ -426,7 +482,12 @@ impl Questions {
         })
     }
 
-    fn ask_thread(p: &mut Program, plan: PlanId, is_32bit: bool) -> ThreadQuestions {
+    fn ask_thread(
+        p: &mut Program,
+        plan: PlanId,
+        is_32bit: bool,
+        outside: Option<&landlock::Outside>,
+    ) -> ThreadQuestions {
         let robust_list = is_32bit.then(|| compat::ask_robust_list(p, plan));
         let altstack = signals::ask_altstack(p, plan);
         let tid_address = p.reserve(8);
@@ -440,7 +501,8 @@ impl Questions {
         let comm = p.reserve(COMM_BYTES);
         p.syscall(plan, "PR_GET_NAME", libc::SYS_prctl, &[libc::PR_GET_NAME.into(), comm.into()]);
         let settings = settings::ask_thread(p, plan);
-        ThreadQuestions { plan, robust_list, altstack, tid_address, death_signal, securebits, comm, settings }
+        let sees_us = outside.map(|us| us.ask(p, plan));
+        ThreadQuestions { sees_us, plan, robust_list, altstack, tid_address, death_signal, securebits, comm, settings }
     }
 }
 

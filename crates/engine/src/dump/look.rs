@@ -9,7 +9,9 @@ use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::{SighandIds, TaskIds};
 use crate::files::{FileTable, Known};
 use crate::memory::{self, Mm};
-use crate::task::{Target, compat, creds, ended, limits, lsm, odds, regs, seccomp, settings, signals, timers};
+use crate::task::{
+    Target, compat, creds, ended, landlock, limits, lsm, odds, regs, seccomp, settings, signals, timers,
+};
 use crate::{Options, Result, namespaces, together};
 use crust_image::proto::{
     CoreEntry, CrustProcessSettings, CrustThreadSettings, PstreeEntry, RseqEntry, SignalQueueEntry, TaskCoreEntry,
@@ -313,7 +315,9 @@ impl Threads<'_> {
         let (tid, mut core) = look_thread(t, q, glance, self.asked, self.process, self.p.waits.get(&t.tid))?;
         let creds = core.thread_core.as_mut().and_then(|t| t.creds.as_mut());
         let label = creds.and_then(|creds| lsm::save(creds, &self.p.proc, t.tid).err());
-        let apart = apart.into_iter().chain(label).map(|e| e.on(Object::Task(self.p.pid.as_raw()))).collect();
+        let confined = self.asked.confined.contains(&t.tid).then(|| landlock::refusal(t.tid));
+        let apart =
+            apart.into_iter().chain(label).chain(confined).map(|e| e.on(Object::Task(self.p.pid.as_raw()))).collect();
         Ok(OneThread { apart, tid, core: Box::new(core), groups: glance.groups.clone() })
     }
 }

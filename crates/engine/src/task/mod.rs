@@ -4,6 +4,7 @@ pub mod compat;
 pub mod creds;
 pub mod dispatch;
 pub mod ended;
+pub mod landlock;
 pub mod limits;
 pub mod lockall;
 pub mod lsm;
