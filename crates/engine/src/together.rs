@@ -17,6 +17,15 @@ pub(crate) fn hands() -> usize {
     std::thread::available_parallelism().map_or(1, |cpus| cpus.get().min(MOST))
 }
 
+/// `work` done by the caller and by another thread at the same time, to which both find their share. What the other says is
+/// missing if no thread was to be had (a limit on threads, no memory): the caller's has done everything then.
+pub(crate) fn by_two<T: Send>(work: impl Fn() -> T + Sync) -> (T, Option<std::thread::Result<T>>) {
+    std::thread::scope(|scope| {
+        let other = std::thread::Builder::new().name("copy".into()).spawn_scoped(scope, &work).ok();
+        (work(), other.map(std::thread::ScopedJoinHandle::join))
+    })
+}
+
 /// `work` on `0..count`, done by the caller and as many helpers as there are processors left. Results in order.
 pub(crate) fn each<T: Send>(count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
     with_help(count, work, || ()).0

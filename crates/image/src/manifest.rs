@@ -55,16 +55,38 @@ impl fmt::Debug for ContentHash {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PageSum(u128);
 
+/// A hash of one page's content, wherever in the file it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageHash(u128);
+
+impl PageHash {
+    /// Of a page, the file's last may be short.
+    pub fn of(page: &[u8]) -> Self {
+        Self(XxHash3_128::oneshot(page))
+    }
+}
+
 impl PageSum {
     /// Takes whole pages (the file's last may be short) that begin at page `first` of the file.
     pub fn add(&mut self, first: u64, pages: &[u8]) {
         for (page, number) in pages.chunks(PAGE_BYTES as usize).zip(first..) {
-            let mut leaf = [0; 24];
-            let (hash, at) = leaf.split_at_mut(16);
-            hash.copy_from_slice(&XxHash3_128::oneshot(page).to_le_bytes());
-            at.copy_from_slice(&number.to_le_bytes());
-            self.0 = self.0.wrapping_add(XxHash3_128::oneshot(&leaf));
+            self.take(number, PageHash::of(page));
         }
+    }
+
+    /// Takes pages whose content was hashed before it was known that they begin at page `first` of the file.
+    pub fn add_hashed(&mut self, first: u64, pages: &[PageHash]) {
+        for (&page, number) in pages.iter().zip(first..) {
+            self.take(number, page);
+        }
+    }
+
+    fn take(&mut self, number: u64, page: PageHash) {
+        let mut leaf = [0; 24];
+        let (hash, at) = leaf.split_at_mut(16);
+        hash.copy_from_slice(&page.0.to_le_bytes());
+        at.copy_from_slice(&number.to_le_bytes());
+        self.0 = self.0.wrapping_add(XxHash3_128::oneshot(&leaf));
     }
 
     /// Takes what somebody else summed over other pages of the file.
@@ -592,6 +614,11 @@ mod tests {
         early.add(0, &bytes[..8192]);
         late.join(early);
         assert_eq!(late, whole);
+        let hashed: Vec<PageHash> = bytes.chunks(PAGE_BYTES as usize).map(PageHash::of).collect();
+        let mut by_hash = PageSum::default();
+        by_hash.add_hashed(2, &hashed[2..]);
+        by_hash.add_hashed(0, &hashed[..2]);
+        assert_eq!(by_hash, whole);
         for at in (0..bytes.len()).step_by(97) {
             bytes[at] ^= 1;
             assert_ne!(sum(&bytes), whole, "{at}");

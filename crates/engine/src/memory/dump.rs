@@ -1,18 +1,19 @@
 //! The content of memory into pages-*.img: read from outside, in order, without ever holding more than a few MiB.
 //!
 //! Where the image lies on tmpfs, what costs most is the page-wise allocation of its pages: there each 2 MiB of the file are
-//! made one huge page (MADV_COLLAPSE) and the target's memory is read straight into a mapping of it. Elsewhere a buffer and
-//! large writes into a preallocated file. Chunks may be read by two threads at once; a chunk's place in the file is settled
-//! in order, because pages of zeros are left out and shift what follows.
+//! made one huge page (MADV_COLLAPSE) and the target's memory is read straight into a mapping of it, as long as huge pages
+//! come cheap (`huge.rs`). Elsewhere a buffer and large writes, into a preallocated file on disks. Chunks may be read by two
+//! threads at once; a chunk's place in the file is settled in order, because pages of zeros are left out and shift what
+//! follows. Pages are hashed while they are in the processor's cache: to read the file again would cost five times as much.
 #![allow(unsafe_code, reason = "chunks are read straight into a mapping of the image, shared by two workers")]
 use super::collect::Mm;
+use super::huge::Price;
 use super::page_flags as pf;
 use super::pages::{How, Run};
 use crate::error::{Error, Kind, Object, ResultExt};
 use crate::images::Outlet;
-use crate::{OnObject, Result, Watch};
-use crust_image::ImageKind;
-use crust_image::manifest::{ContentHash, Hasher};
+use crate::{OnObject, Result, Watch, together};
+use crust_image::manifest::{ContentHash, PageHash, PageSum};
 use crust_image::proto::PagemapEntry;
 use crust_kernel::HostTid;
 use crust_kernel::ids::PAGE_SIZE;
@@ -20,6 +21,7 @@ use crust_kernel::mman::{self, Area, HUGE_PAGE};
 use crust_kernel::procfs::ProcDir;
 use rustix::io::Errno;
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -34,7 +36,7 @@ pub struct PagesDump {
     pub scanned: u64,
     /// Present pages that held only zeros.
     pub zero: u64,
-    /// Of the pages image, if it is small enough to be hashed on the way.
+    /// Of the pages image; `None` for a stream, which hashes what it takes.
     pub hash: Option<ContentHash>,
 }
 
@@ -116,6 +118,7 @@ pub struct Ahead {
     /// Huge pages that stand ready, and how many are wanted.
     extents: u64,
     wanted: u64,
+    price: Price,
 }
 
 impl Ahead {
@@ -127,15 +130,17 @@ impl Ahead {
         if room.f_blocks > 0 && room.f_bavail.saturating_mul(room.f_frsize) / 2 < about {
             return None;
         }
-        let window = Window::open(out, about)?;
-        Some(Self { window: Some(window), extents: 1, wanted: about / HUGE_PAGE })
+        let mut price = Price::default();
+        let window = Window::open(out, about, &mut price)?;
+        Some(Self { window: Some(window), extents: 1, wanted: about / HUGE_PAGE, price })
     }
 
     /// Makes one more huge page ready; false if there is nothing left to do.
     pub fn step(&mut self, out: &mut Outlet) -> bool {
         let (Some(out), Some(window)) = (out.file(), &self.window) else { return false };
         let ready = self.extents < self.wanted
-            && window.prepare(out, self.extents).is_ok()
+            && !self.price.is_too_high()
+            && self.price.pay(|| window.prepare(out, self.extents)).is_ok()
             && window.area.advise(self.extents * HUGE_PAGE, HUGE_PAGE, libc::MADV_DONTNEED).is_ok();
         if ready {
             self.extents += 1;
@@ -284,18 +289,16 @@ const BUFFER_CHUNK: u64 = 512 << 10;
 const WINDOW_CHUNK: u64 = 2 << 20;
 /// Ranges in one process_vm_readv (IOV_MAX).
 const MAX_RANGES: usize = 1024;
-/// Up to this the pages are hashed while they are at hand; more would prolong the freeze.
-const HASHED: u64 = 1 << 20;
 /// Below this a second thread or a mapping costs more than it saves.
 const SMALL: u64 = 8 << 20;
 /// Finished parts of the window are let go in steps of this.
 const RELEASE: u64 = 8 << 20;
 /// Zeros may push the plan this far ahead of the file's end before the workers line up again.
-const DRIFT: u64 = 4 << 20;
+const DRIFT: u64 = 16 << 20;
 
 fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Result<PagesDump> {
     let total: u64 = runs.iter().map(|r| r.end - r.start).sum();
-    let Ahead { window, extents, .. } = ahead;
+    let Ahead { window, extents, mut price, .. } = ahead;
     drop(window);
     if let Some(out) = out.file()
         && extents > 0
@@ -309,27 +312,22 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Re
     }
     let watch = out.watch().clone();
     let Some(out) = out.file() else { return copy_to_stream(source, runs, out) };
-    let window = if total >= SMALL { Window::open(out, total) } else { None };
-    if window.is_none() && total >= SMALL {
+    let window = if total >= SMALL && !price.is_too_high() { Window::open(out, total, &mut price) } else { None };
+    if window.is_none() && total >= SMALL && !is_tmpfs(out) {
         // One call instead of an allocation for each write. Not every file system can, and zeros may make it too much.
+        // On tmpfs each page costs the same in a write, where two threads share it.
         let _unsupported_is_fine = rustix::fs::fallocate(out, rustix::fs::FallocateFlags::KEEP_SIZE, 0, total);
     }
     let prepared = if window.is_some() { extents } else { 0 };
-    let mut state = State { prepared, ..State::default() };
-    if total <= HASHED {
-        state.hasher = Some(Hasher::for_file(&ImageKind::Pages.file_name(0)));
-    }
+    let state = State { prepared, price, ..State::default() };
     let job = Job { source, runs, out, window, watch, state: Mutex::new(state), moved: Condvar::new() };
-    let threads = if total < SMALL { 1 } else { std::thread::available_parallelism().map_or(1, |n| n.get().min(2)) };
-    if threads == 1 {
-        job.work(BUFFER_CHUNK)?;
+    if total < SMALL || together::hands() == 1 {
+        job.work()?;
     } else {
-        std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(|| job.work(BUFFER_CHUNK).map_err(|e| job.fail(e)));
-            }
-            let _kept_in_state = job.work(BUFFER_CHUNK).map_err(|e| job.fail(e));
-        });
+        let (_kept_in_state, other) = together::by_two(|| job.work().map_err(|e| job.fail(e)));
+        if let Some(Err(_)) = other {
+            job.fail(Error::new(Kind::Internal, "a worker panicked"));
+        }
     }
     let state = job.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = state.error {
@@ -339,7 +337,7 @@ fn copy(source: &dyn Source, runs: &[Run], out: &mut Outlet, ahead: Ahead) -> Re
     if total >= SMALL {
         rustix::fs::ftruncate(out, state.end).during("setting the size of the pages image")?;
     }
-    let hash = state.hasher.map(|h| h.finish());
+    let hash = Some(state.sum.finish());
     Ok(PagesDump { entries: state.entries, written: state.end / PAGE_SIZE, scanned: 0, zero: state.zero, hash })
 }
 
@@ -397,19 +395,22 @@ struct Window {
     len: u64,
 }
 
-const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+fn is_tmpfs(file: BorrowedFd<'_>) -> bool {
+    const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
+    rustix::fs::fstatfs(file).is_ok_and(|fs| fs.f_type == TMPFS_MAGIC)
+}
 
 impl Window {
     /// `None` where the file is not on tmpfs, or this tmpfs gives no huge pages.
-    fn open(out: BorrowedFd<'_>, total: u64) -> Option<Self> {
-        if rustix::fs::fstatfs(out).ok()?.f_type != TMPFS_MAGIC {
+    fn open(out: BorrowedFd<'_>, total: u64, price: &mut Price) -> Option<Self> {
+        if !is_tmpfs(out) {
             return None;
         }
         let len = total.next_multiple_of(HUGE_PAGE);
         rustix::fs::ftruncate(out, len).ok()?;
         let area = Area::file_huge_aligned(out, len).ok()?;
         let window = Self { area, len };
-        if window.prepare(out, 0).is_err() {
+        if price.pay(|| window.prepare(out, 0)).is_err() {
             drop(window);
             rustix::fs::ftruncate(out, 0).ok()?;
             return None;
@@ -425,28 +426,27 @@ impl Window {
     }
 }
 
-/// A worker's buffer. The thread keeps it for its next copy: mapping it and touching its pages anew for each of a thousand
-/// small processes costs as much as the copy.
+/// A worker's buffer, made at its first use. The thread keeps it for its next copy: mapping it and touching its pages anew
+/// for each of a thousand small processes costs as much as the copy.
 struct Buffer(Option<Area>);
 
 thread_local! {
     static SPARE: Cell<Option<Area>> = const { Cell::new(None) };
 }
 
-impl Buffer {
-    fn take(len: u64) -> Result<Self> {
-        let len = len.next_multiple_of(PAGE_SIZE);
-        let spare = SPARE.take().filter(|area| area.len_bytes() >= len);
-        Ok(Self(Some(match spare {
-            Some(area) => area,
-            None => Area::anonymous(len).during("mapping a buffer")?,
-        })))
-    }
-}
-
 impl Drop for Buffer {
     fn drop(&mut self) {
         SPARE.set(self.0.take());
+    }
+}
+
+impl Buffer {
+    fn area(&mut self) -> Result<&Area> {
+        let area = match self.0.take().or_else(|| SPARE.take()) {
+            Some(area) => area,
+            None => Area::anonymous(BUFFER_CHUNK).during("mapping a buffer")?,
+        };
+        Ok(self.0.insert(area))
     }
 }
 
@@ -468,6 +468,8 @@ struct State {
     /// Number of the next claim, and of the next chunk whose place is settled.
     claims: u64,
     settled: u64,
+    /// What lies in the window and waits for the chunks before it.
+    waiting: BTreeMap<u64, Done>,
     /// Where the next claim may put its bytes, if nothing before it shrinks.
     planned: u64,
     /// The file's end so far.
@@ -477,8 +479,9 @@ struct State {
     released: u64,
     entries: Vec<PagemapEntry>,
     zero: u64,
-    /// Of a file so small that one worker writes it, in order.
-    hasher: Option<Hasher>,
+    sum: PageSum,
+    /// Of the huge pages made so far. Once it is too high, all later claims go through buffers.
+    price: Price,
     error: Option<Error>,
 }
 
@@ -489,7 +492,22 @@ struct Chunk {
     at: u64,
     len: u64,
     pieces: Vec<Run>,
+    /// Whether it goes straight into the window, and the huge pages to be made there before.
+    in_window: bool,
     extents: std::ops::Range<u64>,
+}
+
+/// A chunk that was read, before it has its place.
+#[derive(Default)]
+struct Done {
+    /// Planned place in the file.
+    at: u64,
+    in_window: bool,
+    /// Ranges of the chunk that stay, their pages' hashes and records.
+    kept: Vec<(u64, u64)>,
+    hashes: Vec<PageHash>,
+    entries: Vec<PagemapEntry>,
+    zeros: u64,
 }
 
 impl Job<'_> {
@@ -510,7 +528,8 @@ impl Job<'_> {
         if state.settled == state.claims {
             state.planned = state.end;
         }
-        let limit = if self.window.is_some() { WINDOW_CHUNK } else { BUFFER_CHUNK };
+        chunk.in_window = self.window.is_some() && !state.price.is_too_high();
+        let limit = if chunk.in_window { WINDOW_CHUNK } else { BUFFER_CHUNK };
         chunk.pieces.clear();
         chunk.len = 0;
         while chunk.len < limit && chunk.pieces.len() < MAX_RANGES {
@@ -532,48 +551,50 @@ impl Job<'_> {
         chunk.at = state.planned;
         state.claims += 1;
         state.planned += chunk.len;
-        let needed = state.planned.div_ceil(HUGE_PAGE);
+        let needed = if chunk.in_window { state.planned.div_ceil(HUGE_PAGE) } else { 0 };
         chunk.extents = state.prepared..needed.max(state.prepared);
         state.prepared = chunk.extents.end;
         true
     }
 
-    fn work(&self, buffer_len: u64) -> Result<()> {
-        let buffer = match &self.window {
-            None => Some(Buffer::take(buffer_len)?),
-            Some(_) => None,
-        };
-        let mut chunk = Chunk { number: 0, at: 0, len: 0, pieces: Vec::new(), extents: 0..0 };
+    fn work(&self) -> Result<()> {
+        let mut buffer = Buffer(None);
+        let mut chunk = Chunk { number: 0, at: 0, len: 0, pieces: Vec::new(), in_window: false, extents: 0..0 };
         let mut ranges = Vec::new();
-        let mut kept: Vec<(u64, u64)> = Vec::new();
-        let mut entries = Vec::new();
         while self.claim(&mut chunk) {
             self.watch.go_on()?;
             // SAFETY: the buffer belongs to this worker alone; in the window every claim has its own range, which ends
             // before the next claim's starts and lies inside the mapped file.
             let bytes = unsafe {
-                match (&buffer, &self.window) {
-                    (Some(Buffer(Some(buffer))), _) => buffer.slice_mut(0, chunk.len),
-                    (None, Some(window)) => {
+                match &self.window {
+                    Some(window) if chunk.in_window => {
                         self.make_ready(window, chunk.extents.clone())?;
                         window.area.slice_mut(chunk.at, chunk.len)
                     }
-                    _ => return Err(Error::new(Kind::Internal, "no place to copy memory to")),
+                    _ => buffer.area()?.slice_mut(0, chunk.len),
                 }
             };
             read_pieces(self.source, &chunk.pieces, &mut ranges, bytes)?;
-            let zeros = sift(&chunk.pieces, bytes, &mut kept, &mut entries);
-            let Some(at) = self.settle(&chunk, &mut entries, zeros, &kept)? else { return Ok(()) };
-            if buffer.is_some() {
-                self.write_out(bytes, &kept, at)?;
+            let mut done = Done { at: chunk.at, in_window: chunk.in_window, ..Done::default() };
+            done.zeros = sift(&chunk.pieces, bytes, &mut done.kept, &mut done.entries);
+            for &(from, n) in &done.kept {
+                let pages = bytes[from as usize..(from + n) as usize].chunks_exact(PAGE_SIZE as usize);
+                done.hashes.extend(pages.map(PageHash::of));
             }
+            if chunk.in_window {
+                self.settle_later(chunk.number, done)?;
+                continue;
+            }
+            let Some(at) = self.settle_now(chunk.number, &mut done)? else { return Ok(()) };
+            self.write_out(bytes, &done.kept, at)?;
         }
         Ok(())
     }
 
     fn make_ready(&self, window: &Window, extents: std::ops::Range<u64>) -> Result<()> {
+        let mut price = Price::default();
         for extent in extents {
-            if extent * HUGE_PAGE >= window.len || window.prepare(self.out, extent).is_ok() {
+            if extent * HUGE_PAGE >= window.len || price.pay(|| window.prepare(self.out, extent)).is_ok() {
                 continue;
             }
             // Small pages then; allocated here, so that a full file system is an error and not a signal.
@@ -581,62 +602,75 @@ impl Job<'_> {
             rustix::fs::fallocate(self.out, flags, extent * HUGE_PAGE, HUGE_PAGE)
                 .during("allocating the pages image")?;
         }
+        self.lock().price.add(price);
         Ok(())
     }
 
-    /// Waits for this chunk's turn and gives it its place. In a window the bytes are moved there if it is not the planned one.
-    fn settle(
-        &self,
-        chunk: &Chunk,
-        entries: &mut Vec<PagemapEntry>,
-        zeros: u64,
-        kept: &[(u64, u64)],
-    ) -> Result<Option<u64>> {
+    /// Gives a chunk in the window its place, and all that waited for it; if others come first, they will.
+    fn settle_later(&self, number: u64, done: Done) -> Result<()> {
         let mut state = self.lock();
-        while state.error.is_none() && state.settled != chunk.number {
+        state.waiting.insert(number, done);
+        loop {
+            let turn = state.settled;
+            let Some(mut done) = state.waiting.remove(&turn) else { break };
+            self.place(&mut state, &mut done)?;
+        }
+        drop(state);
+        self.moved.notify_all();
+        Ok(())
+    }
+
+    /// Waits for this chunk's turn and gives it its place. `None`: somebody failed.
+    fn settle_now(&self, number: u64, done: &mut Done) -> Result<Option<u64>> {
+        let mut state = self.lock();
+        while state.error.is_none() && state.settled != number {
             state = self.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.error.is_some() {
             return Ok(None);
         }
-        let at = state.end;
-        let len: u64 = kept.iter().map(|k| k.1).sum();
-        if let Some(window) = &self.window
-            && (at != chunk.at || zeros > 0)
-        {
-            {
-                let base = window.area.start();
-                let mut to = at;
-                for &(from, n) in kept {
-                    // SAFETY: both ranges lie in the window: the source is this chunk's own claim, the destination starts
-                    // at the file's end and so ends no later than the source does. Later claims start behind the source,
-                    // earlier chunks are settled and in use by nobody. Pages at the destination were made ready by
-                    // earlier claims or this one. Overlap is allowed by `copy`.
-                    unsafe {
-                        std::ptr::copy((base + chunk.at + from) as *const u8, (base + to) as *mut u8, n as usize);
-                    }
-                    to += n;
-                }
-            }
-        }
-        state.end += len;
-        state.zero += zeros;
-        for entry in entries.drain(..) {
-            merge_entry(&mut state.entries, entry);
-        }
-        state.settled += 1;
-        if let Some(window) = &self.window {
-            // A mapped page counts as ours: let go of what is finished.
-            let done = state.end / HUGE_PAGE * HUGE_PAGE;
-            if done - state.released >= RELEASE {
-                let from = state.released;
-                window.area.advise(from, done - from, libc::MADV_DONTNEED).during("letting go of written memory")?;
-                state.released = done;
-            }
-        }
+        let at = self.place(&mut state, done)?;
         drop(state);
         self.moved.notify_all();
         Ok(Some(at))
+    }
+
+    /// The place of the next chunk. In a window the bytes are moved there if it is not the planned one.
+    fn place(&self, state: &mut State, done: &mut Done) -> Result<u64> {
+        let at = state.end;
+        let len: u64 = done.kept.iter().map(|k| k.1).sum();
+        let window = self.window.as_ref().filter(|_| done.in_window);
+        if let Some(window) = window.filter(|_| at != done.at || done.zeros > 0) {
+            let base = window.area.start();
+            let mut to = at;
+            for &(from, n) in &done.kept {
+                // SAFETY: both ranges lie in the window: the source is this chunk's own claim, which its reader has done
+                // with; the destination starts at the file's end and so ends no later than the source does. Later claims
+                // start behind the source, earlier chunks are settled and in use by nobody. Pages at the destination were
+                // made ready by earlier claims or this one. Overlap is allowed by `copy`.
+                unsafe {
+                    std::ptr::copy((base + done.at + from) as *const u8, (base + to) as *mut u8, n as usize);
+                }
+                to += n;
+            }
+        }
+        state.end += len;
+        state.zero += done.zeros;
+        state.sum.add_hashed(at / PAGE_SIZE, &done.hashes);
+        for entry in done.entries.drain(..) {
+            merge_entry(&mut state.entries, entry);
+        }
+        state.settled += 1;
+        if let Some(window) = window {
+            // A mapped page counts as ours: let go of what is finished.
+            let whole = state.end / HUGE_PAGE * HUGE_PAGE;
+            if whole - state.released >= RELEASE {
+                let from = state.released;
+                window.area.advise(from, whole - from, libc::MADV_DONTNEED).during("letting go of written memory")?;
+                state.released = whole;
+            }
+        }
+        Ok(at)
     }
 
     fn write_out(&self, bytes: &mut [u8], kept: &[(u64, u64)], at: u64) -> Result<()> {
@@ -646,9 +680,6 @@ impl Job<'_> {
                 bytes.copy_within(from as usize..(from + n) as usize, len as usize);
             }
             len += n;
-        }
-        if let Some(hasher) = &mut self.lock().hasher {
-            hasher.update(&bytes[..len as usize]);
         }
         let mut done = 0;
         while done < len {

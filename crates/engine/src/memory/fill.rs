@@ -1,16 +1,18 @@
 //! Fills fresh memory from pages images: in large reads, by two threads where it is much, with huge pages where a whole
 //! aligned 2 MiB range has content.
 //!
-//! A huge page costs a fifth of 512 small ones. It is made by MADV_COLLAPSE after one page was touched, because
+//! A huge page costs a fifth of 512 small ones, where it comes cheap (`huge.rs`). It is made by MADV_COLLAPSE after one page was touched, because
 //! MADV_HUGEPAGE would leave a flag on the mapping that no call can clear again.
 #![allow(unsafe_code, reason = "reads files into memory given by address")]
+use super::huge::Price;
 use super::load::Pages;
 use crate::error::{Error, Object, ResultExt};
-use crate::{Result, Watch};
+use crate::{Result, Watch, together};
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, HUGE_PAGE};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// One read: neighbouring bytes of one file into ranges of memory.
 #[derive(Clone, Debug)]
@@ -29,6 +31,7 @@ pub(super) struct Filler {
     ranges: Vec<(u64, u64, bool)>,
     bytes: u64,
     job_bytes: u64,
+    price: Mutex<Price>,
 }
 
 /// One read's size: far above the cost of a call, small enough to share work evenly.
@@ -91,12 +94,9 @@ impl Filler {
         if self.bytes < SMALL || self.jobs.len() < 2 || limit < 2 || !several_processors() {
             return work();
         }
-        std::thread::scope(|scope| {
-            let other = scope.spawn(work);
-            let ours = work();
-            let theirs = other.join().unwrap_or_else(|_| Err(Error::new(crate::Kind::Internal, "a worker panicked")));
-            ours.and(theirs)
-        })
+        let (ours, theirs) = together::by_two(work);
+        let panicked = |_| Err(Error::new(crate::Kind::Internal, "a worker panicked"));
+        ours.and(theirs.map_or(Ok(()), |done| done.unwrap_or_else(panicked)))
     }
 
     fn read(&self, job: &Job, pages: &Pages, files: &[OwnedFd], iov: &mut Vec<(u64, u64)>) -> Result<()> {
@@ -108,7 +108,7 @@ impl Filler {
         iov.clear();
         for &(at, len, huge) in ranges {
             if huge {
-                make_huge(at, len);
+                self.make_huge(at, len);
             }
             iov.push((at, len));
         }
@@ -136,22 +136,25 @@ impl Filler {
         }
         Ok(())
     }
-}
 
-/// Makes every whole huge page inside the range one. A refusal costs only time: small pages do as well.
-fn make_huge(at: u64, len: u64) {
-    let mut page = at.next_multiple_of(HUGE_PAGE);
-    while page + HUGE_PAGE <= at + len {
-        // SAFETY: `page` lies in a private mapping made for filling, of which no reference exists; a byte of zero changes
-        // nothing in fresh memory. Collapsing keeps the content.
-        let made = unsafe {
-            (page as *mut u8).write_volatile(0);
-            mman::madvise(page, HUGE_PAGE, mman::MADV_COLLAPSE)
-        };
-        if made.is_err() {
-            return;
+    /// Makes every whole huge page inside the range one. A refusal costs only time: small pages do as well.
+    fn make_huge(&self, at: u64, len: u64) {
+        let price = || self.price.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut page = at.next_multiple_of(HUGE_PAGE);
+        while page + HUGE_PAGE <= at + len && !price().is_too_high() {
+            let mut paid = Price::default();
+            // SAFETY: `page` lies in a private mapping made for filling, of which no reference exists; a byte of zero
+            // changes nothing in fresh memory. Collapsing keeps the content.
+            let made = paid.pay(|| unsafe {
+                (page as *mut u8).write_volatile(0);
+                mman::madvise(page, HUGE_PAGE, mman::MADV_COLLAPSE)
+            });
+            if made.is_err() {
+                return;
+            }
+            price().add(paid);
+            page += HUGE_PAGE;
         }
-        page += HUGE_PAGE;
     }
 }
 

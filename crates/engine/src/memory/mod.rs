@@ -12,6 +12,7 @@ mod collect;
 mod dump;
 mod fill;
 mod held;
+mod huge;
 mod hugetlb;
 pub mod layout;
 mod load;

@@ -120,8 +120,12 @@ fn fork_task(cx: &mut Cx<'_>, i: usize, flags: u64, parent: i32) -> Result<i32> 
             process::exit_now(1);
         }
         Err(rustix::io::Errno::EXIST) => Err(super::ids::taken_meanwhile(pid)),
-        Err(e) => Err(Error::kernel(format!("clone3 with the id {pid}"), e)
-            .help("choosing ids needs CAP_CHECKPOINT_RESTORE over the pid namespace: be root, or use `unshare -Urpf`")),
+        Err(e) => Err(Error::kernel(format!("clone3 with the id {pid}"), e).help(match e {
+            rustix::io::Errno::AGAIN | rustix::io::Errno::NOMEM => {
+                "there is no room for another task: raise pids.max of the cgroup, RLIMIT_NPROC of the user, or pid_max"
+            }
+            _ => "choosing ids needs CAP_CHECKPOINT_RESTORE over the pid namespace: be root, or use `unshare -Urpf`",
+        })),
     }
 }
 

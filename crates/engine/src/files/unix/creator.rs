@@ -41,11 +41,15 @@ pub(super) fn act_as(peer: Option<CrustPeerCred>, act: &(impl Fn() -> Result<()>
 /// not look at.
 fn as_user(peer: CrustPeerCred, act: &(impl Fn() -> Result<()> + Sync)) -> Result<()> {
     let dumpable = rustix::process::dumpable_behavior();
-    let done = std::thread::scope(|scope| scope.spawn(|| become_user(peer).and_then(|()| act())).join());
+    let done = std::thread::scope(|scope| {
+        let as_them = || become_user(peer).and_then(|()| act());
+        let thread = std::thread::Builder::new().spawn_scoped(scope, as_them).during("starting a thread")?;
+        thread.join().unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread of ours failed")))
+    });
     if let Ok(dumpable @ DumpableBehavior::Dumpable) = dumpable {
         rustix::process::set_dumpable_behavior(dumpable).during("prctl PR_SET_DUMPABLE")?;
     }
-    done.unwrap_or_else(|_| Err(Error::new(Kind::Internal, "a thread of ours failed")))
+    done
 }
 
 fn become_user(peer: CrustPeerCred) -> Result<()> {
