@@ -285,6 +285,9 @@ fn save(
     Ok(committed)
 }
 
+/// What to do where no thread is to be had.
+const THREADS: &str = "raise pids.max of the cgroup crust runs in, or RLIMIT_NPROC of its user";
+
 /// Bytes of memory from which on room for them is made before they are looked at.
 const WORTH_WORK_AHEAD: u64 = 12 << 20;
 
@@ -310,7 +313,7 @@ fn look_at_all(
             crust_kernel::signals::block_all_here();
             look::look_at_each(seen, given, cx, &done)
         });
-        let looker = looker.during("starting a thread").at(Stage::Look)?;
+        let looker = looker.during("starting a thread").map_err(|e| e.help(THREADS)).at(Stage::Look)?;
         let mut taken = 0;
         let mut take = |memory: &mut MemoryWriter<'_>, taken: &mut usize, l: Looked, events: &mut dyn Events| {
             let i = *taken;

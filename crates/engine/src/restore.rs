@@ -490,6 +490,7 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
             }
         }
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
+            found.extend(tc.crust_settings.as_ref().and_then(settings::check_process));
             odds::check_loginuid(tc.loginuid, may_set_loginuid);
             found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
             found.extend(

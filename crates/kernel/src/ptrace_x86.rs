@@ -26,6 +26,18 @@ pub fn set_registers(tid: HostTid, regs: &libc::user_regs_struct) -> Result<()> 
     unsafe { request_ptr(libc::PTRACE_SETREGS, tid, 0, data) }.map(drop)
 }
 
+/// Components of CPU state that a process may use if it asks for them (ARCH_GET_XCOMP_SUPP), by their bits.
+///
+/// # Errors
+/// `EINVAL`: the kernel or the CPU has none.
+pub fn supported_xstate() -> Result<u64> {
+    const ARCH_GET_XCOMP_SUPP: i32 = 0x1021;
+    let mut mask = 0_u64;
+    // SAFETY: the call writes one u64, which `mask` is.
+    let ret = unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_GET_XCOMP_SUPP, &raw mut mask) };
+    if ret < 0 { Err(crate::mman::last_errno()) } else { Ok(mask) }
+}
+
 /// A segment of a thread's own: `struct user_desc`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,11 @@ const PR_SET_MDWE: i32 = 65;
 const PR_GET_MDWE: i32 = 66;
 const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_GET_MEMORY_MERGE: i32 = 68;
+const ARCH_GET_XCOMP_SUPP: i32 = 0x1021;
+const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+/// The data of AMX tiles, among the components of CPU state.
+const TILES: u64 = 1 << 18;
 const MPOL_INTERLEAVE: i32 = 3;
 
 /// Mode and nodes of this thread's memory policy.
@@ -15,6 +20,32 @@ fn memory_policy() -> (i64, i32, u64) {
     // SAFETY: one number and a mask of 1024 bits, both live.
     let got = unsafe { libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, nodes.as_mut_ptr(), 1024, 0, 0) };
     (got, mode, nodes[0])
+}
+
+/// Components of CPU state that exist, or that this process may use; none where the kernel knows of none.
+fn xstate(which: i32) -> u64 {
+    let mut mask = 0_u64;
+    // SAFETY: one live u64.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, which, &raw mut mask) };
+    mask
+}
+
+/// A row of 64 bytes, through a tile and back.
+fn tile_of(byte: u8) -> [u8; 64] {
+    #[repr(C, align(64))]
+    struct Config([u8; 64]);
+    let mut config = Config([0; 64]);
+    // Palette 1; tile 0 is one row of 64 bytes.
+    (config.0[0], config.0[16], config.0[48]) = (1, 64, 1);
+    let (from, mut to) = ([byte; 64], [0_u8; 64]);
+    // SAFETY: loads 64 bytes of `config` and a row of `from`, stores a row to `to`; tiles hold nothing of the compiler's.
+    unsafe {
+        std::arch::asm!(
+            "ldtilecfg [{config}]", "tileloadd tmm0, [{from} + {stride}*1]", "tilestored [{to} + {stride}*1], tmm0", "tilerelease",
+            config = in(reg) config.0.as_ptr(), from = in(reg) from.as_ptr(), to = in(reg) to.as_mut_ptr(), stride = in(reg) 0_u64,
+        );
+    }
+    to
 }
 
 /// struct sched_attr of this thread: policy, flags, runtime, deadline, period.
@@ -38,6 +69,19 @@ pub(super) fn main() {
             zoo.ok("memory to write and to run", at == libc::MAP_FAILED);
         }
     });
+    if xstate(ARCH_GET_XCOMP_SUPP) & TILES != 0 {
+        zoo.fork("tiles", |mut zoo| {
+            // SAFETY: a number; what is allowed is used below.
+            zoo.eq("ARCH_REQ_XCOMP_PERM", unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18) }, 0);
+            let mut running = true;
+            while running {
+                running = zoo.gap();
+                zoo.eq("AMX permission", xstate(ARCH_GET_XCOMP_PERM) & TILES, TILES);
+            }
+            // For the first time here: SIGILL without the permission.
+            zoo.eq("a tile", tile_of(0x5a), [0x5a; 64]);
+        });
+    }
     zoo.thread("no counter", |seat| {
         let set = prctl(libc::PR_SET_TSC, [2, 0, 0, 0]).is_ok();
         seat.ok("PR_SET_TSC", set);

@@ -382,7 +382,7 @@ fn process_part(
     let is_thread = |tid: i32| inner.iter().any(|t| t.as_raw() == tid);
     let own_ids: (i32, &dyn Fn(i32) -> bool) = (ns_pid.as_raw(), &is_thread);
     let timers = timers::answers(&q.timers, &read, &|slot| a.slot(q.main, slot), tid_inside, own_ids)?;
-    let mut settings = settings::process(&q.settings, &p.proc, p.stat.flags, &|slot| a.slot(q.main, slot))?;
+    let mut settings = settings::process(&q.settings, &p.proc, p.stat.flags, &read, &|slot| a.slot(q.main, slot))?;
     settings.locks_new = asked.locks_new;
     if p.stat.session == p.pid.as_raw() {
         settings.autogroup_nice = odds::autogroup_nice(&p.proc);

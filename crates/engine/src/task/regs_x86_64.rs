@@ -21,9 +21,9 @@ const SW_FEATURES_AT: usize = 464;
 /// Components that CRIU's format has a place for: x87, SSE, AVX, MPX ×2, AVX-512 ×3, protection keys.
 const KNOWN: u64 = 0b10_1111_1111 & !(1 << 8);
 
-/// The protection keys' register.
 /// The upper halves of the vector registers.
 const AVX: u32 = 2;
+/// The protection keys' register.
 const PKRU: u32 = 9;
 
 /// (component number, offset, bytes) of the extended components that the format knows and this CPU has. Asked once: under a

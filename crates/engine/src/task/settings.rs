@@ -1,6 +1,6 @@
 //! Settings of threads and processes that CRIU's format has no place for: processors, I/O priority, timer slack,
 //! SCHED_DEADLINE and time slices, memory policy, speculation, time stamp counter and CPUID traps, machine checks; of the
-//! process KSM, MDWE, kinds of huge page avoidance, the core dump filter.
+//! process KSM, MDWE, kinds of huge page avoidance, the core dump filter, the permission to use AMX tiles.
 //!
 //! They are asked and set by the thread itself, as a part of its plan, and kept in fields of our own, which CRIU skips.
 //! What differs from nothing is recorded only: no record means that the setting is as every program has it.
@@ -22,6 +22,10 @@ const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_GET_MEMORY_MERGE: i32 = 68;
 const ARCH_GET_CPUID: i32 = 0x1011;
 const ARCH_SET_CPUID: i32 = 0x1012;
+const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
+const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+/// Components of CPU state that a process has only if it asks for them: AMX tile data.
+const ASKED_FOR: u64 = 1 << 18;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const PR_MCE_KILL_SET: i32 = 1;
 const PR_MCE_KILL_DEFAULT: i64 = 2;
@@ -67,12 +71,16 @@ pub struct AskedProcess {
     mdwe: Slot,
     thp: Slot,
     keys: Slot,
+    /// On a CPU that has something to ask for.
+    xstate: Option<DataRef>,
 }
 
 /// What this kernel and CPU know at all; asked once, of ourselves.
 struct Known {
     speculation: Vec<u32>,
     core_scheduling: bool,
+    /// Components of CPU state that can be asked for, of [`ASKED_FOR`].
+    xstate: u64,
     /// Bytes of a mask of all processors, and of all memory nodes, that may ever be.
     mask_bytes: usize,
     node_bytes: usize,
@@ -103,6 +111,7 @@ fn known() -> &'static Known {
         Known {
             speculation: SPECULATION.into_iter().filter(settable).collect(),
             core_scheduling,
+            xstate: crust_kernel::ptrace_x86::supported_xstate().unwrap_or(0) & ASKED_FOR,
             mask_bytes: bytes("/sys/devices/system/cpu/possible", MASK_BYTES),
             node_bytes: bytes("/sys/devices/system/node/possible", 128),
             slice_ns: own_schedule().map_or(0, |own| own.slice_ns),
@@ -197,8 +206,15 @@ pub fn ask_process(p: &mut Program, plan: PlanId) -> AskedProcess {
         p.syscall_slot(plan, "prctl", libc::SYS_prctl, &args, Expect::Any)
     };
     let keys = ask_keys(p, plan, libc::KEY_SPEC_PROCESS_KEYRING);
+    let xstate = (known().xstate != 0).then(|| {
+        let at = p.reserve(8);
+        let args = [ARCH_GET_XCOMP_PERM.into(), at.into()];
+        p.syscall_expect(plan, "ARCH_GET_XCOMP_PERM", libc::SYS_arch_prctl, &args, Expect::Any);
+        at
+    });
     AskedProcess {
         keys,
+        xstate,
         merges: option(p, PR_GET_MEMORY_MERGE),
         mdwe: option(p, PR_GET_MDWE),
         thp: option(p, libc::PR_GET_THP_DISABLE),
@@ -260,6 +276,7 @@ pub fn process(
     asked: &AskedProcess,
     proc: &ProcDir,
     task_flags: u64,
+    read: &dyn Fn(DataRef, usize) -> Result<Vec<u8>>,
     slot: &dyn Fn(Slot) -> Result<i64>,
 ) -> Result<CrustProcessSettings> {
     if task_flags & IO_FLUSHER == IO_FLUSHER {
@@ -268,7 +285,10 @@ pub fn process(
     }
     refuse_keys(slot(asked.keys)?, "process")?;
     let filter = proc.read_text("coredump_filter").ok();
+    let xstate =
+        asked.xstate.map(|at| read(at, 8)).transpose()?.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
     Ok(CrustProcessSettings {
+        xstate_permission: xstate.map(|mask| mask & ASKED_FOR).filter(|&mask| mask != 0),
         merges_memory: (slot(asked.merges)? == 1).then_some(true),
         mdwe: u32::try_from(slot(asked.mdwe)?).ok().filter(|&bits| bits != 0),
         thp_flags: u32::try_from(slot(asked.thp)? & !1).ok().filter(|&flags| flags != 0),
@@ -349,6 +369,25 @@ pub fn check(want: &CrustThreadSettings) -> Option<Error> {
     })
 }
 
+/// Why a process's settings cannot be had here: asked before anything is created.
+pub fn check_process(want: &CrustProcessSettings) -> Option<Error> {
+    no_such_state(want.xstate_permission?, known().xstate)
+}
+
+fn no_such_state(wanted: u64, here: u64) -> Option<Error> {
+    let (tiles, others) = (wanted & !here & ASKED_FOR, wanted & !ASKED_FOR);
+    if others != 0 {
+        return Some(Error::bad_image(
+            "the core image",
+            format!("permission for CPU state {others:#x}, which crust knows not"),
+        ));
+    }
+    (tiles != 0).then(|| {
+        let what = "may use AMX tiles, which this CPU or kernel does not have";
+        Error::unsupported(what, "restore it where /proc/cpuinfo shows amx_tile")
+    })
+}
+
 /// Sets what is recorded of a thread. `pinned`: whether we are.
 pub fn plan_thread(p: &mut Program, plan: PlanId, want: &CrustThreadSettings, pinned: bool) {
     let affinity = match &want.affinity {
@@ -398,6 +437,10 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, want: &CrustThreadSettings, pi
 
 /// Sets what is recorded of a process; all its memory is in place.
 pub fn plan_process(p: &mut Program, plan: PlanId, want: &CrustProcessSettings) {
+    for component in (0..64_u32).filter(|c| want.xstate_permission() & 1 << c != 0) {
+        let args = [ARCH_REQ_XCOMP_PERM.into(), component.into()];
+        p.syscall(plan, "ARCH_REQ_XCOMP_PERM", libc::SYS_arch_prctl, &args);
+    }
     let mut option = |label: &'static str, option: i32, args: [Arg; 2]| {
         p.syscall(plan, label, libc::SYS_prctl, &[option.into(), args[0], args[1], 0.into(), 0.into()]);
     };
@@ -431,6 +474,14 @@ pub fn set_coredump_filter(want: &CrustProcessSettings) -> Result<()> {
 mod tests {
     use super::*;
     use crate::Kind;
+
+    #[test]
+    fn a_permission_for_state_that_is_not_here_is_refused() {
+        assert!(no_such_state(ASKED_FOR, ASKED_FOR).is_none());
+        let e = no_such_state(ASKED_FOR, 0).expect("no tiles here");
+        assert!(e.kind() == crate::Kind::Unsupported && e.to_string().contains("AMX tiles"), "{e}");
+        assert_eq!(no_such_state(1 << 63, ASKED_FOR).expect("never heard of").kind(), crate::Kind::BadImage);
+    }
 
     #[test]
     fn lists_of_processors() {

@@ -4,6 +4,8 @@ use crust_kernel::HostTid;
 use crust_kernel::ptrace::{self, RegSet};
 use crust_kernel::ptrace_x86;
 use rustix::io::{Errno, Result};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// All that may hold an address.
 pub fn words(regs: &Regs) -> impl Iterator<Item = u64> {
@@ -63,8 +65,9 @@ pub fn is_32bit(regs: &Regs) -> bool {
 pub fn read_xsave(tid: HostTid) -> Result<Vec<u8>> {
     /// NT_PRFPREG: the FXSAVE image.
     const FXSAVE: RegSet = RegSet::Note(2);
-    // AVX-512 takes 2.7 KiB, AMX 11 KiB.
-    let mut area = vec![0; 4096];
+    // AVX-512 takes 2.7 KiB, AMX 11 KiB. All threads of a machine have the same size: it is looked for once.
+    static ENOUGH: AtomicUsize = AtomicUsize::new(4096);
+    let mut area = vec![0; ENOUGH.load(Relaxed)];
     loop {
         let got = match ptrace::get_regset(tid, RegSet::XState, &mut area) {
             Ok(got) => got,
@@ -77,6 +80,7 @@ pub fn read_xsave(tid: HostTid) -> Result<Vec<u8>> {
         }
         let double = area.len() * 2;
         area.resize(double, 0);
+        ENOUGH.fetch_max(double, Relaxed);
     }
 }
 
