@@ -213,6 +213,9 @@ const UNTOUCHED: &str = "nothing written, nothing stopped";
 const RUNS_ON: &str = "no images left behind, all tasks running again";
 
 fn refuse_options(opts: &Options) -> Result<()> {
+    for odd in opts.odd_externals() {
+        log::warn!("--external {odd}: names nothing, it should be as unix[INODE] or mnt[PATH]:KEY (see --help)");
+    }
     let asked = [
         (opts.page_server.is_some(), "--page-server"),
         (opts.lazy_pages, "--lazy-pages"),

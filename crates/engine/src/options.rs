@@ -200,11 +200,32 @@ impl Options {
         self.ext_unix_inodes.contains(&ino) || self.external.iter().any(|e| *e == format!("unix[{ino}]"))
     }
 
+    /// What was given with `--external` and has no form that could name anything: taken, as CRIU takes it, but not in silence.
+    pub(crate) fn odd_externals(&self) -> impl Iterator<Item = &str> {
+        const KINDS: [&str; 10] = ["tty", "file", "dev", "unix", "mnt", "net", "pid", "veth", "macvlan", "netdev"];
+        let names_something =
+            |text: &str| text.split_once('[').is_some_and(|(kind, rest)| KINDS.contains(&kind) && rest.contains(']'));
+        self.external.iter().map(String::as_str).filter(move |text| !names_something(text))
+    }
+
     /// Options whose work is not built yet are refused, not ignored: an error for each that was given, all told at once.
     pub(crate) fn refuse(asked: &[(bool, &str)], help: &str) -> Result<()> {
         let refused = asked.iter().filter(|(on, _)| *on).map(|&(_, name)| {
             Error::unsupported("is not supported yet", help).on(Object::Option(name.into())).at(Stage::Request)
         });
         Error::all(refused.collect()).map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_names_nothing_outside_is_told() {
+        let given =
+            ["foo", "foo[1]", "mnt", "unix[7", "unix[7]", "mnt[/dev]:K", "mnt[]:m", "tty[1:2]", "", "net[1]:ns"];
+        let opts = Options { external: given.map(str::to_owned).to_vec(), ..Options::default() };
+        assert_eq!(opts.odd_externals().collect::<Vec<_>>(), ["foo", "foo[1]", "mnt", "unix[7", ""]);
     }
 }
