@@ -15,7 +15,11 @@ use std::process::ExitCode;
 /// The CRIU version whose behaviour and images we follow; LXC, crun and go-criu compare it.
 pub(crate) const CLAIMED_VERSION: &str = "4.2";
 
+/// Much of a dump of many mappings was the heap that grew beside it, by small steps.
+const HEAP_STEP_BYTES: i32 = 2 << 20;
+
 fn main() -> ExitCode {
+    crust_kernel::process::grow_heap_in_steps(HEAP_STEP_BYTES);
     let noted = crust_kernel::inherited::note();
     logging::init();
     if let Err(e) = noted {

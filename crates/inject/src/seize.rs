@@ -89,12 +89,12 @@ impl SeizedThread {
         self.group_stop
     }
 
-    /// Vector and floating point state (`NT_X86_XSTATE`). Injection never touches it, so it may be read at any time.
+    /// What `keep` makes of the vector and floating point state (`NT_X86_XSTATE`). Injection never touches it, so it may be read at any time.
     ///
     /// # Errors
     /// `Died` if the thread is gone.
-    pub fn xsave(&self) -> Result<Vec<u8>> {
-        regs::read_xsave(self.tid).during(self.tid, "reading the XSAVE area")
+    pub fn xsave<T>(&self, keep: impl FnOnce(&[u8]) -> T) -> Result<T> {
+        regs::read_xsave(self.tid, keep).during(self.tid, "reading the XSAVE area")
     }
 
     /// Signals queued for this thread alone, oldest first, without taking them.

@@ -77,6 +77,17 @@ pub unsafe fn prctl(option: i32, args: [u64; 4]) -> Result<i32> {
     if ret < 0 { Err(last()) } else { Ok(ret) }
 }
 
+/// Lets the C library's heap grow in steps of so many bytes, instead of 128 KiB. A hint: other libraries take none.
+pub fn grow_heap_in_steps(bytes: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes two numbers; called or not, the heap works the same.
+    unsafe {
+        libc::mallopt(libc::M_TOP_PAD, bytes);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _ = bytes;
+}
+
 /// Sends the calling process `signal` when its parent's thread ends (0: none).
 ///
 /// # Errors

@@ -4,7 +4,9 @@ use super::freeze::Seen;
 use super::glance::Glance;
 use crate::error::{Error, Kind, Object, OnObject, ResultExt};
 use crate::files::ids::TaskIds;
-use crate::task::{breakpoints, compat, dispatch, landlock, limits, lockall, odds, seccomp, settings, signals, timers};
+use crate::task::{
+    breakpoints, compat, dispatch, landlock, limits, lockall, odds, regs, seccomp, settings, signals, timers,
+};
 use crate::{Result, together};
 use crust_image::proto::{CrustDispatch, SignalQueueEntry};
 use crust_inject::plan::{DataRef, Expect, PlanId, Program, Slot};
@@ -90,7 +92,7 @@ impl Thread {
             regs: *t.regs(),
             segments: compat::segments(t.tid(), t.regs())?,
             debug_registers: breakpoints::look(t.tid())?,
-            xsave: t.xsave()?,
+            xsave: t.xsave(|area| regs::in_use(area).to_vec())?,
             sigmask: t.sigmask(),
             rseq: *t.rseq(),
             pending: if waiting { signals::queue(t.tid(), false)? } else { SignalQueueEntry::default() },

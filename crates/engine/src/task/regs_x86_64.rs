@@ -55,6 +55,12 @@ fn words64(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(|c| u64_at(c, 0)).collect()
 }
 
+/// The part of an XSAVE area that [`to_image`] looks at: all of it, if there is something in it that no image has a place for.
+pub fn in_use(area: &[u8]) -> &[u8] {
+    let known = components().iter().map(|&(_, at, len)| at + len).max().unwrap_or(0).max(HEADER_AT + 64);
+    if u64_at(area, HEADER_AT) & !KNOWN == 0 { area.get(..known).unwrap_or(area) } else { area }
+}
+
 /// Registers of a stopped thread as they go into the image. An interrupted system call is wound back: the image holds the
 /// registers with which the call is made again, or `EINTR` where a signal that is `handled` after the restore ends it, or
 /// where only the kernel's lost restart block would know how to go on.
@@ -429,5 +435,16 @@ mod tests {
         let mut x = sample();
         x[512..520].copy_from_slice(&(1u64 << 18 | 7).to_le_bytes());
         assert_eq!(fpregs(&x).expect_err("AMX").kind(), Kind::Unsupported);
+        x.resize(11_008, 7);
+        assert_eq!(in_use(&x).len(), x.len(), "live tiles are looked at");
+    }
+
+    #[test]
+    fn what_is_not_in_use_is_not_kept() {
+        let x = sample();
+        let mut with_room_for_tiles = x.clone();
+        with_room_for_tiles.resize(11_008, 0);
+        assert_eq!(in_use(&with_room_for_tiles), x);
+        assert_eq!(in_use(&x[..512]).len(), 512, "without XSAVE");
     }
 }
