@@ -409,8 +409,9 @@ fn full_ranges_come_back_as_huge_pages() {
     }
     let held = Held::new("big");
     let huge = round_trip(&held, &scratch("huge"), false);
-    // 40 MiB at any address hold 19 whole huge pages; a busy machine may refuse some.
-    assert!(huge >= 10 * 2048, "{huge} KiB");
+    // 40 MiB at any address hold 19 whole huge pages. Three are made whatever they cost, more as long as they come cheap; a
+    // busy machine may refuse one.
+    assert!(huge >= 2 * 2048, "{huge} KiB");
 }
 
 /// Opens files by the names that the dump noted.
