@@ -251,6 +251,36 @@ fn a_fork_storm_comes_back_whole() {
     });
 }
 
+/// With pids.max at the number of tasks nobody gets another thread: what two would have read one reads.
+#[test]
+fn a_tree_comes_back_where_no_thread_is_left() {
+    let full = own("pids").or_else(|| own("")).map(|own| own.join(format!("zoo-full-{}", std::process::id())));
+    let (case, tool) = (Case::new("mem_private"), Tool::ours());
+    let Some((mut room, root)) = case.start().unwrap_or_else(|text| panic!("{text}")) else { return };
+    let full = full.expect("a hierarchy of control groups");
+    let sweep = Sweep(vec![full.clone()]);
+    let mut trip = || {
+        fs::create_dir(&full).map_err(|e| format!("{}: {e}", full.display()))?;
+        case.dump(&mut room, root, &tool, "images.1", &[], &[])?;
+        expect_gone(&mut room, root)?;
+        // The tool and the task.
+        fs::write(full.join("pids.max"), "2").map_err(|e| format!("pids.max: {e}"))?;
+        let dir = room.dir.join("images.1").display().to_string();
+        let inside = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", full.display());
+        let path = tool.path.display().to_string();
+        let argv = ["sh", "-c", &inside, "sh", &path, "restore", "-d", "-D", &dir, "-o", "restore.log"];
+        match room.run(&argv, &[], "restore.out")? {
+            0 => {}
+            code => return Err(format!("exit code {code}: {}", room.read("images.1/restore.log"))),
+        }
+        check_round(&mut room, 1)?;
+        finish(&mut room, root, 2)
+    };
+    let outcome = trip();
+    room.close(outcome).unwrap_or_else(|text| panic!("{text}"));
+    drop(sweep);
+}
+
 #[test]
 fn a_frozen_group_stays_as_found() {
     on("fork_storm", |case, tool, room, root, states| {

@@ -1,9 +1,12 @@
 //! Private anonymous memory: content, holes that stay holes, and pages written and zeroed again.
 use zoo::mem::{Map, PAGE, fill, holds, resident_kib};
 
+/// More than one thread reads at a time.
+const FULL: usize = 1300;
+
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    let (mut full, mut sparse) = (Map::anon(300 * PAGE), Map::anon(4096 * PAGE));
+    let (mut full, mut sparse) = (Map::anon(FULL * PAGE), Map::anon(4096 * PAGE));
     let touched: Vec<usize> = (0..4096).filter(|i| i % 511 == 3).collect();
     sparse.advise(libc::MADV_NOHUGEPAGE).unwrap_or_default();
     loop {
@@ -23,7 +26,7 @@ pub(super) fn main() {
         zoo.ok("zeroed page", full.bytes()[7 * PAGE..8 * PAGE].iter().all(|&b| b == 0));
         fill(&mut full.bytes_mut()[7 * PAGE..8 * PAGE], seed);
         zoo.ok("first page", holds(&full.bytes()[..7 * PAGE], seed));
-        let mut want = vec![0; 300 * PAGE];
+        let mut want = vec![0; FULL * PAGE];
         fill(&mut want, seed);
         zoo.ok("the rest", full.bytes()[8 * PAGE..] == want[8 * PAGE..]);
         if !on {
