@@ -288,6 +288,14 @@ pub fn check_fpu(f: &UserX86FpregsEntry) -> Result<()> {
         (9, "protection keys"),
     ];
     let Some(x) = &f.xsave else { return Ok(()) };
+    // CRIU writes the bits as they were, and of these components nothing else.
+    if x.xstate_bv & !KNOWN != 0 {
+        let what = format!(
+            "the image says that CPU state was in use whose content it lacks (XSAVE components {:#x})",
+            x.xstate_bv & !KNOWN
+        );
+        return Err(Error::unsupported(what, "release the AMX tiles before the dump"));
+    }
     let have = components();
     for (component, name) in NAMES {
         if x.xstate_bv & (1 << component) != 0 && !have.iter().any(|&(c, _, _)| u64::from(c) == component) {
@@ -437,6 +445,14 @@ mod tests {
         assert_eq!(fpregs(&x).expect_err("AMX").kind(), Kind::Unsupported);
         x.resize(11_008, 7);
         assert_eq!(in_use(&x).len(), x.len(), "live tiles are looked at");
+    }
+
+    #[test]
+    fn images_without_the_content_of_live_tiles_are_refused() {
+        let mut entry = fpregs(&sample()).expect("converts");
+        assert!(check_fpu(&entry).is_ok());
+        entry.xsave.as_mut().expect("extended state").xstate_bv |= 1 << 18;
+        assert_eq!(check_fpu(&entry).expect_err("tiles").kind(), Kind::Unsupported);
     }
 
     #[test]
