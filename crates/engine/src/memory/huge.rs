@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 const TOO_HIGH: Duration = Duration::from_millis(1);
 /// One may have been interrupted.
 const TRIES: u32 = 3;
+/// The first hundreds may come cheap and the next not: older ones count less and less.
+const RECENT: u32 = 16;
 
-/// Of the huge pages made so far.
+/// Of the huge pages made lately.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Price {
     made: u32,
@@ -30,6 +32,9 @@ impl Price {
     pub(super) fn add(&mut self, other: Self) {
         self.made = self.made.saturating_add(other.made);
         self.spent = self.spent.saturating_add(other.spent);
+        while self.made > RECENT {
+            (self.made, self.spent) = (self.made / 2, self.spent / 2);
+        }
     }
 
     /// Whether no more should be made.
@@ -54,6 +59,12 @@ mod tests {
         cheap.add(one(9));
         assert!(!cheap.is_too_high(), "once is nothing");
         assert_eq!(cheap.pay(|| 7), 7);
-        assert_eq!(cheap.made, 102);
+        for bad in 1.. {
+            cheap.add(one(9));
+            assert!(bad < 4, "hundreds of cheap ones count no more");
+            if cheap.is_too_high() {
+                break;
+            }
+        }
     }
 }
