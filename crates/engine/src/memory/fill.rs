@@ -1,8 +1,8 @@
 //! Fills fresh memory from pages images: in large reads, by two threads where it is much, with huge pages where a whole
 //! aligned 2 MiB range has content.
 //!
-//! A huge page costs a fifth of 512 small ones, where it comes cheap (`huge.rs`). It is made by MADV_COLLAPSE after one page was touched, because
-//! MADV_HUGEPAGE would leave a flag on the mapping that no call can clear again.
+//! A huge page costs a fifth of 512 small ones, where it comes cheap (`huge.rs`). It is made by MADV_COLLAPSE after one page
+//! was touched, because MADV_HUGEPAGE would leave a flag on the mapping that no call can clear again.
 #![allow(unsafe_code, reason = "reads files into memory given by address")]
 use super::huge::Price;
 use super::load::Pages;

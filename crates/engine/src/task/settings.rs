@@ -479,8 +479,8 @@ mod tests {
     fn a_permission_for_state_that_is_not_here_is_refused() {
         assert!(no_such_state(ASKED_FOR, ASKED_FOR).is_none());
         let e = no_such_state(ASKED_FOR, 0).expect("no tiles here");
-        assert!(e.kind() == crate::Kind::Unsupported && e.to_string().contains("AMX tiles"), "{e}");
-        assert_eq!(no_such_state(1 << 63, ASKED_FOR).expect("never heard of").kind(), crate::Kind::BadImage);
+        assert!(e.kind() == Kind::Unsupported && e.to_string().contains("AMX tiles"), "{e}");
+        assert_eq!(no_such_state(1 << 63, ASKED_FOR).expect("never heard of").kind(), Kind::BadImage);
     }
 
     #[test]
