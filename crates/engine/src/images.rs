@@ -35,6 +35,7 @@ pub use partial::Partial;
 pub use source::Source;
 pub use spool::{TarInput, pack, unpack_into};
 pub use stream::Outlet;
+pub(crate) use spool::nameless_tmpfs;
 
 /// Beginning of the names of directories that unfinished dumps write into.
 pub(crate) const PARTIAL_PREFIX: &str = ".crust-partial-";

@@ -308,10 +308,10 @@ impl View {
             return format!("epoll on {} descriptors", epfd.tfd.len());
         }
         if let Some(ify) = &file.ify {
-            return format!("inotify, {} watches", ify.wd.len());
+            return format!("inotify, {} watches{}", ify.wd.len(), lost(ify.crust_overflow));
         }
         if let Some(ffy) = &file.ffy {
-            return format!("fanotify, {} marks", ffy.mark.len());
+            return format!("fanotify, {} marks{}", ffy.mark.len(), lost(ffy.crust_overflow));
         }
         if let Some(pidfd) = &file.pidfd {
             return format!("pidfd of {}", pidfd.nspid);
@@ -435,4 +435,9 @@ fn inet(isk: &InetSkEntry) -> String {
     } else {
         format!("{proto} {source} to {}{state}", end(&isk.dst_addr, isk.dst_port))
     }
+}
+
+/// What a queue that begins with the loss of events adds to a description.
+fn lost(overflow: Option<bool>) -> &'static str {
+    if overflow == Some(true) { ", events were lost" } else { "" }
 }

@@ -131,6 +131,73 @@ pub fn fanotify_mark(fanotify: BorrowedFd<'_>, flags: u32, mask: u64, target: Bo
     if ret < 0 { Err(last()) } else { Ok(()) }
 }
 
+/// What a read(2) from a fanotify group took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// How many events.
+    pub events: u64,
+    /// Whether one of them says that others were lost (`FAN_Q_OVERFLOW`).
+    pub overflow: bool,
+}
+
+/// Takes events from a fanotify group, as many as have room in `buffer`. Descriptors that come with them are closed.
+///
+/// # Errors
+/// `EAGAIN`: none waits. `EINVAL`: the buffer is too small for the first one, which still waits. What read(2) says.
+pub fn fanotify_take(fanotify: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Taken> {
+    let len = rustix::io::read(fanotify, &mut *buffer)?;
+    let mut rest = buffer.get(..len).unwrap_or_default();
+    let mut taken = Taken::default();
+    while let Some(event) = FanotifyEvent::parse(rest) {
+        taken.events += 1;
+        taken.overflow |= event.mask & libc::FAN_Q_OVERFLOW != 0;
+        for fd in event.descriptors() {
+            // SAFETY: the kernel has just made this descriptor for the calling function, and nothing else knows of it.
+            drop(unsafe { OwnedFd::from_raw_fd(fd) });
+        }
+        rest = rest.get(event.bytes.len()..).unwrap_or_default();
+    }
+    Ok(taken)
+}
+
+/// One event as read(2) gives it.
+struct FanotifyEvent<'a> {
+    /// All of it, with its information records.
+    bytes: &'a [u8],
+    /// Where those begin.
+    head: usize,
+    mask: u64,
+    fd: RawFd,
+}
+
+impl<'a> FanotifyEvent<'a> {
+    /// The first event; `None` at the end, and for what is none.
+    fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let len = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+        let bytes = bytes.get(..len)?;
+        Some(Self {
+            bytes,
+            head: u16::from_ne_bytes(*bytes.get(6..)?.first_chunk()?).into(),
+            mask: u64::from_ne_bytes(*bytes.get(8..)?.first_chunk()?),
+            fd: RawFd::from_ne_bytes(*bytes.get(16..)?.first_chunk()?),
+        })
+    }
+
+    /// Those that came with it: for the file and, with FAN_REPORT_PIDFD, for the process.
+    fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        let mut records = self.bytes.get(self.head..).unwrap_or_default();
+        let pidfds = std::iter::from_fn(move || {
+            let len: usize = u16::from_ne_bytes(*records.get(2..)?.first_chunk()?).into();
+            // Every record has a head of four bytes.
+            let record = records.get(..len).filter(|record| record.len() >= 4)?;
+            records = records.get(len..)?;
+            let number = record.get(4..).and_then(<[u8]>::first_chunk).map(|bytes| RawFd::from_ne_bytes(*bytes));
+            Some(number.filter(|_| record.first() == Some(&libc::FAN_EVENT_INFO_TYPE_PIDFD)).unwrap_or(-1))
+        });
+        std::iter::once(self.fd).chain(pidfds).filter(|fd| *fd >= 0)
+    }
+}
+
 /// pidfd_open(2) with any flags.
 ///
 /// # Errors
@@ -164,6 +231,30 @@ pub fn pidfd_exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn descriptors_of_an_event() {
+        let mut bytes = vec![0; 56];
+        bytes[..4].copy_from_slice(&48u32.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&24u16.to_ne_bytes());
+        bytes[8..16].copy_from_slice(&libc::FAN_Q_OVERFLOW.to_ne_bytes());
+        bytes[16..20].copy_from_slice(&7i32.to_ne_bytes());
+        // A file handle's record, which has no descriptor, and one of a process.
+        bytes[24..28].copy_from_slice(&[libc::FAN_EVENT_INFO_TYPE_FID, 0, 16, 0]);
+        bytes[28] = 99;
+        bytes[40..48].copy_from_slice(&[libc::FAN_EVENT_INFO_TYPE_PIDFD, 0, 8, 0, 9, 0, 0, 0]);
+        let event = FanotifyEvent::parse(&bytes).unwrap();
+        assert_eq!((event.bytes.len(), event.mask), (48, libc::FAN_Q_OVERFLOW));
+        assert_eq!(event.descriptors().collect::<Vec<_>>(), [7, 9]);
+        assert!(FanotifyEvent::parse(&bytes[48..]).is_none());
+        assert!(FanotifyEvent::parse(&bytes[..20]).is_none());
+        // Records that lie about their length end the list.
+        bytes[26] = 200;
+        bytes[16..20].copy_from_slice(&(-1i32).to_ne_bytes());
+        assert_eq!(FanotifyEvent::parse(&bytes).unwrap().descriptors().count(), 0);
+        bytes[26] = 0;
+        assert_eq!(FanotifyEvent::parse(&bytes).unwrap().descriptors().count(), 0);
+    }
 
     #[test]
     fn watches_get_the_numbers_asked_for() {

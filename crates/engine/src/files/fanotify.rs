@@ -1,5 +1,6 @@
-//! fanotify(7): a group with marks on files and mounts. Events that wait cannot be looked at without taking them.
+//! fanotify(7): a group with marks on files and mounts. For events that wait to be read see `overflow.rs`.
 use super::look::FdView;
+use super::overflow::{self, Queue};
 use super::restore::Opener;
 use super::table::Records;
 use super::watch::{self, Line, Mounts};
@@ -8,9 +9,10 @@ use crate::{Error, Kind, Object, Result, ResultExt};
 use crust_image::proto::{
     FanotifyFileEntry, FanotifyInodeMarkEntry, FanotifyMarkEntry, FanotifyMountMarkEntry, FdTypes, FileEntry, MarkType,
 };
+use crust_kernel::fd as kfd;
 use crust_kernel::notify::{fanotify_init, fanotify_mark};
 use rustix::fs::{Mode, OFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 pub(super) static KIND: FdKind = FdKind {
     name: "fanotify",
@@ -21,8 +23,6 @@ pub(super) static KIND: FdKind = FdKind {
     open,
 };
 
-const FAN_CLOEXEC: u32 = 1;
-const FAN_NONBLOCK: u32 = 2;
 const FAN_MARK_ADD: u32 = 1;
 const FAN_MARK_MOUNT: u32 = 0x10;
 const FAN_MARK_IGNORED_MASK: u32 = 0x20;
@@ -30,22 +30,17 @@ const FAN_MARK_IGNORED_MASK: u32 = 0x20;
 const MARK_FLAGS: u32 = 0x40 | 0x200;
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let waiting = rustix::io::ioctl_fionread(v.copy()?).during("asking how much waits in a fanotify")?;
-    if waiting != 0 {
-        v.in_flight(
-            out.opts,
-            format!("{waiting} bytes of fanotify events wait to be read, and events cannot be saved"),
-        )?;
-    }
     let mut lines = v.info.lines().filter_map(|l| Line::parse(l, "fanotify"));
     let head = lines.next().ok_or_else(|| Error::new(Kind::Internal, "fdinfo of a fanotify has an unknown form"))?;
+    let faflags = head.need("flags")? as u32;
     let mut ffy = FanotifyFileEntry {
         id,
         flags: v.info.flags,
         fown: v.fown()?,
-        faflags: head.need("flags")? as u32,
+        faflags,
         evflags: head.need("event-flags")? as u32,
         mark: Vec::new(),
+        crust_overflow: overflow::look(v, Queue::Fanotify(faflags), out.opts)?,
     };
     for line in lines {
         let mut mark = FanotifyMarkEntry {
@@ -97,8 +92,12 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     let mut opened = Vec::new();
     for e in entries {
         let r = cx.body(e, e.ffy.as_ref())?;
-        let nonblock = if r.flags & libc::O_NONBLOCK as u32 != 0 { FAN_NONBLOCK } else { 0 };
-        let fd = fanotify_init(r.faflags | FAN_CLOEXEC | nonblock, r.evflags).during("fanotify_init")?;
+        // The kernel shows these flags for ever, whatever those of the descriptor are later.
+        let fd = fanotify_init(r.faflags, r.evflags).during("fanotify_init")?;
+        kfd::set_cloexec(fd.as_raw_fd(), true).during("setting close-on-exec")?;
+        if r.crust_overflow == Some(true) {
+            overflow::make(Queue::Fanotify(r.faflags), fd.as_fd())?;
+        }
         cx.settle(&fd, r.flags, &r.fown)?;
         opened.push((e.id, fd));
     }

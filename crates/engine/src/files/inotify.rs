@@ -1,5 +1,6 @@
-//! inotify(7): watches with their numbers. Events that wait to be read cannot be looked at without taking them.
+//! inotify(7): watches with their numbers. For events that wait to be read see `overflow.rs`.
 use super::look::FdView;
+use super::overflow::{self, Queue};
 use super::restore::Opener;
 use super::table::Records;
 use super::watch::{self, Line};
@@ -25,13 +26,7 @@ pub(super) static KIND: FdKind = FdKind {
 const MASK: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 
 fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
-    let waiting = rustix::io::ioctl_fionread(v.copy()?).during("asking how much waits in an inotify")?;
-    if waiting != 0 {
-        v.in_flight(
-            out.opts,
-            format!("{waiting} bytes of inotify events wait to be read, and events cannot be saved"),
-        )?;
-    }
+    let crust_overflow = overflow::look(v, Queue::Inotify, out.opts)?;
     let lines: Vec<Line<'_>> = v.info.lines().filter_map(|l| Line::parse(l, "inotify")).collect();
     let mut wd = Vec::with_capacity(lines.len());
     for (line, f_handle) in lines.iter().zip(watch::look(&lines, v, out)?) {
@@ -46,7 +41,7 @@ fn dump(v: &FdView<'_>, id: u32, out: &mut Records<'_>) -> Result<FileEntry> {
         });
     }
     wd.sort_by_key(|w| w.wd);
-    let ify = InotifyFileEntry { id, flags: v.info.flags, fown: v.fown()?, wd };
+    let ify = InotifyFileEntry { id, flags: v.info.flags, fown: v.fown()?, wd, crust_overflow };
     Ok(FileEntry { ify: Some(Box::new(ify)), ..FileEntry::default() })
 }
 
@@ -56,6 +51,9 @@ fn open(entries: &[&FileEntry], cx: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd
     for e in entries {
         let r = cx.body(e, e.ify.as_ref())?;
         let fd = rustix::fs::inotify::init(CreateFlags::CLOEXEC).during("inotify_init")?;
+        if r.crust_overflow == Some(true) {
+            overflow::make(Queue::Inotify, fd.as_fd())?;
+        }
         cx.settle(&fd, r.flags, &r.fown)?;
         opened.push((e.id, fd));
     }

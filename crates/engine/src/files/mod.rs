@@ -22,6 +22,7 @@ mod memfd;
 mod mqueue;
 mod netlink;
 mod nsfs;
+mod overflow;
 mod owners;
 mod packet;
 mod pidfd;

@@ -395,6 +395,7 @@ impl FileImages {
             }
             super::mqueue::check(entry, &mut errors);
             errors.extend(super::tun::check(entry));
+            errors.extend(super::overflow::check(entry));
             errors.extend(super::plugged::check(entry, plugins));
             if errors.len() > before
                 && let Some(holder) = self.holder_of(*id)

@@ -46,7 +46,8 @@ impl Spool {
     }
 }
 
-fn nameless_tmpfs() -> rustix::io::Result<OwnedFd> {
+/// A tmpfs that is mounted nowhere and ends with the last descriptor in it.
+pub(crate) fn nameless_tmpfs() -> rustix::io::Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     // As much as the machine has; what limits us is the image.
     fsconfig_set_string(context.as_fd(), "size", "100%")?;
