@@ -121,6 +121,7 @@ macro_rules! programs {
             beyond epoll_closed_target;
             beyond eventfd_semaphore;
             beyond fanotify;
+            beyond fanotify_events;
             beyond epoll_shared;
             beyond fd_places;
             beyond fifo_deleted;
@@ -136,6 +137,7 @@ macro_rules! programs {
             beyond in_flight "--skip-in-flight";
             beyond inotify;
             beyond inotify_deleted;
+            beyond inotify_events;
             beyond inotify_link;
             beyond inotify_many;
             beyond inotify_overlay;
@@ -197,9 +199,9 @@ macro_rules! programs {
             apart vfork_storm;
             refused refused_device;
             refused refused_dnotify;
+            refused refused_fanotify_events;
             refused refused_fd_high;
             refused refused_i386_code;
-            refused refused_inotify_events;
             refused refused_io_uring;
             refused refused_io_uring_worker;
             refused refused_keys;

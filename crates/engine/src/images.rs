@@ -33,9 +33,9 @@ pub(crate) use aside::remove_partial;
 pub use committed::Committed;
 pub use partial::Partial;
 pub use source::Source;
+pub(crate) use spool::nameless_tmpfs;
 pub use spool::{TarInput, pack, unpack_into};
 pub use stream::Outlet;
-pub(crate) use spool::nameless_tmpfs;
 
 /// Beginning of the names of directories that unfinished dumps write into.
 pub(crate) const PARTIAL_PREFIX: &str = ".crust-partial-";

@@ -1,13 +1,16 @@
-//! What cannot be saved and is given up by `--skip-in-flight`: events, netlink messages. All else stays.
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+//! What cannot be saved and is given up by `--skip-in-flight`: events of a queue without a limit, netlink messages. All else
+//! stays.
 use rustix::io::{Errno, read};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
+use zoo::sys::{fanotify_init, fanotify_mark};
 
 pub(super) fn main() {
     let mut zoo = zoo::Zoo::start();
-    let events = zoo::must(inotify::init(CreateFlags::NONBLOCK));
-    zoo::must(inotify::add_watch(&events, ".", WatchFlags::DELETE));
+    zoo::must(std::fs::write("made", "x"));
+    let flags = libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_QUEUE;
+    let Ok(events) = fanotify_init(flags, libc::O_RDONLY) else { zoo.skip("fanotify_init is not allowed here") };
+    zoo::must(fanotify_mark(&events, libc::FAN_MARK_ADD, libc::FAN_MODIFY, c"made"));
     let route = zoo::must(socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None));
     zoo::must(bind(&route, &SocketAddrNetlink::new(0, 0)));
     // RTM_GETLINK for the loopback interface; the answer is there when send returns.
@@ -18,7 +21,6 @@ pub(super) fn main() {
     let mut on = true;
     while on {
         zoo::must(std::fs::write("made", "x"));
-        zoo::must(std::fs::remove_file("made"));
         zoo.eq("ask", send(&route, &ask, SendFlags::empty()), Ok(32));
         on = zoo.gap();
         if !on {

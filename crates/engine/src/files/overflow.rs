@@ -82,7 +82,9 @@ impl Queue {
     /// Why it cannot be done here and now.
     fn too_long(self, limit: u64) -> Option<String> {
         (limit > MOST).then(|| {
-            format!("a queue of {limit} events (fs.{self}.max_queued_events) is too long to be filled until some are lost")
+            format!(
+                "a queue of {limit} events (fs.{self}.max_queued_events) is too long to be filled until some are lost"
+            )
         })
     }
 
