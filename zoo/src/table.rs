@@ -7,6 +7,7 @@
 macro_rules! programs {
     ($then:ident) => {
         $then! {
+            first amx_tiles;
             first blocked_futex;
             first blocked_poll;
             first blocked_read;

@@ -7,7 +7,7 @@ use crate::files::{FileImages, TaskFiles};
 use crate::images::Source;
 use crate::plugins::{self, Hook, Plugins};
 use crate::task::creds::{self, Cap};
-use crate::task::{compat, limits, lockall, lsm, odds, regs, seccomp, settings, thread, timers};
+use crate::task::{compat, limits, lockall, lsm, odds, regs, seccomp, settings, thread, tiles, timers};
 use crate::{Event, Events, Object, Options, Result, Stage, memory, namespaces};
 use crust_image::ImageKind;
 use crust_image::proto::core_entry::March;
@@ -484,13 +484,16 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
             found.extend(refused.into_iter().filter(|e| said.insert(e.to_string())));
             match &core.thread_info {
                 Some(info) => {
-                    found.extend(regs::general(info).err().into_iter().chain(regs::check_fpu(&info.fpregs).err()))
+                    found.extend(regs::general(info).err());
+                    found.extend(regs::check_fpu(&info.fpregs).err().filter(|e| said.insert(e.to_string())));
                 }
                 None => found.push(Error::bad_image(format!("core-{}.img", t.pid), "has no registers")),
             }
         }
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
-            found.extend(tc.crust_settings.as_ref().and_then(settings::check_process));
+            let wants = tc.crust_settings.as_ref().and_then(settings::check_process);
+            found.extend(wants.filter(|e| said.insert(e.to_string())));
+            found.extend(tiles::check(&t.cores));
             odds::check_loginuid(tc.loginuid, may_set_loginuid);
             found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
             found.extend(

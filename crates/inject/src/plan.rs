@@ -29,6 +29,7 @@ const OP_SIGRETURN: u8 = 5;
 const OP_CALLOUT: u8 = 6;
 const OP_WAKEALL: u8 = 7;
 const OP_SYSCALL32: u8 = 8;
+const OP_TILES: u8 = 9;
 
 /// A result kept in the header of the plan that made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -341,6 +342,16 @@ impl Program {
     /// Wakes waiters of a shared futex word until `n` have really been woken.
     pub fn wake_all(&mut self, plan: PlanId, word: u64, n: u32) {
         self.push(plan, OP_WAKEALL, 0, &[word.into(), n.into()], Expect::Any, None, "futex wake".into());
+    }
+
+    /// Uses an AMX tile and releases it, as from then on the kernel keeps room for the thread's tiles, in signal frames too.
+    /// Without the process's permission (ARCH_REQ_XCOMP_PERM) it ends by SIGILL.
+    pub fn tile_room(&mut self, plan: PlanId) {
+        // Palette 1; tile 0 is one row of 64 bytes.
+        let mut config = [0u8; 64];
+        (config[0], config[16], config[48]) = (1, 64, 1);
+        let at = self.data(&config);
+        self.push(plan, OP_TILES, 0, &[at.into()], Expect::Any, None, "first use of AMX tiles".into());
     }
 
     /// The records added from here on run only after a failure. Nothing of the ordinary path may fall through into them.

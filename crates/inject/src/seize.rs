@@ -97,6 +97,14 @@ impl SeizedThread {
         regs::read_xsave(self.tid, keep).during(self.tid, "reading the XSAVE area")
     }
 
+    /// Whether the kernel has room for its AMX tiles, as it has once they were used.
+    ///
+    /// # Errors
+    /// `Died` if the thread is gone.
+    pub fn has_tile_room(&self) -> Result<bool> {
+        regs::has_tile_room(self.tid).during(self.tid, "looking for room for AMX tiles")
+    }
+
     /// Signals queued for this thread alone, oldest first, without taking them.
     ///
     /// # Errors

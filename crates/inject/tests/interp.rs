@@ -111,3 +111,24 @@ fn threads_meet_at_a_barrier() {
     // SAFETY: the mapping made above; the child is gone.
     assert_eq!(unsafe { (shared as *const u32).read_volatile() }, 21);
 }
+
+#[test]
+fn tiles_get_room_where_they_are_allowed() {
+    const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+    if crust_kernel::ptrace_x86::supported_xstate().unwrap_or(0) & (1 << 18) == 0 {
+        return;
+    }
+    for allowed in [true, false] {
+        let mut p = Program::new();
+        let main = p.plan("main");
+        if allowed {
+            let args = [ARCH_REQ_XCOMP_PERM.into(), 18.into()];
+            p.syscall(main, "ARCH_REQ_XCOMP_PERM", libc::SYS_arch_prctl, &args);
+        }
+        p.tile_room(main);
+        exit_with(&mut p, main, 7);
+        let (status, _, _) = run(&p, 0);
+        // A core may have been dumped: bit 7.
+        assert_eq!(status & !0x80, if allowed { 7 << 8 } else { libc::SIGILL }, "allowed: {allowed}");
+    }
+}

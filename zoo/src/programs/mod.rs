@@ -1,5 +1,6 @@
 //! One module per program. A new one costs a file, a line here, and a row in `table.rs`.
 mod aio;
+mod amx_tiles;
 mod blocked_epoll;
 mod blocked_futex;
 mod blocked_poll;

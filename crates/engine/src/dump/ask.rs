@@ -57,6 +57,8 @@ pub(super) struct Thread {
     pub(super) segments: Vec<Segment>,
     pub(super) debug_registers: Vec<u64>,
     pub(super) xsave: Vec<u8>,
+    /// The kernel has room for its AMX tiles.
+    pub(super) tile_room: bool,
     pub(super) sigmask: u64,
     pub(super) rseq: RseqConfig,
     pub(super) pending: SignalQueueEntry,
@@ -72,8 +74,8 @@ struct Early {
 }
 
 impl Thread {
-    /// `timed`: the process has timers.
-    fn look(seen: &Seen, t: &SeizedThread, early: &mut Early, timed: bool) -> Result<Self> {
+    /// `timed`: the process has timers; `tiles`: it may use AMX tiles.
+    fn look(seen: &Seen, t: &SeizedThread, early: &mut Early, timed: bool, tiles: bool) -> Result<Self> {
         let glance = early.glances.remove(&t.tid());
         let early = early.statuses.remove(&t.tid());
         // A timer may have sent its signal after that: its state, which was asked for meanwhile, no longer tells.
@@ -93,6 +95,7 @@ impl Thread {
             segments: compat::segments(t.tid(), t.regs())?,
             debug_registers: breakpoints::look(t.tid())?,
             xsave: t.xsave(|area| regs::in_use(area).to_vec())?,
+            tile_room: tiles && t.has_tile_room()?,
             sigmask: t.sigmask(),
             rseq: *t.rseq(),
             pending: if waiting { signals::queue(t.tid(), false)? } else { SignalQueueEntry::default() },
@@ -368,8 +371,9 @@ impl Prepared {
                 return Err(Error::new(Kind::Kernel, format!("asking the task failed: {failure:?}")));
             }
         }
-        let threads =
-            process.threads().iter().map(|t| Thread::look(seen, t, early, self.timed)).collect::<Result<Vec<_>>>()?;
+        let tiles = settings::may_use_tiles(&self.questions.settings, &ran);
+        let look = |t| Thread::look(seen, t, early, self.timed, tiles);
+        let threads = process.threads().iter().map(look).collect::<Result<Vec<_>>>()?;
         let locks = ran.result(self.questions.main, self.questions.locks);
         let locks_new = lockall::look(process, seen.live, locks)?;
         let seccomp = threads.iter().map(|t| seccomp::look(t.tid, &t.status)).collect::<Result<_>>()?;

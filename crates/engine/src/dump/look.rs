@@ -460,6 +460,7 @@ fn look_thread(
         crust_settings: Some(CrustThreadSettings {
             dispatch: asked.dispatch.get(&t.tid).copied(),
             debug_registers: t.debug_registers.clone(),
+            tile_room: t.tile_room.then_some(true),
             ..settings::thread(&q.settings, &read, &|slot| a.slot(q.plan, slot))?
         })
         .filter(|s| *s != CrustThreadSettings::default()),

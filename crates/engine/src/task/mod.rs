@@ -14,6 +14,7 @@ pub mod seccomp;
 pub mod settings;
 pub mod signals;
 pub mod thread;
+pub mod tiles;
 pub mod timers;
 pub mod wait;
 

@@ -1,7 +1,7 @@
 //! Registers on x86_64: the kernel's register sets to CRIU's `thread_info_x86` and back.
 //!
 //! The XSAVE area is in the standard format of NT_X86_XSTATE; where each component lies is the CPU's to say (CPUID leaf 13).
-use super::{compat, wait};
+use super::{compat, tiles, wait};
 use crate::{Error, Kind, Result};
 use crust_image::proto::core_entry::March;
 use crust_image::proto::{
@@ -26,8 +26,13 @@ const AVX: u32 = 2;
 /// The protection keys' register.
 const PKRU: u32 = 9;
 
-/// (component number, offset, bytes) of the extended components that the format knows and this CPU has. Asked once: under a
-/// hypervisor every CPUID is a trap.
+/// AMX: how the tiles are configured, and what is in them. Fields of ours hold them.
+const TILE_CONFIG: u32 = 17;
+const TILE_DATA: u32 = 18;
+const TILES: u64 = 1 << TILE_CONFIG | 1 << TILE_DATA;
+
+/// (component number, offset, bytes) of the extended components that the format and we know and this machine has. Asked once:
+/// under a hypervisor every CPUID is a trap.
 fn components() -> &'static [(u32, usize, usize)] {
     static FOUND: OnceLock<Vec<(u32, usize, usize)>> = OnceLock::new();
     FOUND.get_or_init(|| {
@@ -35,7 +40,8 @@ fn components() -> &'static [(u32, usize, usize)] {
             let leaf = __cpuid_count(13, i);
             (leaf.eax != 0 && leaf.ecx & 1 == 0).then_some((i, leaf.ebx as usize, leaf.eax as usize))
         };
-        [2u32, 3, 4, 5, 6, 7, 9].into_iter().filter_map(of).collect()
+        let amx = [TILE_CONFIG, TILE_DATA].into_iter().filter(|_| tiles::are_here());
+        [2u32, 3, 4, 5, 6, 7, 9].into_iter().chain(amx).filter_map(of).collect()
     })
 }
 
@@ -55,9 +61,15 @@ fn words64(bytes: &[u8]) -> Vec<u64> {
     bytes.chunks_exact(8).map(|c| u64_at(c, 0)).collect()
 }
 
-/// The part of an XSAVE area that [`to_image`] looks at: all of it, if there is something in it that no image has a place for.
+/// The part of an XSAVE area that [`to_image`] looks at: all of it, if AMX tiles are in use, or what no image has a place for.
 pub fn in_use(area: &[u8]) -> &[u8] {
-    let known = components().iter().map(|&(_, at, len)| at + len).max().unwrap_or(0).max(HEADER_AT + 64);
+    let known = components()
+        .iter()
+        .filter(|c| 1 << c.0 & KNOWN != 0)
+        .map(|&(_, at, len)| at + len)
+        .max()
+        .unwrap_or(0)
+        .max(HEADER_AT + 64);
     if u64_at(area, HEADER_AT) & !KNOWN == 0 { area.get(..known).unwrap_or(area) } else { area }
 }
 
@@ -66,7 +78,7 @@ pub fn in_use(area: &[u8]) -> &[u8] {
 /// where only the kernel's lost restart block would know how to go on.
 ///
 /// # Errors
-/// `Unsupported` for live state that the format has no place for (AMX tiles, shadow stacks).
+/// `Unsupported` for live state that the format has no place for (shadow stacks).
 pub fn to_image(
     regs: &Regs,
     segments: &[Segment],
@@ -179,19 +191,25 @@ pub enum Handled {
     EndsCalls,
 }
 
+/// Components that are in use, but whose content the record does not hold. CRIU writes the bits as they were, and of AMX tiles
+/// nothing else.
+fn lacking(x: &UserX86XsaveEntry) -> u64 {
+    let config = x.crust_tile_config.as_ref().map_or(0, |_| 1 << TILE_CONFIG);
+    let data = x.crust_tile_data.as_ref().map_or(0, |_| 1 << TILE_DATA);
+    x.xstate_bv & !(KNOWN | config | data)
+}
+
+/// Whether there is something in AMX tiles.
+pub fn has_tiles(info: &ThreadInfoX86) -> bool {
+    info.fpregs.xsave.as_ref().is_some_and(|x| x.xstate_bv & (1 << TILE_DATA) != 0)
+}
+
 fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
     if x.len() < LEGACY_BYTES {
         return Err(Error::new(Kind::Internal, "the kernel gave no floating point state"));
     }
     let xsave = (x.len() >= HEADER_AT + 64).then(|| -> Result<_> {
         let xstate_bv = u64_at(x, HEADER_AT);
-        if xstate_bv & !KNOWN != 0 {
-            let what = format!(
-                "has CPU state that the image format has no place for (XSAVE components {:#x})",
-                xstate_bv & !KNOWN
-            );
-            return Err(Error::unsupported(what, "release the AMX tiles or run without shadow stacks before the dump"));
-        }
         let mut entry =
             UserX86XsaveEntry { xstate_bv, cet: Some(UserX86CetEntry { cet: 0, ssp: 0 }), ..Default::default() };
         for &(component, at, len) in components() {
@@ -206,8 +224,17 @@ fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {
                 5 => entry.opmask_reg = words64(bytes),
                 6 => entry.zmm_upper = words64(bytes),
                 7 => entry.hi16_zmm = words64(bytes),
+                TILE_CONFIG => entry.crust_tile_config = Some(bytes.to_vec()),
+                TILE_DATA => entry.crust_tile_data = Some(bytes.to_vec()),
                 _ => entry.pkru = words32(bytes),
             }
+        }
+        let lost = lacking(&entry);
+        if lost != 0 {
+            let what = format!("has CPU state that the image format has no place for (XSAVE components {lost:#x})");
+            let help = "dump it while that is not in use, or run it with the feature masked (shadow stacks: \
+                        without GLIBC_TUNABLES=glibc.cpu.x86_shstk=on)";
+            return Err(Error::unsupported(what, help));
         }
         Ok(entry)
     });
@@ -278,6 +305,22 @@ pub fn general(info: &ThreadInfoX86) -> Result<Regs> {
 /// # Errors
 /// `Unsupported` naming the component.
 pub fn check_fpu(f: &UserX86FpregsEntry) -> Result<()> {
+    check_fpu_on(f, components())
+}
+
+fn check_tiles(x: &UserX86XsaveEntry, have: &[(u32, usize, usize)]) -> Result<()> {
+    for (component, content) in [(TILE_CONFIG, &x.crust_tile_config), (TILE_DATA, &x.crust_tile_data)] {
+        let Some(content) = content.as_ref().filter(|_| x.xstate_bv & (1 << component) != 0) else { continue };
+        let Some(&(_, _, len)) = have.iter().find(|c| c.0 == component) else { return Err(tiles::not_here()) };
+        if content.len() != len {
+            let what = format!("the image has {} bytes of AMX tiles where this CPU has {len}", content.len());
+            return Err(Error::new(Kind::BadImage, what));
+        }
+    }
+    Ok(())
+}
+
+fn check_fpu_on(f: &UserX86FpregsEntry, have: &[(u32, usize, usize)]) -> Result<()> {
     const NAMES: [(u64, &str); 7] = [
         (2, "AVX"),
         (3, "MPX bounds"),
@@ -288,15 +331,15 @@ pub fn check_fpu(f: &UserX86FpregsEntry) -> Result<()> {
         (9, "protection keys"),
     ];
     let Some(x) = &f.xsave else { return Ok(()) };
-    // CRIU writes the bits as they were, and of these components nothing else.
-    if x.xstate_bv & !KNOWN != 0 {
-        let what = format!(
-            "the image says that CPU state was in use whose content it lacks (XSAVE components {:#x})",
-            x.xstate_bv & !KNOWN
-        );
-        return Err(Error::unsupported(what, "release the AMX tiles before the dump"));
+    let lost = lacking(x);
+    if lost != 0 {
+        let what =
+            format!("the image says that CPU state was in use whose content it lacks (XSAVE components {lost:#x})");
+        return Err(Error::unsupported(what, "AMX tiles: dump it with crust, or release them before the dump"));
     }
-    let have = components();
+    if x.xstate_bv & TILES != 0 {
+        check_tiles(x, have)?;
+    }
     for (component, name) in NAMES {
         if x.xstate_bv & (1 << component) != 0 && !have.iter().any(|&(c, _, _)| u64::from(c) == component) {
             let what = format!("the image holds {name} state, which this CPU does not have");
@@ -331,7 +374,7 @@ pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
     }
     if template.len() > HEADER_AT {
         // Without extended state in the image: x87 and SSE are live.
-        let bv = f.xsave.as_ref().map_or(3, |e| e.xstate_bv & KNOWN);
+        let bv = f.xsave.as_ref().map_or(3, |e| e.xstate_bv & (KNOWN | TILES));
         put(HEADER_AT, &bv.to_le_bytes());
         if let Some(e) = &f.xsave {
             for &(component, at, len) in components() {
@@ -342,6 +385,8 @@ pub fn xstate(f: &UserX86FpregsEntry, template: &[u8]) -> Vec<u8> {
                     5 => bytes64(&e.opmask_reg),
                     6 => bytes64(&e.zmm_upper),
                     7 => bytes64(&e.hi16_zmm),
+                    TILE_CONFIG => e.crust_tile_config().to_vec(),
+                    TILE_DATA => e.crust_tile_data().to_vec(),
                     _ => bytes32(&e.pkru),
                 };
                 put(at, &bytes[..bytes.len().min(len)]);
@@ -441,23 +486,47 @@ mod tests {
     #[test]
     fn unknown_components_are_refused() {
         let mut x = sample();
+        x[512..520].copy_from_slice(&(1u64 << 19 | 7).to_le_bytes());
+        assert_eq!(fpregs(&x).expect_err("APX").kind(), Kind::Unsupported);
+        x.resize(12_000, 7);
+        assert_eq!(in_use(&x).len(), x.len(), "it is looked at");
+        // More than the area holds.
         x[512..520].copy_from_slice(&(1u64 << 18 | 7).to_le_bytes());
-        assert_eq!(fpregs(&x).expect_err("AMX").kind(), Kind::Unsupported);
-        x.resize(11_008, 7);
-        assert_eq!(in_use(&x).len(), x.len(), "live tiles are looked at");
+        x.truncate(2800);
+        assert_eq!(fpregs(&x).expect_err("tiles that are not there").kind(), Kind::Unsupported);
     }
 
     #[test]
     fn images_without_the_content_of_live_tiles_are_refused() {
         let mut entry = fpregs(&sample()).expect("converts");
         assert!(check_fpu(&entry).is_ok());
-        entry.xsave.as_mut().expect("extended state").xstate_bv |= 1 << 18;
-        assert_eq!(check_fpu(&entry).expect_err("tiles").kind(), Kind::Unsupported);
+        let x = entry.xsave.as_mut().expect("extended state");
+        (x.xstate_bv, x.crust_tile_data) = (x.xstate_bv | 1 << 18, None);
+        let e = check_fpu(&entry).expect_err("tiles");
+        assert!(e.kind() == Kind::Unsupported && e.to_string().contains("lacks"), "{e}");
+    }
+
+    #[test]
+    fn tiles_want_a_processor_that_has_them() {
+        let mut entry = fpregs(&sample()).expect("converts");
+        let x = entry.xsave.as_mut().expect("extended state");
+        x.xstate_bv = 3 | 1 << 17 | 1 << 18;
+        (x.crust_tile_config, x.crust_tile_data) = (Some(vec![1; 64]), Some(vec![2; 8192]));
+        let have = [(17, 2752, 64), (18, 2816, 8192)];
+        assert!(check_fpu_on(&entry, &have).is_ok());
+        let e = check_fpu_on(&entry, &[]).expect_err("no tiles");
+        assert!(e.kind() == Kind::Unsupported && e.to_string().contains("AMX tiles"), "{e}");
+        entry.xsave.as_mut().expect("extended state").crust_tile_config = Some(vec![1; 63]);
+        assert_eq!(check_fpu_on(&entry, &have).expect_err("too short").kind(), Kind::BadImage);
     }
 
     #[test]
     fn what_is_not_in_use_is_not_kept() {
-        let x = sample();
+        let mut x = sample();
+        let known = components().iter().filter(|c| c.0 < TILE_CONFIG).map(|&(_, at, len)| at + len).max();
+        x.truncate(known.unwrap_or(576).max(576));
+        let live = u64_at(&x, HEADER_AT) & KNOWN;
+        x[512..520].copy_from_slice(&live.to_le_bytes());
         let mut with_room_for_tiles = x.clone();
         with_room_for_tiles.resize(11_008, 0);
         assert_eq!(in_use(&with_room_for_tiles), x);

@@ -4,9 +4,11 @@
 //!
 //! They are asked and set by the thread itself, as a part of its plan, and kept in fields of our own, which CRIU skips.
 //! What differs from nothing is recorded only: no record means that the setting is as every program has it.
+use super::tiles;
 use crate::error::ResultExt;
 use crate::{Error, Result};
 use crust_image::proto::{CrustProcessSettings, CrustThreadSettings};
+use crust_inject::Ran;
 use crust_inject::plan::{Arg, DataRef, Expect, PlanId, Program, Slot};
 use crust_kernel::HostTid;
 use crust_kernel::process::Sched;
@@ -24,8 +26,10 @@ const ARCH_GET_CPUID: i32 = 0x1011;
 const ARCH_SET_CPUID: i32 = 0x1012;
 const ARCH_GET_XCOMP_PERM: i32 = 0x1022;
 const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+const ARCH_GET_XCOMP_GUEST_PERM: i32 = 0x1024;
+const ARCH_REQ_XCOMP_GUEST_PERM: i32 = 0x1025;
 /// Components of CPU state that a process has only if it asks for them: AMX tile data.
-const ASKED_FOR: u64 = 1 << 18;
+const ASKED_FOR: u64 = tiles::DATA;
 const IOPRIO_WHO_PROCESS: i32 = 1;
 const PR_MCE_KILL_SET: i32 = 1;
 const PR_MCE_KILL_DEFAULT: i64 = 2;
@@ -73,14 +77,13 @@ pub struct AskedProcess {
     keys: Slot,
     /// On a CPU that has something to ask for.
     xstate: Option<DataRef>,
+    guest_xstate: Option<DataRef>,
 }
 
 /// What this kernel and CPU know at all; asked once, of ourselves.
 struct Known {
     speculation: Vec<u32>,
     core_scheduling: bool,
-    /// Components of CPU state that can be asked for, of [`ASKED_FOR`].
-    xstate: u64,
     /// Bytes of a mask of all processors, and of all memory nodes, that may ever be.
     mask_bytes: usize,
     node_bytes: usize,
@@ -111,7 +114,6 @@ fn known() -> &'static Known {
         Known {
             speculation: SPECULATION.into_iter().filter(settable).collect(),
             core_scheduling,
-            xstate: crust_kernel::ptrace_x86::supported_xstate().unwrap_or(0) & ASKED_FOR,
             mask_bytes: bytes("/sys/devices/system/cpu/possible", MASK_BYTES),
             node_bytes: bytes("/sys/devices/system/node/possible", 128),
             slice_ns: own_schedule().map_or(0, |own| own.slice_ns),
@@ -206,19 +208,30 @@ pub fn ask_process(p: &mut Program, plan: PlanId) -> AskedProcess {
         p.syscall_slot(plan, "prctl", libc::SYS_prctl, &args, Expect::Any)
     };
     let keys = ask_keys(p, plan, libc::KEY_SPEC_PROCESS_KEYRING);
-    let xstate = (known().xstate != 0).then(|| {
-        let at = p.reserve(8);
-        let args = [ARCH_GET_XCOMP_PERM.into(), at.into()];
-        p.syscall_expect(plan, "ARCH_GET_XCOMP_PERM", libc::SYS_arch_prctl, &args, Expect::Any);
-        at
-    });
+    let mut allowed = |label: &'static str, which: i32| {
+        (tiles::on_request() != 0).then(|| {
+            let at = p.reserve(8);
+            p.syscall_expect(plan, label, libc::SYS_arch_prctl, &[which.into(), at.into()], Expect::Any);
+            at
+        })
+    };
+    let xstate = allowed("ARCH_GET_XCOMP_PERM", ARCH_GET_XCOMP_PERM);
+    let guest_xstate = allowed("ARCH_GET_XCOMP_GUEST_PERM", ARCH_GET_XCOMP_GUEST_PERM);
     AskedProcess {
         keys,
         xstate,
+        guest_xstate,
         merges: option(p, PR_GET_MEMORY_MERGE),
         mdwe: option(p, PR_GET_MDWE),
         thp: option(p, libc::PR_GET_THP_DISABLE),
     }
+}
+
+/// Whether a process may use AMX tiles.
+pub fn may_use_tiles(asked: &AskedProcess, ran: &Ran) -> bool {
+    let mask =
+        asked.xstate.and_then(|at| ran.data(at, 8)).and_then(|b| b.try_into().ok()).map_or(0, u64::from_le_bytes);
+    mask & tiles::DATA != 0
 }
 
 /// A thread's answers as a record.
@@ -265,6 +278,7 @@ pub fn thread(
         sched_attr: says_more(&attr).then_some(attr),
         dispatch: None,
         debug_registers: Vec::new(),
+        tile_room: None,
     })
 }
 
@@ -285,10 +299,13 @@ pub fn process(
     }
     refuse_keys(slot(asked.keys)?, "process")?;
     let filter = proc.read_text("coredump_filter").ok();
-    let xstate =
-        asked.xstate.map(|at| read(at, 8)).transpose()?.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+    let allowed = |at: Option<DataRef>| -> Result<Option<u64>> {
+        let mask = at.map(|at| read(at, 8)).transpose()?.and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        Ok(mask.map(|mask| mask & ASKED_FOR).filter(|&mask| mask != 0))
+    };
     Ok(CrustProcessSettings {
-        xstate_permission: xstate.map(|mask| mask & ASKED_FOR).filter(|&mask| mask != 0),
+        xstate_permission: allowed(asked.xstate)?,
+        xstate_guest_permission: allowed(asked.guest_xstate)?,
         merges_memory: (slot(asked.merges)? == 1).then_some(true),
         mdwe: u32::try_from(slot(asked.mdwe)?).ok().filter(|&bits| bits != 0),
         thp_flags: u32::try_from(slot(asked.thp)? & !1).ok().filter(|&flags| flags != 0),
@@ -371,21 +388,18 @@ pub fn check(want: &CrustThreadSettings) -> Option<Error> {
 
 /// Why a process's settings cannot be had here: asked before anything is created.
 pub fn check_process(want: &CrustProcessSettings) -> Option<Error> {
-    no_such_state(want.xstate_permission?, known().xstate)
+    no_such_state(want.xstate_permission() | want.xstate_guest_permission(), tiles::on_request())
 }
 
 fn no_such_state(wanted: u64, here: u64) -> Option<Error> {
-    let (tiles, others) = (wanted & !here & ASKED_FOR, wanted & !ASKED_FOR);
+    let (missing, others) = (wanted & !here & ASKED_FOR, wanted & !ASKED_FOR);
     if others != 0 {
         return Some(Error::bad_image(
             "the core image",
             format!("permission for CPU state {others:#x}, which crust knows not"),
         ));
     }
-    (tiles != 0).then(|| {
-        let what = "may use AMX tiles, which this CPU or kernel does not have";
-        Error::unsupported(what, "restore it where /proc/cpuinfo shows amx_tile")
-    })
+    (missing != 0).then(tiles::not_here)
 }
 
 /// Sets what is recorded of a thread. `pinned`: whether we are.
@@ -437,9 +451,14 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, want: &CrustThreadSettings, pi
 
 /// Sets what is recorded of a process; all its memory is in place.
 pub fn plan_process(p: &mut Program, plan: PlanId, want: &CrustProcessSettings) {
-    for component in (0..64_u32).filter(|c| want.xstate_permission() & 1 << c != 0) {
-        let args = [ARCH_REQ_XCOMP_PERM.into(), component.into()];
-        p.syscall(plan, "ARCH_REQ_XCOMP_PERM", libc::SYS_arch_prctl, &args);
+    let guest = want.xstate_guest_permission();
+    for (label, which, mask) in [
+        ("ARCH_REQ_XCOMP_PERM", ARCH_REQ_XCOMP_PERM, want.xstate_permission()),
+        ("ARCH_REQ_XCOMP_GUEST_PERM", ARCH_REQ_XCOMP_GUEST_PERM, guest),
+    ] {
+        for component in (0..64_u32).filter(|c| mask & 1 << c != 0) {
+            p.syscall(plan, label, libc::SYS_arch_prctl, &[which.into(), component.into()]);
+        }
     }
     let mut option = |label: &'static str, option: i32, args: [Arg; 2]| {
         p.syscall(plan, label, libc::SYS_prctl, &[option.into(), args[0], args[1], 0.into(), 0.into()]);

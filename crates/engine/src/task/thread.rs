@@ -152,6 +152,7 @@ pub fn plan_thread(p: &mut Program, plan: PlanId, core: &CoreEntry, tid: NsTid, 
         p.syscall(plan, "PR_SET_NAME", libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
     }
     let ordinary = CrustThreadSettings::default();
+    super::tiles::plan_room(p, plan, core);
     super::settings::plan_thread(p, plan, t.crust_settings.as_ref().unwrap_or(&ordinary), own.pinned);
     let (policy, prio) = (t.sched_policy(), t.sched_prio());
     let attr = t.crust_settings.as_ref().is_some_and(|s| s.sched_attr.is_some());

@@ -150,6 +150,10 @@ impl Target {
         let path = dir.join(format!("page-{name}"));
         std::fs::write(&path, [0; 4096]).unwrap();
         let page = Page::open(&path);
+        if name == "tiles" && !crust_kernel::ptrace_x86::supported_xstate().is_ok_and(|c| c & (1 << 18) != 0) {
+            println!("{name:11} skipped: no AMX here");
+            return None;
+        }
         let me = std::env::current_exe().unwrap();
         let mut command = Command::new(&me);
         let foreign = match name {
@@ -516,11 +520,12 @@ fn main() {
     println!("{kills} random kills, seed {seed}");
     let mut parts = Parts::new(&args);
     // Name, share of the random kills, and whether every boundary is tried.
-    let plan: [(&'static str, u64, bool); 15] = [
+    let plan: [(&'static str, u64, bool); 16] = [
         ("counter", 12, true),
         ("sleep", 12, true),
         ("read", 12, true),
         ("vector", 12, true),
+        ("tiles", 12, true),
         ("altstack", 12, false),
         ("smallstack", 10, true),
         ("novdso", 10, true),

@@ -26,6 +26,7 @@ pub(crate) fn run(name: &str, path: &Path) -> ! {
             ready(1);
             vector(page, 0)
         }
+        "tiles" => tiles(page),
         "novdso" => without_vdso(page, ready),
         "altstack" => altstack(page),
         "smallstack" => {
@@ -218,6 +219,86 @@ fn vector_512(pattern: &Wide, out: &mut Wide) {
             out("k1") _, out("k2") _, out("k3") _, out("k4") _, out("k5") _, out("k6") _, out("k7") _,
         );
     }
+}
+
+/// Palette 1, as LDTILECFG takes it, and the content of eight tiles of 16 rows of 64 bytes.
+#[repr(C, align(64))]
+struct Tiles {
+    config: [u8; 64],
+    rows: [u64; 1024],
+}
+
+/// Full tiles of numbers that `seed` determines.
+fn tiles_of(seed: u64) -> Tiles {
+    let mut tiles = Tiles { config: [0; 64], rows: std::array::from_fn(|i| jump(seed * 1024 + i as u64)) };
+    tiles.config[0] = 1;
+    for tile in 0..8 {
+        (tiles.config[16 + 2 * tile], tiles.config[48 + tile]) = (64, 16);
+    }
+    tiles
+}
+
+fn load_tiles(from: &Tiles) {
+    // SAFETY: reads the configuration and eight times 1024 bytes of `from`; no compiler keeps anything in tiles.
+    unsafe {
+        asm!(
+            "ldtilecfg [{c}]",
+            ".irp i,0,1,2,3,4,5,6,7",
+            "tileloadd tmm\\i, [{p} + {stride}*1 + 1024*\\i]",
+            ".endr",
+            c = in(reg) from.config.as_ptr(), p = in(reg) from.rows.as_ptr(), stride = in(reg) 64_u64,
+        );
+    }
+}
+
+/// Whether the tiles are still as loaded; releases them.
+fn are_tiles(want: &Tiles) -> bool {
+    let mut now = Tiles { config: [0; 64], rows: [0; 1024] };
+    // SAFETY: writes 64 bytes of configuration and eight times 1024 bytes, the sizes of both fields.
+    unsafe {
+        asm!(
+            "sttilecfg [{c}]",
+            ".irp i,0,1,2,3,4,5,6,7",
+            "tilestored [{p} + {stride}*1 + 1024*\\i], tmm\\i",
+            ".endr",
+            "tilerelease",
+            c = in(reg) now.config.as_mut_ptr(), p = in(reg) now.rows.as_mut_ptr(), stride = in(reg) 64_u64,
+        );
+    }
+    now.config == want.config && now.rows == want.rows
+}
+
+/// AMX tiles, live over a busy loop in one thread and over a blocking call in the other.
+fn tiles(page: &'static Page) -> ! {
+    const ARCH_REQ_XCOMP_PERM: i32 = 0x1023;
+    // SAFETY: takes numbers only.
+    assert_eq!(unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, 18) }, 0);
+    let hold = move |lane: usize, meanwhile: fn(&Page)| -> ! {
+        for seed in lane as u64.. {
+            let want = tiles_of(seed);
+            load_tiles(&want);
+            meanwhile(page);
+            if !are_tiles(&want) {
+                page.add(Word::Corrupt, 1);
+            }
+            page.step(lane);
+        }
+        unreachable!()
+    };
+    std::thread::spawn(move || {
+        hold(1, |page| {
+            let ts = libc::timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+            // SAFETY: plain call with a timespec of ours and no remainder asked for.
+            let ret = unsafe { libc::nanosleep(&ts, std::ptr::null_mut()) };
+            page.add(Word::Eintr, u64::from(ret != 0));
+        })
+    });
+    page.set(Word::Ready, 2);
+    hold(0, |_| {
+        for i in 0..400_000 {
+            std::hint::black_box(i);
+        }
+    })
 }
 
 /// General registers, flags, x87 and red zone over a busy loop.

@@ -14,6 +14,9 @@ pub(crate) fn round(pid: HostTid, page: &Page) {
     phase(1);
     let mut process = SeizedProcess::seize(pid, Deadline::after(Duration::from_secs(20))).unwrap();
     let tids: Vec<HostTid> = process.threads().iter().map(|t| t.tid()).collect();
+    for thread in process.threads() {
+        thread.has_tile_room().unwrap();
+    }
     phase(2);
     let mut remote = process.borrow_thread(tids[0]).unwrap();
     let at = remote.lend(b"/proc/self/stat\0").unwrap();

@@ -34,6 +34,8 @@ global_asm!(
     "je 70f",
     "cmp eax, 8",
     "je 80f",
+    "cmp eax, 9",
+    "je 90f",
     "mov rax, -38", // unknown op: -ENOSYS
     "jmp 8f",
     // Loads argument i into a register; where the reference bit is set the value is slot[low 16 bits] + (rest >> 16).
@@ -175,6 +177,13 @@ global_asm!(
     "mov eax, [r12 + 4]",
     "int 0x80",
     "jmp 11b",
+    // TILES a = {a configuration with a first tile}: uses an AMX tile, whereupon the kernel has room for the thread's tiles
+    "90:",
+    "crust_ld 0, rdi",
+    "ldtilecfg [rdi]",
+    "tilezero tmm0",
+    "tilerelease",
+    "jmp 7b",
     ".hidden crust_interp_end",
     ".globl crust_interp_end",
     "crust_interp_end:",

@@ -1,9 +1,8 @@
-//! x86_64: interpreter, landings, signal frame, registers.
+//! x86_64: interpreter, landings, registers.
 pub mod compat;
 pub mod interp;
 pub mod landing;
 pub mod regs;
-pub mod sigframe;
 
 /// The `arch` word that seccomp filters see for calls of 64-bit code (AUDIT_ARCH_X86_64).
 pub const AUDIT_ARCH: u32 = 0xc000_003e;

@@ -19,6 +19,8 @@ pub fn words(regs: &Regs) -> impl Iterator<Item = u64> {
 /// General registers as the kernel gives them (`NT_PRSTATUS`).
 pub type Regs = libc::user_regs_struct;
 
+/// The content of AMX tiles, among the components of XSAVE.
+const TILE_DATA: u64 = 1 << 18;
 const USER_CS_64: u64 = 0x33;
 const USER_CS_32: u64 = 0x23;
 /// Direction flag: string instructions of borrowed code expect it clear.
@@ -81,6 +83,30 @@ pub fn read_xsave<T>(tid: HostTid, keep: impl FnOnce(&[u8]) -> T) -> Result<T> {
         let double = area.len() * 2;
         area.resize(double, 0);
         ENOUGH.fetch_max(double, Relaxed);
+    }
+}
+
+/// Whether the kernel has room for the thread's AMX tiles, as it has once the thread has used one; its signal frames are longer
+/// then. Only a try tells: state with tiles is taken or refused. They are all zero where none are in use, which is how tiles
+/// begin, and the state is then put back as it was: no thread can tell, not even if we die in between.
+///
+/// # Errors
+/// `ESRCH`: gone or running.
+pub fn has_tile_room(tid: HostTid) -> Result<bool> {
+    const XSTATE_BV: std::ops::Range<usize> = 512..520;
+    let before = read_xsave(tid, <[u8]>::to_vec)?;
+    let Some(in_use) = before.get(XSTATE_BV).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes) else {
+        return Ok(false);
+    };
+    if in_use & TILE_DATA != 0 {
+        return Ok(true);
+    }
+    let mut with_tiles = before.clone();
+    with_tiles[XSTATE_BV].copy_from_slice(&(in_use | TILE_DATA).to_le_bytes());
+    match ptrace::set_regset(tid, RegSet::XState, &with_tiles) {
+        Ok(()) => ptrace::set_regset(tid, RegSet::XState, &before).map(|()| true),
+        Err(Errno::INVAL) => Ok(false),
+        Err(errno) => Err(errno),
     }
 }
 
