@@ -493,7 +493,7 @@ fn check(plan: &mut Plan, plugins: &Plugins, opts: &Options) -> Result<()> {
         if let Some(tc) = t.core().and_then(|c| c.tc.as_ref()) {
             let wants = tc.crust_settings.as_ref().and_then(settings::check_process);
             found.extend(wants.filter(|e| said.insert(e.to_string())));
-            found.extend(tiles::check(&t.cores));
+            found.extend(tiles::check(t.pid, &t.cores));
             odds::check_loginuid(tc.loginuid, may_set_loginuid);
             found.extend(limits::check(tc.rlimits.as_ref(), &plan.own.limits, privileged));
             found.extend(

@@ -199,9 +199,9 @@ fn lacking(x: &UserX86XsaveEntry) -> u64 {
     x.xstate_bv & !(KNOWN | config | data)
 }
 
-/// Whether there is something in AMX tiles.
+/// Whether the record holds something that is in AMX tiles.
 pub fn has_tiles(info: &ThreadInfoX86) -> bool {
-    info.fpregs.xsave.as_ref().is_some_and(|x| x.xstate_bv & (1 << TILE_DATA) != 0)
+    info.fpregs.xsave.as_ref().is_some_and(|x| x.crust_tile_data.is_some() && x.xstate_bv & (1 << TILE_DATA) != 0)
 }
 
 fn fpregs(x: &[u8]) -> Result<UserX86FpregsEntry> {

@@ -7,6 +7,7 @@ use super::regs;
 use crate::Error;
 use crust_image::proto::CoreEntry;
 use crust_inject::plan::{PlanId, Program};
+use crust_kernel::NsTid;
 use std::sync::OnceLock;
 
 /// The content of tiles, among the components of CPU state.
@@ -43,10 +44,10 @@ pub fn plan_room(p: &mut Program, plan: PlanId, core: &CoreEntry) {
 }
 
 /// What cannot be: threads with tiles in a process that may not use any.
-pub fn check(cores: &[CoreEntry]) -> Option<Error> {
+pub fn check(pid: NsTid, cores: &[CoreEntry]) -> Option<Error> {
     let permission = cores.first()?.tc.as_ref()?.crust_settings.as_ref().map_or(0, |s| s.xstate_permission());
     (permission & DATA == 0 && cores.iter().any(had_room))
-        .then(|| Error::bad_image("the core image", "AMX tiles of a process that may not use them"))
+        .then(|| Error::bad_image(format!("core-{pid}.img"), "AMX tiles of a process that may not use them"))
 }
 
 #[cfg(test)]
@@ -56,6 +57,7 @@ mod tests {
 
     #[test]
     fn tiles_without_permission_are_refused() {
+        let pid = NsTid::new(7).expect("a number");
         let of = |permission| {
             let settings = CrustProcessSettings { xstate_permission: permission, ..Default::default() };
             let tc = TaskCoreEntry { crust_settings: Some(settings), ..Default::default() };
@@ -63,8 +65,8 @@ mod tests {
             let thread = ThreadCoreEntry { crust_settings: Some(settings), ..Default::default() };
             [CoreEntry { tc: Some(tc.into()), thread_core: Some(thread), ..Default::default() }]
         };
-        assert!(check(&of(Some(DATA))).is_none());
-        let e = check(&of(None)).expect("refused");
+        assert!(check(pid, &of(Some(DATA))).is_none());
+        let e = check(pid, &of(None)).expect("refused");
         assert!(e.to_string().contains("may not use them"), "{e}");
     }
 }
