@@ -35,6 +35,7 @@ pub mod sockopt;
 pub mod sysv;
 pub mod tty;
 pub mod tun;
+pub mod uffd;
 pub mod unix_msg;
 pub mod unshare;
 pub mod writeback;

@@ -156,8 +156,8 @@ impl Area {
     /// # Errors
     /// As madvise(2).
     pub fn advise(&self, from: u64, len: u64, advice: i32) -> Result<()> {
-        // SAFETY: the caller of `Area` methods holds the area; the advice used here (DONTNEED on file windows, COLLAPSE,
-        // HUGEPAGE, POPULATE) changes no byte that a shared file window or fresh memory shows.
+        // SAFETY: the caller of `Area` methods holds the area; the advice used here (DONTNEED and SEQUENTIAL on file windows,
+        // COLLAPSE, HUGEPAGE, POPULATE) changes no byte that a shared file window or fresh memory shows.
         unsafe { madvise(self.start + from, len, advice) }
     }
 }

@@ -3,7 +3,7 @@
 //! and so do their children.
 #![allow(unsafe_code, reason = "maps, compares and changes memory by address")]
 use super::collect::{MAP_DROPPABLE, SEALED};
-use super::fill::{Filler, huge_pages_allowed};
+use super::fill::{Filler, Ground, huge_pages_allowed};
 use super::layout;
 use super::load::Images;
 use super::stage::{MAP_FIXED_NOREPLACE, MapFiles};
@@ -268,12 +268,16 @@ impl Held {
             }
             let small_only = vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0
                 || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
-            let huge = huge_allowed && !small_only && vma.status & st::ANON_PRIVATE != 0;
+            let ground = match (vma.status & st::ANON_PRIVATE != 0, huge_allowed && !small_only) {
+                (false, _) => Ground::Any,
+                (true, false) => Ground::Fresh,
+                (true, true) => Ground::Huge,
+            };
             let mut at = vma.start;
             while at < vma.end {
                 let (bytes, end) = has.at(at, vma.end);
                 if let Some((file, offset)) = bytes {
-                    filler.add(file, offset, at, end - at, huge);
+                    filler.add(file, offset, at, end - at, ground);
                 }
                 at = end;
             }

@@ -9,6 +9,7 @@
 //! clears and moves.
 mod aio;
 mod collect;
+mod copier;
 mod dump;
 mod fill;
 mod held;

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "windows of inherited mappings are placed by address")]
 use super::collect::Mm;
 use super::dump::{self, PagesDump};
-use super::fill::Filler;
+use super::fill::{Filler, Ground};
 use super::hugetlb;
 use super::load::{Images, Pages};
 use super::status as st;
@@ -331,7 +331,7 @@ fn fill_mapped(source: &Source, pages: &Pages, base: u64, len: u64, name: &str, 
         if e.end > len.next_multiple_of(PAGE_SIZE) {
             return Err(Error::bad_image(name, format!("it has content at {:#x}, beyond the segment", e.start)));
         }
-        filler.add(e.file, e.offset, base + e.start, e.end - e.start, false);
+        filler.add(e.file, e.offset, base + e.start, e.end - e.start, Ground::Any);
     }
     if filler.bytes() == 0 {
         return Ok(false);

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "maps, fills and moves memory by address")]
 use super::aio;
 use super::collect::{LOCK_ON_FAULT, MAP_DROPPABLE, SEALED};
-use super::fill::{Filler, huge_pages_allowed};
+use super::fill::{Filler, Ground, huge_pages_allowed};
 use super::held::Held;
 use super::hugetlb;
 use super::layout::{self, Special};
@@ -360,8 +360,13 @@ impl<'a> Staged<'a> {
                 let end = e.end.min(vma.end);
                 let small_only = vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0
                     || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
-                let huge = huge_allowed && !small_only && is(vma, st::ANON_PRIVATE) && !hugetlb::is(vma);
-                filler.add(e.file, e.offset + (start - e.start), place.at + (start - vma.start), end - start, huge);
+                let fresh = is(vma, st::ANON_PRIVATE) && !hugetlb::is(vma);
+                let ground = match (fresh, huge_allowed && !small_only) {
+                    (false, _) => Ground::Any,
+                    (true, false) => Ground::Fresh,
+                    (true, true) => Ground::Huge,
+                };
+                filler.add(e.file, e.offset + (start - e.start), place.at + (start - vma.start), end - start, ground);
             }
         }
         if filler.bytes() > 0 {
