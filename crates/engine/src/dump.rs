@@ -14,6 +14,7 @@ use crate::task::lsm;
 use crate::{Error, Event, Events, Kind, Object, OnObject, Options, Result, Stage, namespaces, together};
 use crust_image::ImageKind;
 use crust_image::proto::{CoreEntry, InventoryEntry, Lsmtype, PstreeEntry, TaskKobjIdsEntry};
+use crust_kernel::elsewhere;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::{Deadline, NsTid};
 use std::collections::HashMap;
@@ -311,11 +312,7 @@ fn look_at_all(
     let groups = cx.groups.are_saved();
     std::thread::scope(|scope| {
         let (seen, cx) = (&seen[..], &mut *cx);
-        let looker = std::thread::Builder::new().name("look".into()).spawn_scoped(scope, move || {
-            // Signals are for the thread that waits for them.
-            crust_kernel::signals::block_all_here();
-            look::look_at_each(seen, given, cx, &done)
-        });
+        let looker = elsewhere::spawn(scope, "look", move || look::look_at_each(seen, given, cx, &done));
         let looker = looker.during("starting a thread").map_err(|e| e.help(THREADS)).at(Stage::Look)?;
         let mut taken = 0;
         let mut take = |memory: &mut MemoryWriter<'_>, taken: &mut usize, l: Looked, events: &mut dyn Events| {

@@ -1,5 +1,6 @@
 //! The same work on many independent things, side by side: a dump looks at thousands of threads and descriptors while the
 //! tree stands still and processors are idle. Only where nothing forks.
+use crust_kernel::elsewhere;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Fewer things are not worth another thread.
@@ -21,7 +22,7 @@ pub(crate) fn hands() -> usize {
 /// missing if no thread was to be had (a limit on threads, no memory): the caller's has done everything then.
 pub(crate) fn by_two<T: Send>(work: impl Fn() -> T + Sync) -> (T, Option<std::thread::Result<T>>) {
     std::thread::scope(|scope| {
-        let other = std::thread::Builder::new().name("copy".into()).spawn_scoped(scope, &work).ok();
+        let other = elsewhere::spawn(scope, "copy", &work).ok();
         (work(), other.map(std::thread::ScopedJoinHandle::join))
     })
 }
@@ -57,17 +58,8 @@ pub(crate) fn each_with<T: Send, S: Send, R>(
     let Some((own, others)) = tools.split_first_mut() else { return (results, meanwhile()) };
     let (done, other) = std::thread::scope(|scope| {
         let run = &run;
-        let helpers: Vec<_> = others
-            .iter_mut()
-            .map_while(|tool| {
-                let help = move || {
-                    // Signals are for the thread that waits for them.
-                    crust_kernel::signals::block_all_here();
-                    run(tool)
-                };
-                std::thread::Builder::new().name("look".into()).spawn_scoped(scope, help).ok()
-            })
-            .collect();
+        let helpers: Vec<_> =
+            others.iter_mut().map_while(|tool| elsewhere::spawn(scope, "look", move || run(tool)).ok()).collect();
         let other = meanwhile();
         let mut done = run(own);
         done.extend(helpers.into_iter().flat_map(|h| h.join().unwrap_or_default()));

@@ -3,6 +3,7 @@ pub mod aio;
 pub mod bpf;
 pub mod cpuid;
 pub mod deadline;
+pub mod elsewhere;
 pub mod fd;
 pub mod fdinfo;
 pub mod fork;

@@ -2,6 +2,7 @@
 //!
 //! smaps is needed for its VmFlags line; its sums (Rss, Shared, Anonymous, Swap) tell beforehand which mappings hold pages.
 //! A kernel without smaps (CONFIG_PROC_PAGE_MONITOR off) still has maps: [`read_maps`] leaves the sums at `None`.
+use crate::elsewhere;
 use crate::procfs::{ProcDir, Stat};
 use rustix::io::{Errno, Result};
 use std::os::fd::{AsFd, OwnedFd};
@@ -381,12 +382,7 @@ fn each_line(file: OwnedFd, read_bytes: usize, with: impl FnMut(&[u8]) -> Result
         let (give, pieces) = mpsc::sync_channel::<Result<Vec<u8>>>(8);
         let (back, used) = mpsc::channel();
         let file = &file;
-        let read_on = move || {
-            // Signals are for the thread that waits for them.
-            crate::signals::block_all_here();
-            read_pieces(file, read_bytes, &used, &give);
-        };
-        if std::thread::Builder::new().name("read".into()).spawn_scoped(scope, read_on).is_err() {
+        if elsewhere::spawn(scope, "read", move || read_pieces(file, read_bytes, &used, &give)).is_err() {
             read_here(file, read_bytes, usize::MAX, &mut lines)?;
         }
         for piece in pieces {

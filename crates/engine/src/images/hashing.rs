@@ -40,7 +40,7 @@ fn pages_hash(file: &File) -> std::io::Result<ContentHash> {
     }
     std::thread::scope(|scope| {
         // Without another thread (pids.max) this one does it all.
-        let other = std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let other = crust_kernel::elsewhere::spawn(scope, "hash", work).ok();
         let mut sum = work()?;
         if let Some(other) = other {
             sum.join(other.join().unwrap_or_else(|_| Err(std::io::Error::other("a thread panicked")))?);
