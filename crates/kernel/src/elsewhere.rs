@@ -24,7 +24,7 @@ pub fn spawn<'scope, T: Send + 'scope>(
         leave(maker);
         work()
     })?;
-    // If it is on this processor it goes from here first of all, and comes back no more.
+    // If it waits for this processor, it goes from here first of all.
     std::thread::yield_now();
     Ok(thread)
 }

@@ -7,9 +7,12 @@
 #![allow(unsafe_code, reason = "reads files into memory given by address")]
 use super::copier::Copier;
 use super::huge::Price;
+use super::hugetlb;
 use super::load::Pages;
+use super::status as st;
 use crate::error::{Error, Object, ResultExt};
 use crate::{Result, Watch, together};
+use crust_image::proto::VmaEntry;
 use crust_kernel::ids::PAGE_SIZE;
 use crust_kernel::mman::{self, HUGE_PAGE};
 use std::os::fd::{AsFd, OwnedFd};
@@ -33,6 +36,19 @@ pub(super) enum Ground {
     Fresh,
     /// Such memory where huge pages may be made.
     Huge,
+}
+
+impl Ground {
+    /// That of a mapping just made. `huge_allowed`: its process may have huge pages, and this machine makes them.
+    pub(super) fn of(vma: &VmaEntry, huge_allowed: bool) -> Self {
+        let small_only =
+            vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0 || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
+        match (vma.status & st::ANON_PRIVATE != 0 && !hugetlb::is(vma), huge_allowed && !small_only) {
+            (false, _) => Self::Any,
+            (true, false) => Self::Fresh,
+            (true, true) => Self::Huge,
+        }
+    }
 }
 
 /// Memory to be filled.
@@ -133,8 +149,7 @@ impl Filler {
 
     /// What the jobs from `first` on would put on fresh memory: file, its offset, address and length.
     fn fresh_from(&self, first: usize) -> impl Iterator<Item = (u32, u64, u64)> {
-        let of_job = |job: &Job| self.ranges_of(job).iter().map(move |r| (job.file, r)).collect::<Vec<_>>();
-        let ranges = self.jobs[first..].iter().flat_map(of_job);
+        let ranges = self.jobs[first..].iter().flat_map(|job| self.ranges_of(job).iter().map(move |r| (job.file, r)));
         ranges.filter(|(_, r)| r.ground != Ground::Any && r.len >= Copier::WORTH).map(|(file, r)| (file, r.at, r.len))
     }
 }
@@ -250,7 +265,7 @@ impl Work<'_> {
 
 /// True if two threads can run at once.
 fn several_processors() -> bool {
-    static SEVERAL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    static SEVERAL: OnceLock<bool> = OnceLock::new();
     // Not std's count, which reads a dozen files for what groups are allowed: a second thread does no harm there.
     *SEVERAL.get_or_init(|| rustix::thread::sched_getaffinity(None).is_ok_and(|set| set.count() > 1))
 }
@@ -258,7 +273,7 @@ fn several_processors() -> bool {
 /// True if this machine makes huge pages where it is asked to.
 pub(super) fn huge_pages_allowed() -> bool {
     // One answer for a whole tree: the tasks inherit it.
-    static ALLOWED: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
         std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
             .is_ok_and(|text| text.contains("[madvise]") || text.contains("[always]"))

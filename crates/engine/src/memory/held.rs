@@ -266,13 +266,7 @@ impl Held {
                 Err(Errno::EXIST) => continue,
                 Err(e) => return Err(Error::kernel("mapping memory failed", e).on(on(vma.start, vma.end))),
             }
-            let small_only = vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0
-                || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
-            let ground = match (vma.status & st::ANON_PRIVATE != 0, huge_allowed && !small_only) {
-                (false, _) => Ground::Any,
-                (true, false) => Ground::Fresh,
-                (true, true) => Ground::Huge,
-            };
+            let ground = Ground::of(&vma, huge_allowed);
             let mut at = vma.start;
             while at < vma.end {
                 let (bytes, end) = has.at(at, vma.end);

@@ -358,14 +358,7 @@ impl<'a> Staged<'a> {
                 }
                 let start = e.start.max(vma.start);
                 let end = e.end.min(vma.end);
-                let small_only = vma.madv.unwrap_or(0) & (1 << libc::MADV_NOHUGEPAGE) != 0
-                    || vma.flags & libc::MAP_GROWSDOWN as u32 != 0;
-                let fresh = is(vma, st::ANON_PRIVATE) && !hugetlb::is(vma);
-                let ground = match (fresh, huge_allowed && !small_only) {
-                    (false, _) => Ground::Any,
-                    (true, false) => Ground::Fresh,
-                    (true, true) => Ground::Huge,
-                };
+                let ground = Ground::of(vma, huge_allowed);
                 filler.add(e.file, e.offset + (start - e.start), place.at + (start - vma.start), end - start, ground);
             }
         }
